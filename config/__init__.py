@@ -1,0 +1,1 @@
+"""Configurations: the file is the algorithm, the function's argument the recipe."""

@@ -1,0 +1,113 @@
+"""Every field of a run, with its unit and meaning. A recipe (`config/recipes.py`) is a small change to these.
+
+The defaults are the published values for Stable Diffusion 3.5 Medium (arXiv 2505.05470, 2602.06422).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The locked base configuration; setting an unknown field raises and names the nearest one."""
+    c = ConfigDict()
+    c.run_name = ""  # folder below output_dir; also what a resumed run is found by
+    c.output_dir = "runs"
+    c.seed = 42  # every noise, prompt order and initial weight follows from it
+    c.epochs = 1000  # one epoch: sample, score, credit, `train.updates_per_epoch` updates
+
+    c.model = _model()
+    c.lora = _lora()
+    c.prompts = ConfigDict()
+    c.prompts.train = ""  # a .txt (a prompt a line), a .jsonl ({"prompt": ..., metadata}) or "module:function"
+    c.prompts.eval = ""  # the same; never trained on
+
+    c.rewards = ConfigDict()
+    c.rewards.scorers = ConfigDict()  # name -> {"weight": 1.0, options of the scorer}; name may be "module:callable"
+    c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
+
+    c.sample = _sample()
+    c.credit = ConfigDict()
+    c.credit.name = "turning_point"  # terminal (Flow-GRPO) | incremental | turning_point (TP-GRPO)
+    c.credit.constraint = True  # turning_point: the step must also agree in sign with what follows it
+    c.credit.balance = True  # turning_point: keep as many positive as negative turning points
+
+    c.advantage = ConfigDict()
+    c.advantage.global_std = False  # divide by the std of the whole epoch's column, not of the prompt's group
+    c.advantage.clip = 5.0  # advantages are clamped to +- this
+
+    c.train = _train()
+    c.ema = ConfigDict()
+    c.ema.decay = 0.9  # upper limit; warmed up as (1 + i) / (10 + i)
+    c.ema.every = 8  # updates between two averages
+
+    c.eval = ConfigDict()
+    c.eval.every = 20  # epochs; also before the first epoch and after the last
+    c.eval.steps = 40  # ODE steps
+    c.eval.members = 1  # images a prompt
+    c.eval.prompts = 0  # the first so many evaluation prompts; 0: all
+    c.eval.batch_size = 9  # images a call
+    c.eval.images = 24  # kept as pictures, before and after side by side in the report
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.resume = (
+        "auto"  # auto: go on where run_name stopped | never: refuse if it exists | a checkpoint folder
+    )
+    c.checkpoint.keep_every = 20  # epochs between checkpoints that stay; the newest is always there
+
+    c.tracking = ConfigDict()
+    c.tracking.trackers = ("tensorboard",)  # beside metrics.jsonl: any of "tensorboard", "wandb"
+    c.tracking.project = "tp_grpo"
+    c.tracking.images_every = 20  # epochs between ladders kept with thumbnails
+    c.tracking.groups = 2  # prompt groups whose completions are kept then
+    return c.lock()
+
+
+def _model() -> ConfigDict:
+    c = ConfigDict()
+    c.type = "sd3"  # which backbone adapter reads the checkpoint
+    c.path = "stabilityai/stable-diffusion-3.5-medium"  # a folder, or a hub id
+    c.revision = ""  # of a hub id
+    c.dtype = "fp16"  # of the frozen weights and the forward pass: fp32 | bf16 | fp16 (CUDA only); LoRA stays fp32
+    c.height = 512  # pixels
+    c.width = 512
+    c.max_sequence_length = 128  # T5 tokens
+    c.decode_batch_size = 8  # images a VAE call; the VAE runs in fp32
+    return c
+
+
+def _lora() -> ConfigDict:
+    c = ConfigDict()
+    c.rank = 32
+    c.alpha = 64
+    c.targets = ()  # module names; empty: the backbone's published ones
+    return c
+
+
+def _sample() -> ConfigDict:
+    c = ConfigDict()
+    c.steps = 10  # T, denoising steps of a training rollout
+    c.guidance_scale = 4.5  # 1: no classifier-free guidance
+    c.kind = "cps"  # the stochastic step: sde (Flow-GRPO) | cps (Flow-CPS)
+    c.noise_level = 0.7
+    c.window_start = 0  # first stochastic step
+    c.window_size = 9  # K, stochastic steps; all of them are trained
+    c.groups_per_epoch = 48  # prompts an epoch, over all ranks
+    c.group_size = 24  # images a prompt
+    c.batch_size = 9  # images a model call; also rows of a training micro-batch
+    c.max_rows = 36  # ODE branches a model call
+    return c
+
+
+def _train() -> ConfigDict:
+    c = ConfigDict()
+    c.updates_per_epoch = 2  # each on groups_per_epoch / updates_per_epoch whole groups
+    c.inner_epochs = 1  # passes over an epoch's samples
+    c.learning_rate = 3e-4
+    c.adam_betas = (0.9, 0.999)
+    c.weight_decay = 1e-4
+    c.adam_eps = 1e-8
+    c.max_grad_norm = 1.0
+    c.clip_range = 1e-5  # of the ratio; log-probs are means over the latent, so ratios move little
+    c.beta = 1e-4  # weight of the KL to the frozen model; 0 leaves it out
+    c.step_weight = "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)
+    c.max_ratio_dev = 1e-2  # a first update whose ratio is further than this from 1 stops the run
+    return c

@@ -1,0 +1,41 @@
+"""Scorers by name. A scorer is built when it is first asked for, never at import."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from reward_models.base import Metadata, Scorer, Scores
+
+__all__ = ["Metadata", "Scorer", "Scores", "build", "register"]
+
+_FACTORIES: dict[str, str] = {"shapes": "reward_models.shapes:ShapesScorer"}
+
+
+def register(name: str, factory: str) -> None:
+    """Make `rewards = {name: weight}` build `factory`, a "module:callable"."""
+    _FACTORIES[name] = factory
+
+
+def build(name: str, **options: Any) -> Scorer:
+    """Build the scorer `name`: a registered name or a "module:callable" of your own.
+
+    Raises ValueError for an unknown name (with the nearest one), a module or callable that is not there, and options
+    that the scorer does not take.
+    """
+    target = name if ":" in name else _FACTORIES.get(name)
+    if target is None:
+        near = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(sorted(_FACTORIES))}.")
+    module, _, attribute = target.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {target!r}: {error}") from error
+    try:
+        scorer: Scorer = factory(**options)
+    except TypeError as error:
+        raise ValueError(f"rewards: the scorer {name!r} does not take the options {options}: {error}") from error
+    return scorer

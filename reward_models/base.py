@@ -1,0 +1,30 @@
+"""What a scorer is: uint8 images, prompts and metadata in; one score an image out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+Metadata = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer says of B images.
+
+    score: (B,) float32, NaN where no score could be had.
+    extras: name -> (B,) float32, parts of the score or related measures, for the logs.
+    """
+
+    score: np.ndarray
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """A callable that scores a batch; it may hold a model, loaded when it is built."""
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
+        """images (B, H, W, 3) uint8; prompts and metadata of length B."""
+        ...

@@ -1,0 +1,66 @@
+"""Train by a config: python scripts/train.py --config=config/tp_grpo.py:shapes_tiny [--config.FIELD=VALUE ...]
+
+Every field is listed in config/base.py. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", "config/tp_grpo.py:shapes_tiny", "FILE.py:RECIPE", lock_config=True)
+
+
+def main(arguments: list[str]) -> int:
+    from tp_grpo.rewards import RewardError
+    from tp_grpo.trainer import Trainer
+
+    if len(arguments) > 1:
+        print(f"error: {arguments[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
+        return 2
+    _quiet()
+    trainer = None
+    try:
+        trainer = Trainer(_CONFIG.value)
+        page = trainer.run()
+    except KeyboardInterrupt:
+        return _stopped(trainer, "stopped by Ctrl-C", 130)
+    except ValueError as error:
+        return _stopped(trainer, f"error: {error}", 2)
+    except RewardError as error:
+        return _stopped(trainer, f"error: {error}", 3)
+    trainer.runtime.say(f"report: {page}")
+    return 0
+
+
+def _quiet() -> None:
+    """Our own lines and bars are the terminal's; the libraries' loading bars and notices are not."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: ignore[name-defined]  # noqa: F821
+    """Say why, and what is safe; threads that still score are not waited for."""
+    print(f"\n{why}", file=sys.stderr)
+    if trainer is not None:
+        trainer.rewards.close()
+        saved = trainer.checkpoints.epochs()
+        safe = f"everything up to epoch {saved[-1]} is in {trainer.folder}" if saved else "no epoch was finished yet"
+        print(f"{safe}; the same command goes on from there.", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    app.run(main)

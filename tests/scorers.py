@@ -1,0 +1,54 @@
+"""Scorers that misbehave, named in configs as "tests.scorers:Name"."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from reward_models import Scores
+
+
+class Brightness:
+    """A scorer of one's own: how bright the image is."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        return Scores((self.scale * images.mean(axis=(1, 2, 3)) / 255).astype(np.float32))
+
+
+class Raises(Brightness):
+    """Works for `calls` batches and then raises."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("the engine is out of fuel")
+        return super().__call__(images, prompts, metadata)
+
+
+class Gaps(Brightness):
+    """No score for every `every`-th image."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        score = super().__call__(images, prompts, metadata).score
+        score[:: self.every] = np.nan
+        return Scores(score)
+
+
+class Slow(Brightness):
+    """Takes its time, so that a run can be interrupted in mid-epoch."""
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        time.sleep(0.3)
+        return super().__call__(images, prompts, metadata)

@@ -1,0 +1,63 @@
+"""metrics.jsonl, thumbnails, the clock, and trackers by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from tp_grpo import tracking
+
+
+def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
+    tracker = tracking.Tracker(Accelerator(cpu=True), tmp_path, {"seed": 1}, "test")
+    for epoch in range(4):
+        tracker.log("train", epoch, {"reward": epoch / 2})
+    with tracker.metrics.open("a") as file:
+        file.write('{"kind": "train", "ep')
+    tracker.rewind(2)
+    assert [json.loads(line)["epoch"] for line in tracker.metrics.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_thumbnails_shrink_by_whole_factors() -> None:
+    images = np.arange(2 * 200 * 100 * 3, dtype=np.int64).reshape(2, 200, 100, 3) % 256
+    small = tracking.thumbnails(images.astype(np.uint8))
+    assert small.shape == (2, 66, 33, 3)
+    assert small[0, 0, 0, 0] == round(images[0, :3, :3, 0].mean())
+    same = np.zeros((48, 48, 3), np.uint8)
+    assert tracking.thumbnails(same).shape == (48, 48, 3)
+
+
+def test_the_clock_tells_phases_and_resets() -> None:
+    clock = tracking.Clock()
+    with clock.phase("a"):
+        time.sleep(0.02)
+    lap = clock.lap()
+    assert 0.02 <= lap["seconds_a"] <= lap["seconds"] and "seconds_a" not in clock.lap()
+
+
+def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tracking.check_trackers(("wandb",)) == ("wandb",)
+    assert os.environ.pop("WANDB_MODE") == "offline"
+    with pytest.raises(ValueError, match="tensorbord"):
+        tracking.check_trackers(("tensorbord",))
+
+
+@pytest.mark.parametrize("name", tracking.TRACKERS)
+def test_both_trackers_take_a_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
+    tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1, "sample": {"steps": 4}}, "test")
+    tracker.log("train", 1, {"reward": 0.5})
+    accelerator.end_training()
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("tfevents" in n or n.endswith(".wandb") for n in left), left

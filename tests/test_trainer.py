@@ -1,0 +1,199 @@
+"""The loop, end to end on the embedded weights: what it leaves behind, and what must not change it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from ml_collections import ConfigDict
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from config.recipes import SHAPES
+from tp_grpo import checkpoint
+from tp_grpo.rewards import RewardError
+from tp_grpo.rollout import EVALUATION, draw_noise
+from tp_grpo.shapes import captions
+from tp_grpo.shapes.model import T5_TOKENS
+from tp_grpo.trainer import Trainer
+from tp_grpo.types import PromptBatch
+
+Smoke = Callable[..., ConfigDict]
+
+
+def lines(config: ConfigDict, kind: str) -> list[dict]:
+    text = (Path(config.output_dir) / config.run_name / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def weights(config: ConfigDict, epoch: int) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.output_dir) / config.run_name / "checkpoints" / f"epoch-{epoch}" / checkpoint.WEIGHTS)
+
+
+def ladders(config: ConfigDict, epoch: int = 1) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.output_dir) / config.run_name / "ladders" / f"epoch-{epoch}.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_metrics_ladders_evaluations_adapter_and_report(smoke: Smoke) -> None:
+    config = smoke()
+    page = Trainer(config).run()
+    train, held_out = lines(config, "train"), lines(config, "eval")
+    assert [line["epoch"] for line in train] == [1, 2] and [line["epoch"] for line in held_out] == [0, 1, 2]
+    assert all(line["ratio_dev"] == 0 for line in train), (
+        "re-evaluating an unchanged policy must give ratio 1 bit for bit"
+    )
+    assert train[-1]["updates"] == 4 and train[-1]["grad_norm"] > 0 and train[-1]["skipped"] == 0
+    assert not same(weights(config, 1), weights(config, 2))
+    kept = ladders(config, 2)
+    assert kept["ladder"].shape == (8, 3) and kept["images"].shape == (8, 3, 48, 48, 3)
+    torch.testing.assert_close(kept["increment"].sum(1), kept["ladder"][:, -1] - kept["ladder"][:, 0])
+    html = page.read_text()
+    assert (
+        "Trajectories" in html
+        and html.count("data:image/png") > 20
+        and "http" not in html.split("</style>")[1].split("<svg")[0]
+    )
+
+
+def test_the_adapter_gives_the_evaluations_images_in_the_stock_pipeline(smoke: Smoke) -> None:
+    config = smoke(train__learning_rate=1e-2)
+    folder = Trainer(config).run().parent
+    pipe = StableDiffusion3Pipeline.from_pretrained(SHAPES)
+    pipe.load_lora_weights(folder / "adapter")
+    prompts = [prompt for prompt, _ in captions.held_out()[:4]]
+    batch = PromptBatch(prompts, [{}] * 4, torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    noise = draw_noise((EVALUATION, config.seed), batch, (8, 12, 12))
+    arguments = dict(num_inference_steps=4, guidance_scale=1, height=48, width=48, max_sequence_length=T5_TOKENS)
+    images = torch.from_numpy(pipe(prompts, latents=noise, output_type="np", **arguments).images)
+    with safe_open(folder / "evaluations" / "epoch-2.safetensors", "pt") as file:
+        ours = file.get_tensor("images").float() / 255
+    base = load_file(folder / "evaluations" / "epoch-0.safetensors")["images"].float() / 255
+    assert (images - ours).abs().max() < 0.6 / 255 + 1e-3
+    assert (base - ours).abs().max() > 10 / 255, "training changed nothing: the comparison would prove nothing"
+
+
+@pytest.mark.parametrize("algorithm, name", [("flow_grpo", "terminal"), ("tp_grpo", "incremental")])
+def test_the_other_algorithms_run(smoke: Smoke, algorithm: str, name: str) -> None:
+    config = smoke(algorithm, credit__name=name, epochs=1, train__beta=1e-2, sample__guidance_scale=2.0)
+    Trainer(config).run()
+    kept, (line,) = ladders(config), lines(config, "train")
+    assert kept["ladder"].shape == (8, 1 if name == "terminal" else 3)
+    assert not kept["turning"].any() and line["ratio_dev"] == 0
+    assert line["kl"] > 0, "the second update's policy has moved from the frozen model"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batch_size_does_not_change_the_run(smoke: Smoke, batch_size: int) -> None:
+    whole, split = smoke(run_name="whole"), smoke(run_name="split", sample__batch_size=batch_size, sample__max_rows=3)
+    for config in (whole, split):
+        Trainer(config).run()
+    first, second = ladders(whole), ladders(split)
+    torch.testing.assert_close(first["ladder"], second["ladder"], rtol=0, atol=2e-2)
+    assert (first["ladder"] - second["ladder"]).abs().median() < 1e-5
+    distance = sum((weights(whole, 1)[n] - weights(split, 1)[n]).norm() ** 2 for n in weights(whole, 1)) ** 0.5
+    length = sum(w.norm() ** 2 for w in weights(whole, 1).values()) ** 0.5
+    assert distance / length < 1e-2
+
+
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(smoke: Smoke) -> None:
+    undisturbed = smoke(run_name="undisturbed", epochs=3)
+    Trainer(undisturbed).run()
+    broken = smoke(run_name="broken", epochs=3)
+    trainer = Trainer(broken)
+    scorer = trainer.rewards.scorers["shapes"]
+    calls = []
+
+    def fails_in_epoch_3(*batch: object) -> object:
+        calls.append(batch)
+        if len(calls) > 8:  # evaluations 0, 1, 2 and two epochs of two batches go well
+            raise MemoryError("no room")
+        return scorer(*batch)  # type: ignore[arg-type]
+
+    trainer.rewards.scorers["shapes"] = fails_in_epoch_3  # type: ignore[assignment]
+    with pytest.raises(RewardError, match="'shapes' failed with MemoryError: no room"):
+        trainer.run()
+    assert trainer.checkpoints.epochs()[-1] == 2
+    Trainer(broken).run()
+    assert same(weights(broken, 3), weights(undisturbed, 3))
+    assert [line["epoch"] for line in lines(broken, "train")] == [1, 2, 3]
+    for name in ("reward", "loss", "grad_norm"):
+        assert lines(broken, "train")[2][name] == lines(undisturbed, "train")[2][name]
+    first, second = (
+        load_file(Path(c.output_dir) / c.run_name / "adapter" / "pytorch_lora_weights.safetensors")
+        for c in (broken, undisturbed)
+    )
+    assert same(first, second), "the EMA must resume as well"
+
+
+def test_a_finished_run_is_not_trained_again_and_can_go_on_longer(smoke: Smoke) -> None:
+    config = smoke(epochs=1)
+    Trainer(config).run()
+    before = weights(config, 1)
+    Trainer(config).run()
+    assert same(before, weights(config, 1)) and len(lines(config, "train")) == 1
+    Trainer(smoke(epochs=2)).run()
+    assert [line["epoch"] for line in lines(config, "train")] == [1, 2]
+
+
+def test_another_setting_is_refused_field_by_field(smoke: Smoke) -> None:
+    Trainer(smoke(epochs=1)).run()
+    with pytest.raises(ValueError, match=r"other settings(.|\n)*seed: 42 then, 7 now(.|\n)*run_name"):
+        Trainer(smoke(seed=7))
+    with pytest.raises(ValueError, match="holds a run at epoch 1"):
+        Trainer(smoke(checkpoint__resume="never"))
+
+
+def test_a_scorer_that_gives_too_many_nans_stops_the_run(smoke: Smoke) -> None:
+    config = smoke()
+    with config.unlocked():
+        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}})
+    with pytest.raises(RewardError, match=r"no score \(NaN\) for 2 of 8 images, 25%; rewards.max_failed = 0.05"):
+        Trainer(config).run()
+
+
+def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
+    config = smoke("flow_grpo", epochs=1, rewards__max_failed=0.5)
+    with config.unlocked():
+        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}})
+    Trainer(config).run()
+    kept = ladders(config)
+    lost = kept["ladder"].isnan()[:, 0]
+    assert lost.sum() == 2 and (kept["advantage"][lost] == 0).all() and (kept["advantage"][~lost] != 0).any()
+    assert all(value.isfinite().all() for value in weights(config, 1).values())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model__path": "no/such/place"}, "no such folder"),
+        ({"model__path": "tests"}, "no model_index.json"),
+        ({"model__height": 50}, r"model.height = 50 is not a multiple of 8 .* 48 and 56"),
+        ({"model__dtype": "fp16"}, "needs a CUDA GPU"),
+        ({"model__type": "sd9"}, "'sd9' is not one of sd3"),
+        ({"credit__name": "luck"}, "unknown credit 'luck'"),
+        ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': there is no such file"),
+        ({"sample__groups_per_epoch": 4000, "sample__batch_size": 8000}, "prompts.train holds 2594 prompts"),
+        ({"tracking__trackers": ("tensorbord",)}, "tensorbord"),
+        ({"lora__rank": 0}, "lora.rank = 0"),
+        ({"lora__targets": ("attn.to_x",)}, "no module of the transformer is called attn.to_x"),
+        ({"train__step_weight": "speed"}, "not one of uniform, velocity"),
+        ({"run_name": ""}, "run_name is empty"),
+    ],
+)
+def test_bad_input_is_a_clear_value_error(smoke: Smoke, fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Trainer(smoke(**fields))
+
+
+def test_a_ratio_that_is_not_1_stops_the_run(smoke: Smoke) -> None:
+    trainer = Trainer(smoke(train__max_ratio_dev=-1.0))
+    with pytest.raises(ValueError, match="ratio differs from 1 by 0"):
+        trainer.run()

@@ -1,0 +1,89 @@
+"""Seeded ODE evaluation on a prompt set: the same prompts and noise each time, for any batch size and rank count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tp_grpo.models.base import Backbone
+from tp_grpo.prompts import PromptSet
+from tp_grpo.rewards import RewardSet, to_uint8
+from tp_grpo.rollout import conditions_of, encode_once, ode_images
+from tp_grpo.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """n = prompts x members images: the first member of every prompt, then the second.
+
+    scores: "total", each scorer and its extras -> (n,) fp32; images: the first few as (m, H, W, 3) uint8.
+    """
+
+    scores: dict[str, Tensor]
+    images: np.ndarray
+    prompts: list[str]
+
+    def summary(self) -> dict[str, float]:
+        """Mean, and standard error (suffix _se), of each score that was had."""
+        report = {}
+        for name, values in self.scores.items():
+            had = values[~values.isnan()].double()
+            if len(had):
+                report[name] = had.mean().item()
+                report[f"{name}_se"] = (had.std(correction=0) / len(had) ** 0.5).item()
+        return report
+
+
+def evaluate(
+    runtime: Runtime, backbone: Backbone, rewards: RewardSet, prompts: PromptSet, *, config: Any
+) -> Evaluation:
+    """Sample and score `eval.members` images of each of the first `eval.prompts` prompts."""
+    settings = config.eval
+    count = min(settings.prompts or len(prompts), len(prompts))
+    ids = np.tile(np.arange(count), settings.members)
+    members = np.arange(settings.members).repeat(count)
+    # Ranks take strided samples; all take equally many, the surplus repeating the last sample.
+    own = np.arange(runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size).clip(
+        max=len(ids) - 1
+    )
+    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids[own]], settings.batch_size)
+    pending, pictures = [], []
+    for start in runtime.bar(range(0, len(own), settings.batch_size), "evaluate"):
+        rows = own[start : start + settings.batch_size]
+        batch = prompts.batch(ids[rows].tolist(), members[rows].tolist())
+        images = ode_images(
+            backbone,
+            batch,
+            conditions_of(conditions, batch.prompts),
+            steps=settings.steps,
+            guidance_scale=config.sample.guidance_scale,
+            key=(config.seed,),
+        )
+        pending.append(rewards.submit(images, batch.prompts, batch.metadata))
+        pictures.append(to_uint8(images[rows < settings.images]))
+    done = [future.result() for future in pending]
+    columns = {"total": torch.cat([d.total for d in done])}
+    for name in done[0].scores:
+        columns[name] = torch.cat([d.scores[name] for d in done])
+    for name in done[0].extras:
+        columns[name] = torch.cat([d.extras[name] for d in done])
+    scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
+    shown = torch.from_numpy(np.concatenate(pictures)).to(runtime.device)
+    return Evaluation(scores, _images(runtime, shown, settings.images), [prompts.prompts[i] for i in ids])
+
+
+def _interleave(runtime: Runtime, values: Tensor) -> Tensor:
+    """Strided shares of all ranks back in order."""
+    gathered = runtime.gather(values.to(runtime.device)).cpu()
+    return gathered.reshape(runtime.world_size, -1).T.reshape(-1)
+
+
+def _images(runtime: Runtime, own: Tensor, count: int) -> np.ndarray:
+    padded = runtime.accelerator.pad_across_processes(own)
+    gathered = runtime.gather(padded).cpu()
+    shares = gathered.reshape(runtime.world_size, -1, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
+    return shares[:count].numpy()

@@ -1,0 +1,152 @@
+"""Config and world size -> checked integers. No torch, nothing of ours: a plan can be made anywhere, before any weights.
+
+The config states global units; the plan derives what each rank does, or refuses with the numbers that would work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an epoch does. T = steps, K = len(window); images and evaluations are counted over all ranks."""
+
+    world_size: int
+    steps: int
+    window: range
+    branches: bool
+    groups: int  # an epoch
+    group_size: int
+    updates: int  # an epoch
+    batch_size: int  # rows of a rollout call and of a training micro-batch
+    batches_per_update: int  # on each rank
+
+    @property
+    def images(self) -> int:
+        """Trajectories an epoch."""
+        return self.groups * self.group_size
+
+    @property
+    def ladder(self) -> int:
+        """Clean images a trajectory, all of them decoded and scored: K + 1, or 1 without branches."""
+        return len(self.window) + 1 if self.branches else 1
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations a trajectory while sampling: T + K (T - s - 1) - K (K - 1) / 2 with branches."""
+        k = len(self.window)
+        born = k * (self.steps - self.window.start - 1) - k * (k - 1) // 2
+        return self.steps + (born if self.branches else 0)
+
+    @property
+    def micro_batches(self) -> int:
+        """Backward passes an update, on each rank: one for each rollout batch and step."""
+        return self.batches_per_update * len(self.window)
+
+    def batches(self, rank: int) -> list[list[Slot]]:
+        """The rank's samples, update by update, in batches. An update holds the same groups for any world size."""
+        per_update = self.images // self.updates
+        own = self.batch_size * self.batches_per_update
+        starts = [
+            update * per_update + rank * own + batch * self.batch_size
+            for update in range(self.updates)
+            for batch in range(self.batches_per_update)
+        ]
+        return [[divmod(start + i, self.group_size) for i in range(self.batch_size)] for start in starts]
+
+
+def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
+    """Raises ValueError with the numbers and the nearest that work, for what does not fit together."""
+    sample, train = config.sample, config.train
+    _positive(sample, "sample", ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"))
+    _positive(train, "train", ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"))
+    _positive(config, "config", ("epochs",))
+    _positive(config.eval, "eval", ("steps", "members", "batch_size", "every"))
+    _positive(config.ema, "ema", ("every",))
+    _positive(config.lora, "lora", ("rank",))
+    _positive(config.tracking, "tracking", ("images_every",))
+    _positive(config.checkpoint, "checkpoint", ("keep_every",))
+    _check_window(sample)
+    _check_noise(sample)
+    if sample.group_size < 2:
+        raise ValueError(
+            f"sample.group_size = {sample.group_size}: an advantage compares at least 2 images of a prompt"
+        )
+    if train.step_weight not in ("uniform", "velocity"):
+        raise ValueError(f"train.step_weight = {train.step_weight!r} is not one of uniform, velocity")
+    _check_geometry(sample, train, world_size)
+    per_rank = sample.groups_per_epoch * sample.group_size // train.updates_per_epoch // world_size
+    return Plan(
+        world_size=world_size,
+        steps=sample.steps,
+        window=range(sample.window_start, sample.window_start + sample.window_size),
+        branches=branches,
+        groups=sample.groups_per_epoch,
+        group_size=sample.group_size,
+        updates=train.updates_per_epoch,
+        batch_size=sample.batch_size,
+        batches_per_update=per_rank // sample.batch_size,
+    )
+
+
+def _positive(section: Any, name: str, fields: Iterable[str]) -> None:
+    for field in fields:
+        if not section[field] > 0:
+            raise ValueError(f"{name}.{field} = {section[field]} must be above 0")
+
+
+def _check_window(sample: Any) -> None:
+    stop = sample.window_start + sample.window_size
+    if sample.window_start < 0 or stop > sample.steps - 1:
+        raise ValueError(
+            f"sample.window_start = {sample.window_start} and sample.window_size = {sample.window_size}: the window covers "
+            f"steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step ({sample.steps - 1}) ends at "
+            f"sigma 0, where no noise is left to act on; the largest window_size from there is "
+            f"{max(0, sample.steps - 1 - max(0, sample.window_start))}"
+        )
+
+
+def _check_noise(sample: Any) -> None:
+    if sample.kind not in ("sde", "cps"):
+        raise ValueError(f"sample.kind = {sample.kind!r} is not one of sde, cps")
+    if sample.noise_level <= 0:
+        raise ValueError(f"sample.noise_level = {sample.noise_level}: a policy needs noise above 0; published: 0.7")
+    if sample.kind == "cps" and sample.noise_level > 1:
+        raise ValueError(f"sample.noise_level = {sample.noise_level}: cps turns by noise_level x 90 degrees; at most 1")
+
+
+def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
+    groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
+    if groups % updates:
+        raise ValueError(
+            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = {updates} updates of whole "
+            f"groups; {_nearest(groups, lambda g: g % updates == 0)}"
+        )
+    images = groups * size
+    if images // updates % world_size:
+        raise ValueError(
+            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = {images} images in {updates} "
+            f"updates do not split over {world_size} ranks; "
+            f"{_nearest(size, lambda g: g > 1 and groups * g // updates % world_size == 0)}"
+        )
+    own = images // updates // world_size
+    if own % sample.batch_size:
+        raise ValueError(
+            f"sample.batch_size = {sample.batch_size}: a rank's {own} images of an update ({images} images, {updates} "
+            f"updates, {world_size} ranks) do not split into batches of it; "
+            f"{_nearest(sample.batch_size, lambda b: b <= own and own % b == 0)}"
+        )
+
+
+def _nearest(value: int, works: Callable[[int], bool]) -> str:
+    below = next((v for v in range(value - 1, 0, -1) if works(v)), None)
+    above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
+    found = [str(v) for v in (below, above) if v is not None]
+    return (
+        f"the nearest that do are {' and '.join(found)}" if len(found) == 2 else f"the nearest that does is {found[0]}"
+    )

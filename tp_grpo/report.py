@@ -1,0 +1,183 @@
+"""A run folder -> one self-contained HTML page: curves, before and after, trajectories with their turning points.
+
+python -m tp_grpo.report runs/NAME
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+MAX_GROUP_ROWS = 8
+SCORE_ORDER = ("exact", "graded", "total")  # what to show first, where a scorer gives several figures
+
+
+def write(folder: Path, page: Path) -> None:
+    """Read the run's metrics, evaluations and newest ladders, and write the page.
+
+    Raises ValueError when the folder holds no run.
+    """
+    if not (folder / "metrics.jsonl").is_file():
+        raise ValueError(f"{folder} holds no run: there is no metrics.jsonl")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    config = json.loads((folder / "config.json").read_text())
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    compared, groups = compare(folder), trajectories(folder)
+    html = environment.get_template("report.html.jinja").render(
+        name=folder.name,
+        config=config,
+        settings=json.dumps(config, indent=1, sort_keys=True),
+        train=train,
+        minutes=sum(line["seconds"] for line in lines) / 60,
+        headline=compared["scores"] if compared else [],
+        samples=compared["samples"] if compared else [],
+        last_epoch=evaluations[-1]["epoch"] if evaluations else 0,
+        curves=_curves(train, evaluations),
+        groups=groups,
+    )
+    page.write_text(html)
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """First against last evaluation, on the same prompts and noise: mean change and its paired standard error."""
+    paths = _by_epoch(folder / "evaluations")
+    if len(paths) < 2:
+        return {}
+    (before, prompts), (after, _) = _read(paths[0]), _read(paths[-1])
+    names = [name for name in before if name != "images"]
+    scores = []
+    for name in sorted(names, key=_rank):
+        pair = torch.stack([before[name], after[name]]).double()
+        pair = pair[:, ~pair.isnan().any(0)]
+        if pair.shape[1] == 0:
+            continue
+        change = pair[1] - pair[0]
+        scores.append(
+            {
+                "name": name,
+                "before": pair[0].mean().item(),
+                "after": pair[1].mean().item(),
+                "change": change.mean().item(),
+                "se": (change.std(correction=0) / len(change) ** 0.5).item(),
+                "n": len(change),
+            }
+        )
+    main = scores[0]["name"]
+    samples = [
+        {
+            "prompt": prompts[i],
+            "before": _png(before["images"][i]),
+            "after": _png(after["images"][i]),
+            "before_score": before[main][i].item(),
+            "after_score": after[main][i].item(),
+        }
+        for i in range(min(len(before["images"]), len(after["images"])))
+    ]
+    return {"scores": scores, "samples": samples}
+
+
+def trajectories(folder: Path) -> list[dict[str, Any]]:
+    """The newest kept groups: each row a trajectory, its completions, ladder, step rewards and turning points."""
+    paths = _by_epoch(folder / "ladders")
+    if not paths:
+        return []
+    kept, prompts = _read(paths[-1])
+    groups: dict[int, dict[str, Any]] = {}
+    for i in range(len(kept["images"])):
+        group = groups.setdefault(int(kept["group_id"][i]), {"prompt": prompts[i], "rows": []})
+        if len(group["rows"]) < MAX_GROUP_ROWS:
+            group["rows"].append(_row(kept, i))
+    return list(groups.values())
+
+
+def _row(kept: dict[str, Tensor], i: int) -> dict[str, Any]:
+    ladder = kept["ladder"][i].tolist()
+    cells = [{"image": _png(image), "reward": reward} for image, reward in zip(kept["images"][i], ladder, strict=True)]
+    for k, cell in enumerate(cells[1:]):
+        turning = bool(kept["turning"][i, k])
+        cell |= {
+            "increment": kept["increment"][i, k].item(),
+            "credit": kept["reward"][i, k].item(),
+            "advantage": kept["advantage"][i, k].item(),
+            "turning": ("good" if kept["reward"][i, k] > 0 else "bad") if turning else "",
+        }
+    return {"cells": cells}
+
+
+def _curves(train: list[dict[str, float]], evaluations: list[dict[str, float]]) -> list[dict[str, str]]:
+    """Inline SVGs with a caption and a text alternative."""
+    figures = []
+    if train:
+        series = {"reward": ([t["epoch"] for t in train], [t["reward"] for t in train], None)}
+        figures.append(_curve("Reward on training prompts (stochastic samples)", series))
+    scores = sorted({name for e in evaluations for name in e if name + "_se" in e}, key=_rank)
+    if scores:
+        held = {
+            name.rpartition("/")[2]: (
+                [e["epoch"] for e in evaluations],
+                [e.get(name, float("nan")) for e in evaluations],
+                [e.get(name + "_se", 0.0) for e in evaluations],
+            )
+            for name in scores[:3]
+        }
+        figures.append(_curve("Held-out prompts (ODE, same prompts and noise each time; bars: standard error)", held))
+    return figures
+
+
+def _curve(title: str, series: dict[str, tuple[list[float], list[float], list[float] | None]]) -> dict[str, str]:
+    matplotlib.rcParams["svg.hashsalt"] = "tp_grpo"
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    words = []
+    for name, (x, y, errors) in series.items():
+        axes.errorbar(x, y, yerr=errors, label=name, capsize=2, linewidth=1.5)
+        words.append(f"{name} from {y[0]:.3f} to {y[-1]:.3f}")
+    axes.set_xlabel("epoch")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return {"title": title, "svg": svg[svg.index("<svg") :], "alt": "; ".join(words)}
+
+
+def _by_epoch(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*.safetensors"), key=lambda path: int(path.stem.removeprefix("epoch-")))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prompts"])  # noqa: SIM118
+
+
+def _rank(name: str) -> tuple[int, str]:
+    last = name.rpartition("/")[2]
+    return (SCORE_ORDER.index(last) if last in SCORE_ORDER else len(SCORE_ORDER), name)
+
+
+def _png(image: Tensor) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    run = Path(sys.argv[1])
+    write(run, run / "report.html")
+    print(run / "report.html")

@@ -1,0 +1,120 @@
+"""From prompts to ladders: noise, staircase, decoding, scoring. Also the plain ODE images of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tp_grpo import sampler
+from tp_grpo.models.base import Backbone
+from tp_grpo.plan import Plan
+from tp_grpo.rewards import Rewards, RewardSet, to_uint8
+from tp_grpo.types import PromptBatch, Rollout, cat, index
+
+TRAINING, EVALUATION = 0, 1  # what a noise is for is part of its key
+
+
+def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal (B, *shape) fp32 on the CPU; each sample's from a generator of (key, prompt, member) alone."""
+    rows = []
+    for prompt, member in zip(batch.group_id.tolist(), batch.member.tolist(), strict=True):
+        words = np.random.SeedSequence([*key, prompt, member]).generate_state(1, np.uint64)
+        rows.append(torch.randn(shape, generator=torch.Generator().manual_seed(int(words[0]))))
+    return torch.stack(rows)
+
+
+def encode_once(backbone: Backbone, prompts: Sequence[str], chunk: int) -> dict[str, Any]:
+    """The condition (leading dim 1) of each distinct prompt."""
+    distinct = list(dict.fromkeys(prompts))
+    conditions: dict[str, Any] = {}
+    for start in range(0, len(distinct), chunk):
+        texts = distinct[start : start + chunk]
+        encoded = backbone.encode(texts)
+        conditions.update({text: index(encoded, slice(i, i + 1)) for i, text in enumerate(texts)})
+    return conditions
+
+
+def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: float) -> sampler.Velocity:
+    """The backbone as the sampler sees it."""
+
+    def velocity(x: Tensor, step: int, rows: Tensor) -> Tensor:
+        return backbone.velocity(x, sigmas[step], index(cond, rows), guidance_scale)
+
+    return velocity
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A rollout whose scores are still on the reward thread; `images` (B, R, H, W, 3) uint8, R the ladder's length."""
+
+    rollout: Rollout
+    rewards: Future[Rewards]
+    images: np.ndarray
+
+    def finish(self) -> tuple[Rollout, Rewards]:
+        """Wait for the scores; the rollout with its ladder, and the rewards as (B, R). Raises RewardError."""
+        size = self.images.shape[:2]
+        done = self.rewards.result()
+        total = done.total.reshape(size)
+        rewards = Rewards(
+            total,
+            {name: score.reshape(size) for name, score in done.scores.items()},
+            {name: extra.reshape(size) for name, extra in done.extras.items()},
+        )
+        old = self.rollout
+        return Rollout(old.cond, old.trajectory, total, old.group_id, rewards.scores), rewards
+
+
+def roll_out(
+    backbone: Backbone,
+    rewards: RewardSet,
+    batch: PromptBatch,
+    cond: Any,
+    *,
+    plan: Plan,
+    sample: Any,
+    key: Sequence[int],
+) -> Pending:
+    """Sample a batch with its branches, decode every completion and hand them to the reward thread."""
+    sigmas = backbone.sigmas(plan.steps)
+    noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape)).to(backbone.device)
+    trajectory, clean = sampler.staircase(
+        velocity_of(backbone, sigmas, cond, sample.guidance_scale),
+        noise[:, 0],
+        sigmas,
+        noise[:, 1:],
+        window=plan.window,
+        kind=sample.kind,
+        noise_level=sample.noise_level,
+        branches=plan.branches,
+        max_rows=sample.max_rows,
+    )
+    images = backbone.decode(clean.flatten(0, 1))
+    prompts = [prompt for prompt in batch.prompts for _ in range(plan.ladder)]
+    metadata = [data for data in batch.metadata for _ in range(plan.ladder)]
+    future = rewards.submit(images, prompts, metadata)
+    pixels = to_uint8(images).reshape(len(batch.prompts), plan.ladder, *images.shape[2:], 3)
+    empty = torch.empty(len(batch.prompts), 0)
+    return Pending(Rollout(cond, trajectory, empty, batch.group_id, {}), future, pixels)
+
+
+@torch.no_grad()
+def ode_images(
+    backbone: Backbone, batch: PromptBatch, cond: Any, *, steps: int, guidance_scale: float, key: Sequence[int]
+) -> Tensor:
+    """Deterministic images (B, 3, H, W) in [0, 1] from noise keyed by (key, prompt, member)."""
+    sigmas = backbone.sigmas(steps)
+    noise = draw_noise((EVALUATION, *key), batch, backbone.latent_shape).to(backbone.device)
+    velocity = velocity_of(backbone, sigmas, cond, guidance_scale)
+    return backbone.decode(sampler.ode(velocity, noise, sigmas))
+
+
+def conditions_of(conditions: dict[str, Any], prompts: Iterable[str]) -> Any:
+    """The conditions of these prompts as one batch."""
+    return cat([conditions[prompt] for prompt in prompts])

@@ -1,0 +1,115 @@
+"""What a run leaves behind: `metrics.jsonl`, ladders with thumbnails, evaluations; and the trackers of the config."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+TRACKERS = ("tensorboard", "wandb")
+THUMBNAIL = 96  # pixels; larger images are shrunk by whole factors
+
+
+def check_trackers(names: Any) -> tuple[str, ...]:
+    """Raises ValueError for an unknown tracker; wandb without a login runs offline and never asks."""
+    unknown = [name for name in names if name not in TRACKERS]
+    if unknown:
+        raise ValueError(
+            f"tracking.trackers: {unknown} are not among {', '.join(TRACKERS)} (metrics.jsonl is always written)"
+        )
+    netrc = Path.home() / ".netrc"
+    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not netrc.is_file():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return tuple(names)
+
+
+class Tracker:
+    """Writes from the main process alone; the others call it and nothing happens."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, config: Mapping[str, Any], project: str) -> None:
+        self.accelerator, self.folder, self.main = accelerator, folder, accelerator.is_main_process
+        self.metrics = folder / "metrics.jsonl"
+        if self.main:
+            (folder / "ladders").mkdir(parents=True, exist_ok=True)
+            (folder / "evaluations").mkdir(exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        settings = {"wandb": {"dir": str(folder), "name": folder.name}}
+        accelerator.init_trackers(project, init_kwargs=settings)
+
+    def rewind(self, epoch: int) -> None:
+        """Forget what was logged after `epoch`: a resumed run says it again."""
+        if self.main and self.metrics.is_file():
+            kept = [line for line in self.metrics.read_text().splitlines(keepends=True) if _epoch_of(line) <= epoch]
+            draft = self.metrics.with_suffix(".draft")
+            draft.write_text("".join(kept))
+            draft.replace(self.metrics)
+
+    def log(self, kind: str, epoch: int, values: Mapping[str, float]) -> None:
+        """A line `{"kind", "epoch", ...}` in metrics.jsonl, and the values to every tracker."""
+        if not self.main:
+            return
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"kind": kind, "epoch": epoch, **values}) + "\n")
+        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=epoch)
+
+    def save_ladders(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
+        """`ladders/epoch-N.safetensors`; prompts travel in its metadata."""
+        if self.main:
+            named = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(named, self.folder / "ladders" / f"epoch-{epoch}.safetensors", {"prompts": json.dumps(prompts)})
+
+    def save_evaluation(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
+        """`evaluations/epoch-N.safetensors`: every image's scores in the same order each time, and some images."""
+        if self.main:
+            named = {name: value.contiguous() for name, value in tensors.items()}
+            path = self.folder / "evaluations" / f"epoch-{epoch}.safetensors"
+            save_file(named, path, {"prompts": json.dumps(prompts)})
+
+
+class Clock:
+    """Seconds by phase; `lap` reads and resets."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def lap(self) -> dict[str, float]:
+        """{"seconds": all, "seconds_PHASE": ...} since the last lap."""
+        now = time.perf_counter()
+        report = {"seconds": now - self.start} | {f"seconds_{name}": value for name, value in self.seconds.items()}
+        self.seconds, self.start = {}, now
+        return report
+
+
+def thumbnails(images: np.ndarray) -> Tensor:
+    """(..., H, W, 3) uint8, shrunk by the least whole factor that brings the sides to at most 96 pixels."""
+    factor = -(-max(images.shape[-3:-1]) // THUMBNAIL)
+    height, width = (side // factor for side in images.shape[-3:-1])
+    cropped = images[..., : height * factor, : width * factor, :]
+    blocks = cropped.reshape(*images.shape[:-3], height, factor, width, factor, 3)
+    return torch.from_numpy(blocks.mean(axis=(-4, -2)).round().astype(np.uint8))
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line cut off by a kill

@@ -1,0 +1,291 @@
+"""One trainer for every algorithm: the epoch, told as a story.
+
+prompts -> rollout (sample, decode, score on a thread) -> ladder -> gather -> credit -> advantage -> update -> EMA.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from tp_grpo import checkpoint, credit, models, prompts, report, tracking
+from tp_grpo.advantage import group_normalize, zero_std_share
+from tp_grpo.evaluate import Evaluation, evaluate
+from tp_grpo.models import lora
+from tp_grpo.plan import Plan, make_plan
+from tp_grpo.rewards import Rewards, RewardSet, check_failed
+from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
+from tp_grpo.runtime import Runtime
+from tp_grpo.types import Credit, Rollout
+from tp_grpo.update import Updater
+
+
+class Trainer:
+    """Built from a config alone. Whatever is wrong with it is a ValueError before any weights load."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.folder = Path(config.output_dir) / config.run_name
+        if not config.run_name:
+            raise ValueError("run_name is empty: it names the run's folder below output_dir")
+        trackers = tracking.check_trackers(config.tracking.trackers)
+        self.runtime = Runtime(config.model.dtype, trackers, str(self.folder))
+        self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
+        self.prompts = prompts.load(config.prompts.train, field="prompts.train")
+        self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
+        prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
+        self.rewards = RewardSet(config.rewards.scorers.to_dict())
+        self.resumed = self._find_resume()
+        self.runtime.seed(config.seed)
+        self._build_policy()
+        self.tracker = tracking.Tracker(
+            self.runtime.accelerator, self.folder, self._settings(), config.tracking.project
+        )
+        self.clock = tracking.Clock()  # last: loading is no part of the first epoch
+
+    def _build_policy(self) -> None:
+        c, accelerator = self.config, self.runtime.accelerator
+        self.backbone = models.load(c.model, self.runtime.device)
+        targets = tuple(c.lora.targets) or self.backbone.lora_targets
+        lora.add(self.backbone.transformer, rank=c.lora.rank, alpha=c.lora.alpha, targets=targets)
+        self.parameters = lora.parameters(self.backbone.transformer)
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=c.train.learning_rate,
+            betas=tuple(c.train.adam_betas),
+            weight_decay=c.train.weight_decay,
+            eps=c.train.adam_eps,
+        )
+        self.ema = EMAModel(self.parameters.values(), decay=c.ema.decay)
+        self.backbone.transformer, self.optimizer = accelerator.prepare(self.backbone.transformer, optimizer)
+        self.updater = Updater(accelerator, self.backbone, self.optimizer, self.plan, sample=c.sample, train=c.train)
+        self.updates = 0
+
+    def run(self) -> Path:
+        """Train to `config.epochs` and write the report; returns its path."""
+        start = self._resume()
+        if start == 0:
+            self._evaluate(0)
+        for epoch in range(start, self.config.epochs):
+            self._epoch(epoch)
+            done = epoch + 1
+            if done % self.config.eval.every == 0 or done == self.config.epochs:
+                self._evaluate(done)
+            self._save(done)
+        return self._finish()
+
+    def _epoch(self, epoch: int) -> None:
+        with self.clock.phase("rollout"):
+            pending = self._roll_out(epoch)
+        with self.clock.phase("score_wait"):
+            finished = [p.finish() for p in pending]
+        rollouts = [rollout for rollout, _ in finished]
+        step_credit, advantages, ladder = self._credit(rollouts)
+        failed = check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
+        with self.clock.phase("update"):
+            stats = self._update(rollouts, advantages)
+        images_due = (epoch + 1) % self.config.tracking.images_every == 0 or epoch + 1 == self.config.epochs
+        if images_due:
+            self._keep_ladders(epoch + 1, pending, ladder, step_credit, advantages)
+        self._log(epoch + 1, [r for _, r in finished], step_credit, stats, failed)
+
+    def _roll_out(self, epoch: int) -> list[Pending]:
+        """This rank's share of the epoch; scoring goes on beside it."""
+        c = self.config
+        groups = prompts.epoch_groups(len(self.prompts), seed=c.seed, epoch=epoch, groups=self.plan.groups)
+        batches = [
+            self.prompts.batch([groups[slot] for slot, _ in slots], [member for _, member in slots])
+            for slots in self.plan.batches(self.runtime.rank)
+        ]
+        texts = [prompt for batch in batches for prompt in batch.prompts]
+        conditions = encode_once(self.backbone, texts, self.plan.batch_size)
+        return [
+            roll_out(
+                self.backbone,
+                self.rewards,
+                batch,
+                conditions_of(conditions, batch.prompts),
+                plan=self.plan,
+                sample=c.sample,
+                key=(c.seed, epoch),
+            )
+            for batch in self.runtime.bar(batches, f"epoch {epoch + 1} sample")
+        ]
+
+    def _credit(self, rollouts: list[Rollout]) -> tuple[Credit, Tensor, Tensor]:
+        """Credit, advantages (N, K) and ladder of all ranks' samples, in the epoch's own order."""
+        c = self.config
+        ladder = self._gather([r.ladder for r in rollouts])
+        group_id = self._gather([r.group_id for r in rollouts])
+        options = {name: c.credit[name] for name in credit.METHODS[c.credit.name].options}
+        steps = credit.assign(c.credit.name, ladder, steps=len(self.plan.window), **options)
+        advantages = group_normalize(steps.reward, group_id, global_std=c.advantage.global_std, clip=c.advantage.clip)
+        self._group_id = group_id
+        return steps, advantages, ladder
+
+    def _gather(self, rows: list[Tensor]) -> Tensor:
+        """All ranks' rows on the CPU, ordered by (group, member): a result cannot depend on who held a sample."""
+        gathered = self.runtime.gather(torch.cat(rows).to(self.runtime.device)).cpu()
+        held = [slot for rank in range(self.plan.world_size) for batch in self.plan.batches(rank) for slot in batch]
+        order = torch.tensor([slot * self.plan.group_size + member for slot, member in held])
+        ordered = torch.empty_like(gathered)
+        ordered[order] = gathered
+        return ordered
+
+    def _gathered_scores(self, rollouts: list[Rollout]) -> dict[str, Tensor]:
+        return {name: self._gather([r.rewards[name] for r in rollouts]) for name in rollouts[0].rewards}
+
+    def _update(self, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
+        """All updates of the epoch; returns their mean statistics, ratio_dev that of the unmoved policy."""
+        per_update = self.plan.batches_per_update
+        own = [
+            advantages[[slot * self.plan.group_size + member for slot, member in slots]].to(self.runtime.device)
+            for slots in self.plan.batches(self.runtime.rank)
+        ]
+        rounds = range(self.config.train.inner_epochs * self.plan.updates)
+        reports = []
+        for number in self.runtime.bar(rounds, "update"):
+            first = number % self.plan.updates * per_update
+            part = slice(first, first + per_update)
+            reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
+            if number == 0:
+                self._check_ratio(reports[0]["ratio_dev"])
+            self.updates += 1
+            if self.updates % self.config.ema.every == 0:
+                self.ema.step(self.parameters.values())
+        means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
+        return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
+
+    def _check_ratio(self, deviation: float) -> None:
+        if deviation > self.config.train.max_ratio_dev:
+            raise ValueError(
+                f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
+                f"{self.config.train.max_ratio_dev:g}: sampling and training do not compute the same velocity; likely a "
+                "low-precision kernel whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
+            )
+
+    def _evaluate(self, epoch: int) -> Evaluation:
+        """Held-out prompts, seeded noise, EMA weights."""
+        with self.clock.phase("evaluate"):
+            averaged = epoch > 0
+            if averaged:
+                self.ema.store(self.parameters.values())
+                self.ema.copy_to(self.parameters.values())
+            result = evaluate(self.runtime, self.backbone, self.rewards, self.eval_prompts, config=self.config)
+            if averaged:
+                self.ema.restore(self.parameters.values())
+        check_failed({name: result.scores[name] for name in self.rewards.scorers}, self.config.rewards.max_failed)
+        summary = result.summary()
+        self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
+        images = {"images": tracking.thumbnails(result.images)}
+        self.tracker.save_evaluation(epoch, result.scores | images, result.prompts)
+        shown = [name for name in summary if not name.endswith("_se")]
+        parts = (f"{name.rpartition('/')[2]} {summary[name]:.3f} ± {summary[name + '_se']:.3f}" for name in shown)
+        self.runtime.say(f"held-out after epoch {epoch}: " + "  ".join(parts))
+        return result
+
+    def _log(
+        self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float], failed: float
+    ) -> None:
+        reached = {"reward": self._gather([r.total for r in rewards])[:, -1]}
+        for name in rewards[0].extras:
+            reached[name] = self._gather([r.extras[name] for r in rewards])[:, -1]
+        values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
+        turning = step_credit.turning.float().mean(0).tolist()
+        values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
+        values["zero_std"] = zero_std_share(step_credit.reward, self._group_id).item()
+        values |= stats | {"failed": failed, "updates": self.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
+        values |= self.clock.lap()
+        self.tracker.log("train", epoch, values)
+        left = (self.config.epochs - epoch) * values["seconds"]
+        self.runtime.say(
+            f"epoch {epoch}/{self.config.epochs}  reward {values['reward']:.3f}  turning {sum(turning) / len(turning):.0%}  "
+            f"ratio_dev {stats['ratio_dev']:.1e}  {values['seconds']:.1f} s (sample {values['seconds_rollout']:.1f}, score wait "
+            f"{values['seconds_score_wait']:.1f}, update {values['seconds_update']:.1f})  left {left / 60:.0f} min"
+        )
+
+    def _keep_ladders(
+        self, epoch: int, pending: list[Pending], ladder: Tensor, step_credit: Credit, advantages: Tensor
+    ) -> None:
+        """All ladders of the epoch, and thumbnails of the completions of the first groups."""
+        count = min(
+            self.config.tracking.groups * self.plan.group_size, self.plan.batches_per_update * self.plan.batch_size
+        )
+        first = self._gather([tracking.thumbnails(p.images) for p in pending])[:count]
+        tensors = {
+            "ladder": ladder,
+            "reward": step_credit.reward,
+            "increment": step_credit.increment,
+            "turning": step_credit.turning,
+            "advantage": advantages,
+            "group_id": self._group_id,
+            "images": first,
+        }
+        self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in self._group_id[:count].tolist()])
+
+    def _find_resume(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go on from, checked before any weights load."""
+        how = self.config.checkpoint.resume
+        self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep_every)
+        if how == "never":
+            if self.checkpoints.epochs():
+                raise ValueError(
+                    f"checkpoint.resume = 'never', but {self.folder} holds a run at epoch {self.checkpoints.epochs()[-1]}; "
+                    "give another run_name, or move that folder away"
+                )
+            return None
+        found = self.checkpoints.newest() if how == "auto" else checkpoint.load(Path(how))
+        if found:
+            checkpoint.check_same_run(found.config, self._settings(), self.folder)
+        return found
+
+    def _resume(self) -> int:
+        """Load the checkpoint found; returns the epoch to begin with."""
+        found, self.resumed = self.resumed, None
+        if found is None:
+            return 0
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(found.weights[name])
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        self.ema.load_state_dict(found.state["ema"])
+        self.ema.to(self.runtime.device)
+        if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
+            self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
+        self.updates = found.state["updates"]
+        self.tracker.rewind(found.epoch)
+        self.runtime.say(f"going on from epoch {found.epoch} of {self.folder}")
+        return found.epoch
+
+    def _save(self, epoch: int) -> None:
+        if self.runtime.is_main:
+            scaler = self.runtime.accelerator.scaler
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+                "scaler": scaler.state_dict() if scaler else {},
+                "updates": self.updates,
+            }
+            weights = {name: p.detach().cpu() for name, p in self.parameters.items()}
+            self.checkpoints.save(checkpoint.Checkpoint(epoch, weights, state, self._settings()))
+        self.runtime.accelerator.wait_for_everyone()
+
+    def _finish(self) -> Path:
+        """Export the averaged adapter, close the trackers, write the report."""
+        self.ema.copy_to(self.parameters.values())
+        page = self.folder / "report.html"
+        if self.runtime.is_main:
+            self.backbone.save_lora(self.folder / "adapter")
+            report.write(self.folder, page)
+        self.rewards.close()
+        self.runtime.accelerator.end_training()
+        return page
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads(self.config.to_json_best_effort())
+        return settings

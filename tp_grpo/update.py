@@ -1,0 +1,95 @@
+"""One policy update: micro-batches over (rollout batch x step), accumulated into one optimizer step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tp_grpo import flow, loss
+from tp_grpo.models import lora
+from tp_grpo.models.base import Backbone
+from tp_grpo.plan import Plan
+from tp_grpo.types import LossStats, Rollout
+
+STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
+
+
+class Updater:
+    """Holds the optimizer; `step` is one update of the policy."""
+
+    def __init__(
+        self, accelerator: Accelerator, backbone: Backbone, optimizer: Any, plan: Plan, *, sample: Any, train: Any
+    ) -> None:
+        self.accelerator, self.backbone, self.optimizer = accelerator, backbone, optimizer
+        self.plan, self.sample, self.train = plan, sample, train
+        self.sigmas = backbone.sigmas(plan.steps)
+        self.weights = torch.ones(len(plan.window), device=backbone.device)
+        if train.step_weight == "velocity":
+            self.weights = flow.step_weights(sample.kind, self.sigmas, plan.window, noise_level=sample.noise_level)
+
+    def step(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], *, fresh: bool) -> dict[str, float]:
+        """Descend once on the mean loss of `rollouts` with `advantages` (B, K) each.
+
+        `fresh`: the policy has not moved since they were sampled; the old mean is then the new one, detached, and how far
+        the stored means are from it is reported as ratio_dev. An update whose gradient is not finite is left out.
+        """
+        stats: list[LossStats] = []
+        deviations: list[Tensor] = []
+        total = len(rollouts) * len(self.plan.window)
+        for rollout, advantage in zip(rollouts, advantages, strict=True):
+            for column in range(len(self.plan.window)):
+                last = len(stats) == total - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.backbone.transformer):
+                    stat, deviation = self._micro_batch(rollout, advantage[:, column], column, fresh=fresh)
+                    self.accelerator.backward(stat.loss / total)
+                stats.append(stat)
+                deviations.append(deviation)
+        parameters = list(lora.parameters(self.backbone.transformer).values())
+        norm = self.accelerator.clip_grad_norm_(parameters, self.train.max_grad_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite or self.accelerator.scaler is not None:  # a loss scaler skips by itself, and learns from it
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
+        report = dict(zip(STATS, means.tolist(), strict=True))
+        return report | {
+            "grad_norm": float(norm),
+            "ratio_dev": float(torch.stack(deviations).max()),
+            "skipped": float(not finite),
+        }
+
+    def _micro_batch(
+        self, rollout: Rollout, advantage: Tensor, column: int, *, fresh: bool
+    ) -> tuple[LossStats, Tensor]:
+        """The loss of one batch at one step, in the very layout it was sampled in; and max |ratio - 1|."""
+        trajectory, kind = rollout.trajectory, self.sample.kind
+        x, x_next, stored = trajectory.x[:, column], trajectory.x[:, column + 1], trajectory.mean[:, column]
+        step = self._transition(x, rollout.cond, column)
+        ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored)
+        divergence = None
+        if self.train.beta > 0:
+            with torch.no_grad(), lora.disabled(self.accelerator.unwrap_model(self.backbone.transformer)):
+                reference = self._transition(x, rollout.cond, column)
+            divergence = flow.kl(step, reference.mean)
+        stat = loss.grpo(
+            ratio,
+            advantage,
+            divergence,
+            clip_range=self.train.clip_range,
+            beta=self.train.beta,
+            weight=self.weights[column].expand(len(x)),
+        )
+        if not fresh:
+            return stat, stat.ratio_dev
+        with torch.no_grad():
+            return stat, flow.log_ratio(kind, x_next, step, stored).expm1().abs().max()
+
+    def _transition(self, x: Tensor, cond: Any, column: int) -> Any:
+        i = self.plan.window[column]
+        v = self.backbone.velocity(x, self.sigmas[i], cond, self.sample.guidance_scale)
+        return flow.transition(self.sample.kind, x, v, self.sigmas, i, noise_level=self.sample.noise_level)

@@ -1,4 +1,4 @@
-"""Compare the credit methods on a recipe: python benchmarks/credit.py --out runs/credit [--recipe shapes_tiny] [--seeds 3]
+"""Compare the credit methods on a recipe: python benchmarks/credit.py [--recipe shapes_tiny] [--seeds 3]
 
 Trains every method with every seed, one after another (a run that is finished is not repeated), and prints the
 held-out score against updates, model evaluations and seconds as Markdown.
@@ -40,7 +40,7 @@ def train(out: Path, method: str, recipe: str, seed: int, extra: list[str]) -> P
 
 
 def read(folder: Path, score: str) -> dict[int, dict[str, float]]:
-    """Of a run, by evaluated epoch: score, gain over the base with its paired s.e., updates, evaluations and seconds."""
+    """By evaluated epoch: score, gain over the base with its paired s.e., updates, model evaluations, seconds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
     rows = {}
@@ -94,11 +94,8 @@ def main() -> None:
         for method in arguments.methods:
             folder = train(out, method, arguments.recipe, seed, extra)
             runs.setdefault(method, []).append(read(folder, arguments.score))
-    print(
-        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {os.cpu_count()} cores, {platform.machine()}, ",
-        end="",
-    )
-    print(f"torch {torch.__version__}, {date.today()}\n\n{table(runs)}")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {date.today()}"
+    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {machine}\n\n{table(runs)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def shapes_tiny(c: ConfigDict) -> None:
     bash scripts/quickstart.sh
     """
     c.epochs = 60
-    c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=64)
+    c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16)
     c.lora.update(rank=16, alpha=32)
     c.prompts.update(train="tp_grpo.shapes.captions:train", eval="tp_grpo.shapes.captions:held_out")
     c.rewards.scorers = ConfigDict({"shapes": {"weight": 1.0, "exact_share": 0.5}})

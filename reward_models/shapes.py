@@ -105,7 +105,7 @@ def _ramp(value: float, lost: float, sure: float) -> float:
 
 
 def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
-    """Parts in [0, 1] (count, color, shape, and position where one is asked; else NaN), `graded` their mean, `exact` 0/1.
+    """Parts in [0, 1]: count, color, shape, and position where one is asked; `graded`, their mean; `exact`, 0 or 1.
 
     metadata: {"objects": [{"color", "shape", "count"}, ...]} and, for two objects, optionally {"relation": "above"}.
     """

@@ -178,15 +178,17 @@ explain_pip_failure() {
             "they exist for Python 3.10 to 3.14 on Linux x86_64 and aarch64 (glibc 2.28 or newer) and macOS 14 on Apple silicon" \
             "$(grep -i 'No matching distribution found' "$log" | head -n 1)"
     fi
-    fail "pip could not install the requirements; its last words:" "$(tail -n 12 "$log")"
+    fail "pip could not install the requirements; its last words:" "$(tail -n 12 "$log" | cut -c 1-300)"
 }
 
 pip_install() {
     local log="$VENV/install.log" failed=""
     # Unpacked beside .venv's own files, so that a small /tmp does not matter and check_disk speaks for all of it.
     mkdir -p "$VENV/tmp"
-    tick &
+    tick 9<&- &
     local ticker=$!
+    # pip takes a Ctrl-C as its own and exits 1: without this it would look like a failure of pip's.
+    trap 'kill "$ticker" 2>/dev/null || true; fail "interrupted: run this again, the installation starts over"' INT
     TMPDIR="$VENV/tmp" PIP_USER=0 "$VENV_PYTHON" -m pip install --disable-pip-version-check --no-input \
         --progress-bar off "$@" 2>&1 </dev/null | tee -a "$log" | show_progress || failed=yes
     kill "$ticker" 2>/dev/null || true

@@ -61,5 +61,5 @@ def test_epochs_pass_over_all_prompts_without_repeating_one_in_an_epoch() -> Non
 
 
 def test_more_groups_than_prompts() -> None:
-    with pytest.raises(ValueError, match="sample.groups_per_epoch = 5, but prompts.train holds 4"):
+    with pytest.raises(ValueError, match=r"sample.groups_per_epoch = 5, but prompts.train holds 4"):
         prompts.epoch_groups(4, seed=0, epoch=0, groups=5)

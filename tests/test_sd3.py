@@ -91,12 +91,12 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(random_sd3: Path, tmp_pat
     folder = tmp_path / "copy"
     shutil.copytree(random_sd3, folder)
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="transformer/ holds no .safetensors weights"):
+    with pytest.raises(ValueError, match=r"transformer/ holds no .safetensors weights"):
         models.load(settings(folder), torch.device("cpu"))
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(ValueError, match=r"its text_encoder_2 \(CLIPTextModelWithProjection\) is missing"):
         models.load(settings(folder), torch.device("cpu"))
     index_file = folder / "model_index.json"
     index_file.write_text(index_file.read_text().replace("StableDiffusion3Pipeline", "FluxPipeline"))
-    with pytest.raises(ValueError, match="holds a FluxPipeline; this model.type needs a StableDiffusion3Pipeline"):
+    with pytest.raises(ValueError, match=r"holds a FluxPipeline; this model.type needs a StableDiffusion3Pipeline"):
         models.load(settings(folder), torch.device("cpu"))

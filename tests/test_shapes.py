@@ -62,7 +62,7 @@ def test_the_parts_say_what_is_wrong() -> None:
     blue_square = {"color": "blue", "shape": "square", "count": 1}
     image = render({"objects": [red_circle, blue_square], "relation": "above"}, rng)
     right = {"objects": [red_circle, blue_square], "relation": "above"}
-    assert judge(image, right) == dict(count=1, color=1, shape=1, position=1, graded=1, exact=1)
+    assert judge(image, right) == {"count": 1, "color": 1, "shape": 1, "position": 1, "graded": 1, "exact": 1}
     flipped = judge(image, {**right, "relation": "below"})
     assert flipped["position"] == 0 and flipped["exact"] == 0 and flipped["graded"] == 0.75
     missing = judge(image, {"objects": [red_circle, blue_square, {"color": "black", "shape": "cross", "count": 2}]})

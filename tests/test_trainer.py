@@ -71,7 +71,13 @@ def test_the_adapter_gives_the_evaluations_images_in_the_stock_pipeline(smoke: S
     prompts = [prompt for prompt, _ in captions.held_out()[:4]]
     batch = PromptBatch(prompts, [{}] * 4, torch.arange(4), torch.zeros(4, dtype=torch.int64))
     noise = draw_noise((EVALUATION, config.seed), batch, (8, 12, 12))
-    arguments = dict(num_inference_steps=4, guidance_scale=1, height=48, width=48, max_sequence_length=T5_TOKENS)
+    arguments = {
+        "num_inference_steps": 4,
+        "guidance_scale": 1,
+        "height": 48,
+        "width": 48,
+        "max_sequence_length": T5_TOKENS,
+    }
     images = torch.from_numpy(pipe(prompts, latents=noise, output_type="np", **arguments).images)
     with safe_open(folder / "evaluations" / "epoch-2.safetensors", "pt") as file:
         ours = file.get_tensor("images").float() / 255

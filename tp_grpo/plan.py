@@ -1,4 +1,4 @@
-"""Config and world size -> checked integers. No torch, nothing of ours: a plan can be made anywhere, before any weights.
+"""Config and world size -> checked integers. No torch, nothing of ours: a plan can be made anywhere.
 
 The config states global units; the plan derives what each rank does, or refuses with the numbers that would work.
 """
@@ -104,9 +104,9 @@ def _check_window(sample: Any) -> None:
     stop = sample.window_start + sample.window_size
     if sample.window_start < 0 or stop > sample.steps - 1:
         raise ValueError(
-            f"sample.window_start = {sample.window_start} and sample.window_size = {sample.window_size}: the window covers "
-            f"steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step ({sample.steps - 1}) ends at "
-            f"sigma 0, where no noise is left to act on; the largest window_size from there is "
+            f"sample.window_start = {sample.window_start} and sample.window_size = {sample.window_size}: the window "
+            f"covers steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step "
+            f"({sample.steps - 1}) ends at sigma 0, where no noise is left to act on; the largest window_size from there is "
             f"{max(0, sample.steps - 1 - max(0, sample.window_start))}"
         )
 
@@ -124,14 +124,14 @@ def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
     groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
     if groups % updates:
         raise ValueError(
-            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = {updates} updates of whole "
-            f"groups; {_nearest(groups, lambda g: g % updates == 0)}"
+            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = {updates} updates of "
+            f"whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
         )
     images = groups * size
     if images // updates % world_size:
         raise ValueError(
-            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = {images} images in {updates} "
-            f"updates do not split over {world_size} ranks; "
+            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = {images} images in "
+            f"{updates} updates do not split over {world_size} ranks; "
             f"{_nearest(size, lambda g: g > 1 and groups * g // updates % world_size == 0)}"
         )
     own = images // updates // world_size

@@ -21,7 +21,10 @@ class Runtime:
         # An fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if torch.cuda.is_available() or dtype != "fp16" else "no"
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=precision, log_with=list(trackers), project_dir=folder
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=precision,
+            log_with=list(trackers) or None,
+            project_dir=folder,
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes

@@ -165,8 +165,8 @@ class Trainer:
         if deviation > self.config.train.max_ratio_dev:
             raise ValueError(
                 f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
-                f"{self.config.train.max_ratio_dev:g}: sampling and training do not compute the same velocity; likely a "
-                "low-precision kernel whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
+                f"{self.config.train.max_ratio_dev:g}: sampling and training do not compute the same velocity; likely "
+                "a low-precision kernel whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
             )
 
     def _evaluate(self, epoch: int) -> Evaluation:
@@ -204,8 +204,9 @@ class Trainer:
         self.tracker.log("train", epoch, values)
         left = (self.config.epochs - epoch) * values["seconds"]
         self.runtime.say(
-            f"epoch {epoch}/{self.config.epochs}  reward {values['reward']:.3f}  turning {sum(turning) / len(turning):.0%}  "
-            f"ratio_dev {stats['ratio_dev']:.1e}  {values['seconds']:.1f} s (sample {values['seconds_rollout']:.1f}, score wait "
+            f"epoch {epoch}/{self.config.epochs}  reward {values['reward']:.3f}  "
+            f"turning {sum(turning) / len(turning):.0%}  ratio_dev {stats['ratio_dev']:.1e}  "
+            f"{values['seconds']:.1f} s (sample {values['seconds_rollout']:.1f}, score wait "
             f"{values['seconds_score_wait']:.1f}, update {values['seconds_update']:.1f})  left {left / 60:.0f} min"
         )
 
@@ -235,8 +236,8 @@ class Trainer:
         if how == "never":
             if self.checkpoints.epochs():
                 raise ValueError(
-                    f"checkpoint.resume = 'never', but {self.folder} holds a run at epoch {self.checkpoints.epochs()[-1]}; "
-                    "give another run_name, or move that folder away"
+                    f"checkpoint.resume = 'never', but {self.folder} holds a run at epoch "
+                    f"{self.checkpoints.epochs()[-1]}; give another run_name, or move that folder away"
                 )
             return None
         found = self.checkpoints.newest() if how == "auto" else checkpoint.load(Path(how))

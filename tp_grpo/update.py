@@ -35,8 +35,8 @@ class Updater:
     def step(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], *, fresh: bool) -> dict[str, float]:
         """Descend once on the mean loss of `rollouts` with `advantages` (B, K) each.
 
-        `fresh`: the policy has not moved since they were sampled; the old mean is then the new one, detached, and how far
-        the stored means are from it is reported as ratio_dev. An update whose gradient is not finite is left out.
+        `fresh`: the policy has not moved since they were sampled; the old mean is then the new one, detached, and how
+        far the stored means are from it is reported as ratio_dev. An update whose gradient is not finite is left out.
         """
         stats: list[LossStats] = []
         deviations: list[Tensor] = []

@@ -138,10 +138,10 @@ library_name: diffusers
 ---
 # Coloured shapes: a Stable Diffusion 3 pipeline of 5.7 MB
 
-A genuine `StableDiffusion3Pipeline` (transformer 2.30 M parameters, VAE 0.18 M, two CLIP and one T5 text encoder) that draws
-one to four coloured shapes at 48 x 48 from captions such as "a green triangle above a purple square". It exists so that
-reinforcement learning of flow-matching models can be run, tested and understood on a laptop. It was trained on rendered
-images only, by the command below; a tenth of the pair and position captions were never shown to it.
+A genuine `StableDiffusion3Pipeline` (transformer 2.30 M parameters, VAE 0.18 M, two CLIP and one T5 text encoder) that
+draws one to four coloured shapes at 48 x 48 from captions such as "a green triangle above a purple square". It exists so
+that reinforcement learning of flow-matching models can be run, tested and understood on a laptop. It was trained on
+rendered images only, by the command below; a tenth of the pair and position captions were never shown to it.
 
 ```python
 pipe = StableDiffusion3Pipeline.from_pretrained("tp_grpo/shapes/weights")
@@ -149,7 +149,8 @@ pipe("a red circle and a blue square", height=48, width=48, num_inference_steps=
      max_sequence_length={tokens}).images[0]
 ```
 
-`max_sequence_length={tokens}` is what it was trained with; the pipeline's default of 256 pads the prompt and shifts the images.
+`max_sequence_length={tokens}` is what it was trained with; the pipeline's default of 256 pads the prompt and shifts the
+images.
 
 ## Made by
 
@@ -159,8 +160,8 @@ pipe("a red circle and a blue square", height=48, width=48, num_inference_steps=
 
 ## Figures
 
-Ten Euler steps of the stock pipeline; `exact` is the share of images in which every object, colour, count and relation is
-right, `graded` the mean of the parts (`reward_models/shapes.py`).
+Ten Euler steps of the stock pipeline; `exact` is the share of images in which every object, colour, count and relation
+is right, `graded` the mean of the parts (`reward_models/shapes.py`).
 
 {table}
 

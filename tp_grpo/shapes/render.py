@@ -52,7 +52,7 @@ def _related(a: tuple[float, float, float], b: tuple[float, float, float], relat
 
 
 def _coverage(shape: str, x: float, y: float, half: float) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The pixels (rows, columns) of the bounding box, and the share (h, w, 1) in [0, 1] of each that the shape covers."""
+    """The pixels (rows, columns) of the bounding box, and the share (h, w, 1) of each that the shape covers."""
     rows, v = _fine(y, half)
     columns, u = _fine(x, half)
     hits = inside(shape, *np.meshgrid(u, v, indexing="xy")).astype(np.float32)

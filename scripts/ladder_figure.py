@@ -1,0 +1,75 @@
+"""Draw one trajectory with its ladder: python scripts/ladder_figure.py RUN OUT.png [--row N]
+
+Takes the run's newest kept ladders; without --row, the first trajectory with two turning points or the most there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+from safetensors import safe_open
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#888888"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--row", type=int)
+    arguments = parser.parse_args()
+    paths = (arguments.run / "ladders").glob("epoch-*.safetensors")
+    newest = max(paths, key=lambda path: int(path.stem.removeprefix("epoch-")))
+    with safe_open(newest, framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        prompts = json.loads(file.metadata()["prompts"])
+    count = kept["turning"][: len(kept["images"])].sum(1).clamp(max=2)
+    row = int(count.argmax()) if arguments.row is None else arguments.row
+    draw({name: value[row] for name, value in kept.items()}, prompts[row], arguments.out)
+
+
+def draw(kept: dict, prompt: str, out: Path) -> None:
+    """Completions above, their rewards as a line below, an arrow a step."""
+    ladder = kept["ladder"].tolist()
+    n = len(ladder)
+    figure = plt.figure(figsize=(1.7 * n, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, n, height_ratios=[1, 1.7])
+    for k in range(n):
+        axes = figure.add_subplot(grid[0, k])
+        axes.imshow(kept["images"][k].numpy(), interpolation="nearest")
+        axes.set_title(["ODE only", *[f"{i} SDE step{'s' * (i > 1)}, ODE" for i in range(1, n)]][k], fontsize=9)
+        axes.axis("off")
+    axes = figure.add_subplot(grid[1, :])
+    for k in range(n - 1):
+        turning, reward = bool(kept["turning"][k]), float(kept["reward"][k])
+        color = (GOOD if reward > 0 else BAD) if turning else PLAIN
+        axes.plot([k, k + 1], ladder[k : k + 2], color=color, linewidth=3 if turning else 1.5)
+        label = f"step {k}: {float(kept['increment'][k]):+.2f}"
+        if turning:
+            label += f"\nturning point\ncredit {reward:+.2f}"
+        middle = (ladder[k] + ladder[k + 1]) / 2
+        axes.annotate(
+            label, (k + 0.5, middle), (0, 14), textcoords="offset points", ha="center", fontsize=9, color=color
+        )
+    axes.scatter(range(n), ladder, color="black", zorder=3)
+    for k, reward in enumerate(ladder):
+        axes.annotate(
+            f"$R_{k}$ = {reward:.2f}", (k, reward), (0, -16), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set_xlim(-0.5, n - 0.5)
+    axes.margins(y=0.35)
+    axes.set_xticks([])
+    axes.set_ylabel("reward")
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.suptitle(f"“{prompt}”", fontsize=11)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

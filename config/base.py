@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.prompts.eval = ""  # the same; never trained on
 
     c.rewards = ConfigDict()
-    c.rewards.scorers = ConfigDict()  # name -> {"weight": 1.0, options of the scorer}; name may be "module:callable"
+    c.rewards.scorers = ConfigDict(allow_dotted_keys=True)  # name or "module:callable" -> {"weight": 1.0, its options}
     c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
 
     c.sample = _sample()

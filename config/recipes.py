@@ -19,7 +19,7 @@ def shapes_tiny(c: ConfigDict) -> None:
     c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16)
     c.lora.update(rank=16, alpha=32)
     c.prompts.update(train="tp_grpo.shapes.captions:train", eval="tp_grpo.shapes.captions:held_out")
-    c.rewards.scorers = ConfigDict({"shapes": {"weight": 1.0, "exact_share": 0.5}})
+    c.rewards.scorers["shapes"] = {"weight": 1.0, "exact_share": 0.5}
     c.sample.update(guidance_scale=1.0, kind="sde", window_size=5, groups_per_epoch=12, group_size=8)
     c.sample.update(batch_size=48, max_rows=96)
     c.advantage.global_std = True
@@ -35,6 +35,7 @@ def shapes_smoke(c: ConfigDict) -> None:
     c.sample.update(steps=4, window_size=2, groups_per_epoch=2, group_size=4, batch_size=4, max_rows=8)
     c.eval.update(every=1, steps=4, members=1, prompts=8, batch_size=8, images=4)
     c.tracking.update(images_every=1, trackers=())
+    c.checkpoint.keep_every = 1
 
 
 RECIPES: dict[str, Callable[[ConfigDict], None]] = {"shapes_tiny": shapes_tiny, "shapes_smoke": shapes_smoke}

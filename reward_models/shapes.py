@@ -115,10 +115,12 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
     cost = np.array([[f.color_distance(c) - f.iou[s] for f in found] for c, s in wanted])
     rows, columns = linear_sum_assignment(cost.reshape(len(wanted), len(found)))
     pairs = [(wanted[r], found[c]) for r, c in zip(rows, columns, strict=True)]
+    # Surplus objects dilute colour and shape: otherwise drawing everything twice would be a cheap way to be graded well.
+    objects = max(len(wanted), len(found))
     parts = {
         "count": max(0.0, 1 - abs(len(found) - len(wanted)) / len(wanted)),
-        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs) / len(wanted),
-        "shape": sum(_ramp(f.iou[s], IOU_LOST, IOU_SURE) for (_, s), f in pairs) / len(wanted),
+        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs) / objects,
+        "shape": sum(_ramp(f.iou[s], IOU_LOST, IOU_SURE) for (_, s), f in pairs) / objects,
     }
     exact = len(found) == len(wanted) and all(f.is_a(*w) for w, f in pairs)
     if "relation" in metadata:

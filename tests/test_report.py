@@ -55,7 +55,7 @@ def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
     assert "p&lt;1&gt;" in html and "p<1>" not in html
     assert html.count('class="cell good"') == 2 and html.count('class="cell bad"') == 2  # one each in the legend
     assert "1.2 minutes" in html
-    assert "after epoch 1" in html and "-0.267 ± 0.146" in html
+    assert "after epoch 1" in html and "-0.267 ± 0.196" in html
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ PROMPTS = ["a red circle", "a green triangle above a purple square"]
 
 def settings(path: Path, **fields: object) -> ConfigDict:
     config = base.get_config().model
-    config.update(path=str(path), dtype="fp32", height=48, width=48, max_sequence_length=12, **fields)
+    config.update({"path": str(path), "dtype": "fp32", "height": 48, "width": 48, "max_sequence_length": 12, **fields})
     return config
 
 

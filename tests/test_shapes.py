@@ -67,6 +67,8 @@ def test_the_parts_say_what_is_wrong() -> None:
     assert flipped["position"] == 0 and flipped["exact"] == 0 and flipped["graded"] == 0.75
     missing = judge(image, {"objects": [red_circle, blue_square, {"color": "black", "shape": "cross", "count": 2}]})
     assert missing["count"] == 0.5 and missing["color"] == pytest.approx(0.5) and missing["exact"] == 0
+    surplus = judge(image, {"objects": [red_circle]})
+    assert surplus["count"] == 0 and surplus["color"] == surplus["shape"] == 0.5
     wrong_color = judge(image, {"objects": [{**red_circle, "color": "black"}, blue_square]})
     assert wrong_color["color"] < 0.6 and wrong_color["shape"] == 1 and wrong_color["count"] == 1
     blank = judge(np.full((48, 48, 3), 240, np.uint8), right)

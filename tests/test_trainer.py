@@ -53,7 +53,7 @@ def test_a_run_leaves_metrics_ladders_evaluations_adapter_and_report(smoke: Smok
     assert train[-1]["updates"] == 4 and train[-1]["grad_norm"] > 0 and train[-1]["skipped"] == 0
     assert not same(weights(config, 1), weights(config, 2))
     kept = ladders(config, 2)
-    assert kept["ladder"].shape == (8, 3) and kept["images"].shape == (8, 3, 48, 48, 3)
+    assert kept["ladder"].shape == (8, 3) and kept["images"].shape == (8, 3, 48, 48, 3), "two groups of four"
     torch.testing.assert_close(kept["increment"].sum(1), kept["ladder"][:, -1] - kept["ladder"][:, 0])
     html = page.read_text()
     assert (
@@ -160,7 +160,7 @@ def test_another_setting_is_refused_field_by_field(smoke: Smoke) -> None:
 def test_a_scorer_that_gives_too_many_nans_stops_the_run(smoke: Smoke) -> None:
     config = smoke()
     with config.unlocked():
-        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}})
+        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True)
     with pytest.raises(RewardError, match=r"no score \(NaN\) for 2 of 8 images, 25%; rewards.max_failed = 0.05"):
         Trainer(config).run()
 
@@ -168,7 +168,7 @@ def test_a_scorer_that_gives_too_many_nans_stops_the_run(smoke: Smoke) -> None:
 def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
     config = smoke("flow_grpo", epochs=1, rewards__max_failed=0.5)
     with config.unlocked():
-        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}})
+        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True)
     Trainer(config).run()
     kept = ladders(config)
     lost = kept["ladder"].isnan()[:, 0]

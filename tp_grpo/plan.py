@@ -106,8 +106,8 @@ def _check_window(sample: Any) -> None:
         raise ValueError(
             f"sample.window_start = {sample.window_start} and sample.window_size = {sample.window_size}: the window "
             f"covers steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step "
-            f"({sample.steps - 1}) ends at sigma 0, where no noise is left to act on; the largest window_size from there is "
-            f"{max(0, sample.steps - 1 - max(0, sample.window_start))}"
+            f"({sample.steps - 1}) ends at sigma 0, where no noise is left to act on; the largest window_size "
+            f"from there is {max(0, sample.steps - 1 - max(0, sample.window_start))}"
         )
 
 

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _curves(train: list[dict[str, float]], evaluations: list[dict[str, float]]) 
     return figures
 
 
-def _curve(title: str, series: dict[str, tuple[list[float], list[float], list[float] | None]]) -> dict[str, str]:
+def _curve(title: str, series: Mapping[str, tuple[list[float], list[float], list[float] | None]]) -> dict[str, str]:
     matplotlib.rcParams["svg.hashsalt"] = "tp_grpo"
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
@@ -149,7 +150,7 @@ def _curve(title: str, series: dict[str, tuple[list[float], list[float], list[fl
         axes.errorbar(x, y, yerr=errors, label=name, capsize=2, linewidth=1.5)
         words.append(f"{name} from {y[0]:.3f} to {y[-1]:.3f}")
     axes.set_xlabel("epoch")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
     axes.grid(alpha=0.3)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -64,16 +64,16 @@ class Tracker:
 
     def save_ladders(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
         """`ladders/epoch-N.safetensors`; prompts travel in its metadata."""
-        if self.main:
-            named = {name: value.contiguous() for name, value in tensors.items()}
-            save_file(named, self.folder / "ladders" / f"epoch-{epoch}.safetensors", {"prompts": json.dumps(prompts)})
+        self._save("ladders", epoch, tensors, prompts)
 
     def save_evaluation(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
         """`evaluations/epoch-N.safetensors`: every image's scores in the same order each time, and some images."""
+        self._save("evaluations", epoch, tensors, prompts)
+
+    def _save(self, kind: str, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
         if self.main:
-            named = {name: value.contiguous() for name, value in tensors.items()}
-            path = self.folder / "evaluations" / f"epoch-{epoch}.safetensors"
-            save_file(named, path, {"prompts": json.dumps(prompts)})
+            owned = {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors shares nothing
+            save_file(owned, self.folder / kind / f"epoch-{epoch}.safetensors", {"prompts": json.dumps(prompts)})
 
 
 class Clock:

@@ -214,9 +214,7 @@ class Trainer:
         self, epoch: int, pending: list[Pending], ladder: Tensor, step_credit: Credit, advantages: Tensor
     ) -> None:
         """All ladders of the epoch, and thumbnails of the completions of the first groups."""
-        count = min(
-            self.config.tracking.groups * self.plan.group_size, self.plan.batches_per_update * self.plan.batch_size
-        )
+        count = self.config.tracking.groups * self.plan.group_size
         first = self._gather([tracking.thumbnails(p.images) for p in pending])[:count]
         tensors = {
             "ladder": ladder,
@@ -227,7 +225,9 @@ class Trainer:
             "group_id": self._group_id,
             "images": first,
         }
-        self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in self._group_id[:count].tolist()])
+        self.tracker.save_ladders(
+            epoch, tensors, [self.prompts.prompts[i] for i in self._group_id[: len(first)].tolist()]
+        )
 
     def _find_resume(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from, checked before any weights load."""

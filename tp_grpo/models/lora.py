@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
-def add(transformer: nn.Module, *, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
+def add(transformer: Any, *, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     """Adds a LoRA with gaussian A and zero B to every module whose name ends in one of `targets`.
 
     Raises ValueError for targets that no module has.
@@ -44,7 +44,7 @@ def disabled(transformer: Any) -> Iterator[None]:
         transformer.enable_adapters()
 
 
-def save(pipeline_class: Any, transformer: nn.Module, folder: Path) -> None:
+def save(pipeline_class: Any, transformer: Any, folder: Path) -> None:
     """`pytorch_lora_weights.safetensors` for the pipeline's `load_lora_weights`; alpha travels in its metadata.
 
     Raises RuntimeError when the file does not hold what was to be saved.

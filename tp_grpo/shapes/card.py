@@ -139,8 +139,8 @@ library_name: diffusers
 # Coloured shapes: a Stable Diffusion 3 pipeline of 5.7 MB
 
 A genuine `StableDiffusion3Pipeline` (transformer 2.30 M parameters, VAE 0.18 M, two CLIP and one T5 text encoder) that
-draws one to four coloured shapes at 48 x 48 from captions such as "a green triangle above a purple square". It exists so
-that reinforcement learning of flow-matching models can be run, tested and understood on a laptop. It was trained on
+draws one to four coloured shapes at 48 x 48 from captions such as "a green triangle above a purple square". It exists
+so that reinforcement learning of flow-matching models can be run, tested and understood on a laptop. It was trained on
 rendered images only, by the command below; a tenth of the pair and position captions were never shown to it.
 
 ```python

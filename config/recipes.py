@@ -15,17 +15,18 @@ def shapes_tiny(c: ConfigDict) -> None:
 
     bash scripts/quickstart.sh
     """
-    c.epochs = 60
+    c.epochs = 70
     c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16)
     c.lora.update(rank=16, alpha=32)
     c.prompts.update(train="tp_grpo.shapes.captions:train", eval="tp_grpo.shapes.captions:held_out")
     c.rewards.scorers["shapes"] = {"weight": 1.0, "exact_share": 0.5}
-    c.sample.update(guidance_scale=1.0, kind="sde", window_size=5, groups_per_epoch=12, group_size=8)
+    c.sample.update(guidance_scale=1.0, kind="sde", steps=6, window_size=3, groups_per_epoch=12, group_size=8)
     c.sample.update(batch_size=48, max_rows=96)
     c.advantage.global_std = True
-    c.train.update(learning_rate=1e-3, clip_range=1e-4, beta=0.0, step_weight="velocity")
-    c.ema.every = 1
-    c.eval.update(every=20, steps=10, members=4, batch_size=96)
+    c.train.update(learning_rate=1.5e-3, clip_range=1e-4, beta=0.0, step_weight="velocity")
+    c.ema.update(decay=0.95, every=1)
+    c.eval.update(every=35, steps=10, members=3, batch_size=96)
+    c.tracking.images_every = 35
 
 
 def shapes_smoke(c: ConfigDict) -> None:

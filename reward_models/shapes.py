@@ -115,7 +115,7 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
     cost = np.array([[f.color_distance(c) - f.iou[s] for f in found] for c, s in wanted])
     rows, columns = linear_sum_assignment(cost.reshape(len(wanted), len(found)))
     pairs = [(wanted[r], found[c]) for r, c in zip(rows, columns, strict=True)]
-    # Surplus objects dilute colour and shape: otherwise drawing everything twice would be a cheap way to be graded well.
+    # Surplus objects dilute colour and shape: drawing everything twice must not be a cheap way to be graded well.
     objects = max(len(wanted), len(found))
     parts = {
         "count": max(0.0, 1 - abs(len(found) - len(wanted)) / len(wanted)),

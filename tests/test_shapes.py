@@ -53,7 +53,7 @@ def test_rendered_truth_scores_one_and_shuffled_captions_do_not() -> None:
     truth = scorer(images, [p for p, _ in chosen], metadata)
     assert truth.extras["exact"].mean() >= 0.995 and truth.extras["graded"].mean() >= 0.999
     shuffled = scorer(images, [p for p, _ in chosen], metadata[7:] + metadata[:7])
-    assert shuffled.extras["exact"].mean() < 0.02 and shuffled.extras["graded"].mean() < 0.6
+    assert shuffled.extras["exact"].mean() < 0.02 and shuffled.extras["graded"].mean() < 0.65
 
 
 def test_the_parts_say_what_is_wrong() -> None:

@@ -225,9 +225,8 @@ class Trainer:
             "group_id": self._group_id,
             "images": first,
         }
-        self.tracker.save_ladders(
-            epoch, tensors, [self.prompts.prompts[i] for i in self._group_id[: len(first)].tolist()]
-        )
+        shown = self._group_id[: len(first)].tolist()
+        self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in shown])
 
     def _find_resume(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from, checked before any weights load."""

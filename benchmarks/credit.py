@@ -1,7 +1,7 @@
 """Compare the credit methods on a recipe: python benchmarks/credit.py [--recipe shapes_tiny] [--seeds 3]
 
-Trains every method with every seed, one after another (a run that is finished is not repeated), and prints the
-held-out score against updates, model evaluations and seconds as Markdown.
+Trains every method with every seed (a run that is finished is not repeated, one that was stopped goes on), and prints
+the held-out score against updates, model evaluations and seconds as Markdown.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -28,14 +29,17 @@ METHODS = {
 }
 
 
-def train(out: Path, method: str, recipe: str, seed: int, extra: list[str]) -> Path:
-    """One run by scripts/train.py; returns its folder."""
+def train(out: Path, method: str, recipe: str, seed: int, threads: int, extra: list[str]) -> Path:
+    """One run by scripts/train.py, its words in NAME.log; returns its folder."""
     file, credit = METHODS[method]
     name = f"{credit}-{seed}"
     command = [sys.executable, "scripts/train.py", f"--config=config/{file}.py:{recipe}", f"--config.run_name={name}"]
     command += [f"--config.credit.name={credit}", f"--config.seed={seed}", f"--config.output_dir={out}", *extra]
-    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f"{name}.log").open("a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    print(f"done: {out / name}", flush=True)
     return out / name
 
 
@@ -87,15 +91,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 .. N")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--score", default="shapes/exact")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores divided among them")
     arguments, extra = parser.parse_known_args()
-    out = arguments.out.resolve()
+    out, cores = arguments.out.resolve(), os.cpu_count() or 1
+    threads = max(1, cores // arguments.jobs)
+    # Seeds outermost: a drift of the machine meets all methods alike.
+    todo = [(method, seed) for seed in range(1, arguments.seeds + 1) for method in arguments.methods]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = list(pool.map(lambda t: train(out, t[0], arguments.recipe, t[1], threads, extra), todo))
     runs: dict[str, list[dict[int, dict[str, float]]]] = {}
-    for seed in range(1, arguments.seeds + 1):  # seeds outermost: a drift of the machine meets all methods alike
-        for method in arguments.methods:
-            folder = train(out, method, arguments.recipe, seed, extra)
-            runs.setdefault(method, []).append(read(folder, arguments.score))
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {date.today()}"
-    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {machine}\n\n{table(runs)}")
+    for (method, _), folder in zip(todo, folders, strict=True):
+        runs.setdefault(method, []).append(read(folder, arguments.score))
+    load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
+    machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
+    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}\n\n{table(runs)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Draw one trajectory with its ladder: python scripts/ladder_figure.py RUN OUT.png [--row N]
+"""Draw one trajectory with its ladder: python scripts/ladder_figure.py RUN OUT.png [--epoch N] [--row N]
 
-Takes the run's newest kept ladders; without --row, the first trajectory with two turning points or the most there are.
+Takes the run's newest kept ladders; without --row, the first trajectory that has the most turning points.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--epoch", type=int)
     parser.add_argument("--row", type=int)
     arguments = parser.parse_args()
-    paths = (arguments.run / "ladders").glob("epoch-*.safetensors")
-    newest = max(paths, key=lambda path: int(path.stem.removeprefix("epoch-")))
-    with safe_open(newest, framework="pt") as file:
+    folder = arguments.run / "ladders"
+    epochs = [int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.safetensors")]
+    epoch = max(epochs) if arguments.epoch is None else arguments.epoch
+    with safe_open(folder / f"epoch-{epoch}.safetensors", framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         prompts = json.loads(file.metadata()["prompts"])
-    count = kept["turning"][: len(kept["images"])].sum(1).clamp(max=2)
+    count = kept["turning"][: len(kept["images"])].sum(1)
     row = int(count.argmax()) if arguments.row is None else arguments.row
     draw({name: value[row] for name, value in kept.items()}, prompts[row], arguments.out)
 

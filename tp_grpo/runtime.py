@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ class Runtime:
             cpu=not torch.cuda.is_available(),
             mixed_precision=precision,
             log_with=list(trackers) or None,
-            project_dir=folder,
+            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/tensorboard"),
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes

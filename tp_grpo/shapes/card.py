@@ -1,10 +1,14 @@
-"""Save the embedded pipeline, measure it as a user would load it, and write its model card."""
+"""Save the embedded pipeline, measure it as a user would load it, and write its model card.
+
+python -m tp_grpo.shapes.card FOLDER measures again, after a change of the scorer, and keeps how it was made.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -42,14 +46,28 @@ def measure(folder: Path, *, images: int, seed: int) -> Figures:
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(seed)
-    figures: Figures = {"reconstructed truth": reconstruct(pipeline, captions.train(), images, rng)}
+    figures: Figures = {"reconstructed truth": reconstruct(pipeline, stratified(captions.train(), images, rng), rng)}
     for name, pool in (("training captions", captions.train()), ("held-out captions", captions.held_out())):
         for guidance in (1.0, 3.0):
-            chosen = [pool[i] for i in rng.integers(len(pool), size=images)]
+            chosen = stratified(pool, images, rng)
             pixels = generate(pipeline, [prompt for prompt, _ in chosen], guidance, seed)
             label = f"{name}, {'no guidance' if guidance == 1 else f'CFG {guidance:g}'}"
-            figures[label] = by_family(pixels, chosen)
+            figures[label] = by_family(pixels, chosen) | {"all": overall(by_family(pixels, chosen), pool)}
     return figures
+
+
+def stratified(pool: list[captions.Caption], n: int, rng: np.random.Generator) -> list[captions.Caption]:
+    """About n captions, equally many of each family in the pool."""
+    tags = sorted({metadata["tag"] for _, metadata in pool})
+    families = [[caption for caption in pool if caption[1]["tag"] == tag] for tag in tags]
+    return [family[i] for family in families for i in rng.integers(len(family), size=max(1, n // len(tags)))]
+
+
+def overall(families: dict[str, dict[str, float]], pool: list[captions.Caption]) -> dict[str, float]:
+    """What captions drawn evenly from the pool would score: families weighted by their share of it."""
+    share = {tag: sum(metadata["tag"] == tag for _, metadata in pool) / len(pool) for tag in families}
+    figures = {name: sum(share[tag] * row[name] for tag, row in families.items()) for name in ("exact", "graded")}
+    return figures | {"n": sum(row["n"] for row in families.values())}
 
 
 @torch.no_grad()
@@ -74,26 +92,23 @@ def generate(pipeline: StableDiffusion3Pipeline, prompts: list[str], guidance: f
 
 @torch.no_grad()
 def reconstruct(
-    pipeline: StableDiffusion3Pipeline, pool: list[captions.Caption], images: int, rng: np.random.Generator
+    pipeline: StableDiffusion3Pipeline, chosen: list[captions.Caption], rng: np.random.Generator
 ) -> dict[str, dict[str, float]]:
     """Rendered truth through the VAE and back."""
-    chosen = [pool[i] for i in rng.integers(len(pool), size=images)]
     truth = np.stack([render(metadata, rng) for _, metadata in chosen])
     pixels = torch.from_numpy(truth).permute(0, 3, 1, 2).float() / 127.5 - 1
     decoded = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     back = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     psnr = 10 * np.log10(255**2 / np.mean((back.astype(float) - truth) ** 2))
     families = by_family(back, chosen)
-    families["all"]["psnr_db"] = float(psnr)
-    return families
+    return families | {"all": overall(families, captions.train()) | {"psnr_db": float(psnr)}}
 
 
 def by_family(pixels: np.ndarray, chosen: list[captions.Caption]) -> dict[str, dict[str, float]]:
-    """exact, graded and n for each family of captions and for all of them."""
+    """exact, graded and n for each family of captions."""
     scores = ShapesScorer()(pixels, [prompt for prompt, _ in chosen], [metadata for _, metadata in chosen])
     rows: dict[str, list[int]] = defaultdict(list)
     for i, (_, metadata) in enumerate(chosen):
-        rows["all"].append(i)
         rows[metadata["tag"]].append(i)
     return {
         tag: {name: float(scores.extras[name][own].mean()) for name in ("exact", "graded")} | {"n": len(own)}
@@ -101,22 +116,25 @@ def by_family(pixels: np.ndarray, chosen: list[captions.Caption]) -> dict[str, d
     }
 
 
-def write(out: Path, figures: Figures, *, seed: int, schedule: Any, seconds: float) -> None:
+def provenance(*, seed: int, schedule: Any, seconds: float) -> dict[str, Any]:
+    """How the weights were made, for the card."""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(schedule).items())
+    return {
+        "command": f"python -m tp_grpo.shapes.pretrain --out FOLDER --seed {seed} {options}",
+        "minutes": round(seconds / 60),
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "seed": seed,
+        "card_images": schedule.card_images,
+    }
+
+
+def write(out: Path, figures: Figures, made: dict[str, Any]) -> None:
     """README.md (the card), figures.json and SHA256SUMS beside the weights."""
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "figures.json").write_text(json.dumps({"made": made, "figures": figures}, indent=1) + "\n")
     sums = {str(p.relative_to(out)): _sha256(p) for p in sorted(out.rglob("*.safetensors"))}
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(schedule).items())
-    (out / "README.md").write_text(
-        CARD.format(
-            command=f"python -m tp_grpo.shapes.pretrain --out FOLDER --seed {seed} {options}",
-            minutes=seconds / 60,
-            machine=f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
-            tokens=T5_TOKENS,
-            table=_table(figures),
-            sums="\n".join(f"- `{name}` `{digest}`" for name, digest in sums.items()),
-        )
-    )
+    listed = "\n".join(f"- `{name}` `{digest}`" for name, digest in sums.items())
+    (out / "README.md").write_text(CARD.format(**made, tokens=T5_TOKENS, table=_table(figures), sums=listed))
 
 
 def _table(figures: Figures) -> str:
@@ -156,7 +174,7 @@ images.
 
 `{command}`
 
-{minutes:.0f} minutes ({machine}).
+{minutes} minutes ({machine}).
 
 ## Figures
 
@@ -169,3 +187,13 @@ is right, `graded` the mean of the parts (`reward_models/shapes.py`).
 
 {sums}
 """
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    made = json.loads((folder / "figures.json").read_text())["made"]
+    write(folder, measure(folder, images=made["card_images"], seed=made["seed"]), made)
+
+
+if __name__ == "__main__":
+    main()

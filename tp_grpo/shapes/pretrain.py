@@ -51,7 +51,7 @@ def pretrain(out: Path, *, seed: int, schedule: Schedule) -> None:
     train_flow(pipeline, latents, prompts, schedule, rng)
     card.save(pipeline, out)
     figures = card.measure(out, images=schedule.card_images, seed=seed)
-    card.write(out, figures, seed=seed, schedule=schedule, seconds=time.perf_counter() - start)
+    card.write(out, figures, card.provenance(seed=seed, schedule=schedule, seconds=time.perf_counter() - start))
 
 
 def draw(n: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:

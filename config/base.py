@@ -109,5 +109,5 @@ def _train() -> ConfigDict:
     c.clip_range = 1e-5  # of the ratio; log-probs are means over the latent, so ratios move little
     c.beta = 1e-4  # weight of the KL to the frozen model; 0 leaves it out
     c.step_weight = "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)
-    c.max_ratio_dev = 1e-2  # a first update whose ratio is further than this from 1 stops the run
+    c.max_ratio_dev = 1e-5  # an epoch whose first ratios, of the unmoved policy, are further from 1 stops the run
     return c

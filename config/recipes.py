@@ -23,7 +23,8 @@ def shapes_tiny(c: ConfigDict) -> None:
     c.sample.update(guidance_scale=1.0, kind="sde", steps=6, window_size=3, groups_per_epoch=12, group_size=8)
     c.sample.update(batch_size=48, max_rows=96)
     c.advantage.global_std = True
-    c.train.update(learning_rate=1.5e-3, clip_range=1e-4, beta=0.0, step_weight="velocity")
+    c.train.update(learning_rate=1.5e-3, clip_range=1e-4, max_ratio_dev=1e-4)
+    c.train.update(beta=0.0, step_weight="velocity")
     c.ema.update(decay=0.95, every=1)
     c.eval.update(every=35, steps=10, members=3, batch_size=96)
     c.tracking.images_every = 35

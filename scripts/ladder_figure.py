@@ -32,7 +32,7 @@ def main() -> None:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         prompts = json.loads(file.metadata()["prompts"])
     count = kept["turning"][: len(kept["images"])].sum(1)
-    row = int(count.argmax()) if arguments.row is None else arguments.row
+    row = count.tolist().index(count.max()) if arguments.row is None else arguments.row
     draw({name: value[row] for name, value in kept.items()}, prompts[row], arguments.out)
 
 
@@ -55,10 +55,11 @@ def draw(kept: dict, prompt: str, out: Path) -> None:
         label = f"step {k}: {float(kept['increment'][k]):+.2f}"
         if turning:
             label += f"\nturning point\ncredit {reward:+.2f}"
-        middle = (ladder[k] + ladder[k + 1]) / 2
-        axes.annotate(
-            label, (k + 0.5, middle), (0, 14), textcoords="offset points", ha="center", fontsize=9, color=color
-        )
+        # To the right of a steep line, above a flat one.
+        steep = abs(ladder[k + 1] - ladder[k]) > 0.3 * (max(ladder) - min(ladder))
+        offset, ha = ((14, -5), "left") if steep else ((0, 12), "center")
+        at = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
+        axes.annotate(label, at, offset, textcoords="offset points", ha=ha, fontsize=9, color=color)
     axes.scatter(range(n), ladder, color="black", zorder=3)
     for k, reward in enumerate(ladder):
         axes.annotate(

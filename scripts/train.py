@@ -20,6 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", "config/tp_grpo.py:shapes_ti
 def main(arguments: list[str]) -> int:
     from tp_grpo.rewards import RewardError
     from tp_grpo.trainer import Trainer
+    from tp_grpo.update import RatioError
 
     if len(arguments) > 1:
         print(f"error: {arguments[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
@@ -27,13 +28,14 @@ def main(arguments: list[str]) -> int:
     _quiet()
     trainer = None
     try:
-        trainer = Trainer(_CONFIG.value)
+        try:
+            trainer = Trainer(_CONFIG.value)
+        except ValueError as error:  # the user's; one that comes later is ours, and keeps its traceback
+            return _stopped(None, f"error: {error}", 2)
         page = trainer.run()
     except KeyboardInterrupt:
         return _stopped(trainer, "stopped by Ctrl-C", 130)
-    except ValueError as error:
-        return _stopped(trainer, f"error: {error}", 2)
-    except RewardError as error:
+    except (RewardError, RatioError) as error:
         return _stopped(trainer, f"error: {error}", 3)
     trainer.runtime.say(f"report: {page}")
     return 0

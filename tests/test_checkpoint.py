@@ -18,9 +18,9 @@ def saved(folder: Path, *epochs: int, keep_every: int = 10) -> Checkpoints:
     return checkpoints
 
 
-def test_the_newest_and_every_tenth_stay(tmp_path: Path) -> None:
+def test_the_two_newest_and_every_tenth_stay(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, *range(1, 13))
-    assert checkpoints.epochs() == [10, 12]
+    assert checkpoints.epochs() == [10, 11, 12]
     newest = checkpoints.newest()
     assert newest and newest.epoch == 12 and newest.state["updates"] == 12 and newest.weights["a"][0] == 12
     assert not list(tmp_path.glob(".draft*"))
@@ -43,6 +43,19 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_used(tmp_path: Path
     with pytest.warns(UserWarning, match="trying the one before it"):
         newest = checkpoints.newest()
     assert newest and newest.epoch == 10
+
+
+def test_all_damaged_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "epoch-1" / WEIGHTS).write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        checkpoints.newest()
+
+
+def test_going_back_forgets_what_came_after(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 11, 12)
+    checkpoints.forget_after(11)
+    assert checkpoints.epochs() == [10, 11]
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

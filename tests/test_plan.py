@@ -57,6 +57,10 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         (1, {"sample__noise_level": 1.2}, "at most 1"),
         (1, {"sample__kind": "ode"}, "'ode' is not one of sde, cps"),
         (1, {"epochs": 0}, "epochs = 0"),
+        (1, {"seed": -1}, "seed = -1"),
+        (1, {"train__beta": -0.1}, "train.beta = -0.1 must lie between 0 and inf"),
+        (1, {"advantage__clip": 0.0}, "advantage.clip = 0.0"),
+        (1, {"train__updates_per_epoch": 5000}, "no value near it does"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_numbers(world_size: int, fields: dict, message: str) -> None:

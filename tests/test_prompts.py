@@ -16,6 +16,7 @@ def load(path: Path, content: bytes) -> prompts.PromptSet:
 
 def test_text_and_jsonl(tmp_path: Path) -> None:
     assert load(tmp_path / "a.txt", b"a cat\n\n a dog \n").prompts == ["a cat", "a dog"]
+    assert load(tmp_path / "bom.txt", b"\xef\xbb\xbfa cat\n").prompts == ["a cat"]
     found = load(tmp_path / "a.jsonl", b'{"prompt": "a cat", "tag": "single"}\n')
     assert found.prompts == ["a cat"] and found.metadata == [{"tag": "single"}]
 

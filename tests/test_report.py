@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tp_grpo import report
 
 
-def evaluation(folder: Path, epoch: int, exact: list[float]) -> None:
+def evaluation(folder: Path, epoch: int, exact: list[float], prompts: list[str] | None = None) -> None:
     (folder / "evaluations").mkdir(exist_ok=True)
     tensors = {
         "total": torch.tensor(exact),
@@ -20,7 +20,9 @@ def evaluation(folder: Path, epoch: int, exact: list[float]) -> None:
         "images": torch.zeros(2, 4, 4, 3).byte(),
     }
     save_file(
-        tensors, folder / "evaluations" / f"epoch-{epoch}.safetensors", {"prompts": json.dumps(["p<1>", "p2", "p3"])}
+        tensors,
+        folder / "evaluations" / f"epoch-{epoch}.safetensors",
+        {"prompts": json.dumps(prompts or ["p<1>", "p2", "p3"])},
     )
 
 
@@ -32,7 +34,7 @@ def test_the_change_is_paired_and_nan_left_out(tmp_path: Path) -> None:
     first = compared["scores"][0]
     assert first["name"] == "shapes/exact" and first["n"] == 2
     assert (first["before"], first["after"], first["change"]) == (0.5, 1.0, 0.5)
-    assert first["se"] == pytest.approx(0.5 / 2**0.5)
+    assert first["se"] == pytest.approx(0.5)
     assert [s["after_score"] for s in compared["samples"]] == [1.0, 1.0]
 
 
@@ -55,7 +57,14 @@ def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
     assert "p&lt;1&gt;" in html and "p<1>" not in html
     assert html.count('class="cell good"') == 2 and html.count('class="cell bad"') == 2  # one each in the legend
     assert "1.2 minutes" in html
-    assert "after epoch 1" in html and "-0.267 ± 0.196" in html
+    assert "after epoch 1" in html and "-0.267 ± 0.240" in html
+
+
+def test_evaluations_of_other_prompts_are_not_compared(tmp_path: Path) -> None:
+    evaluation(tmp_path, 0, [0.0, 1.0, 0.5])
+    evaluation(tmp_path, 1, [0.0, 1.0, 0.5], ["p<1>", "p2", "another"])
+    with pytest.raises(ValueError, match="different prompts"):
+        report.compare(tmp_path)
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

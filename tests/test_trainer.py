@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tp_grpo.shapes import captions
 from tp_grpo.shapes.model import T5_TOKENS
 from tp_grpo.trainer import Trainer
 from tp_grpo.types import PromptBatch
+from tp_grpo.update import RatioError
 
 Smoke = Callable[..., ConfigDict]
 
@@ -104,9 +106,13 @@ def test_batch_size_does_not_change_the_run(smoke: Smoke, batch_size: int) -> No
     first, second = ladders(whole), ladders(split)
     torch.testing.assert_close(first["ladder"], second["ladder"], rtol=0, atol=2e-2)
     assert (first["ladder"] - second["ladder"]).abs().median() < 1e-5
-    distance = sum((weights(whole, 1)[n] - weights(split, 1)[n]).norm() ** 2 for n in weights(whole, 1)) ** 0.5
-    length = sum(w.norm() ** 2 for w in weights(whole, 1).values()) ** 0.5
-    assert distance / length < 1e-2
+    moved = [
+        name for name in weights(whole, 1) if "lora_B" in name
+    ]  # they start at zero: their norm is what was learnt
+    distance = sum((weights(whole, 1)[n] - weights(split, 1)[n]).norm() ** 2 for n in moved) ** 0.5
+    length = sum(weights(whole, 1)[n].norm() ** 2 for n in moved) ** 0.5
+    print(f"relative distance of what was learnt: {distance / length:.1e}")
+    assert distance / length < 5e-2
 
 
 def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(smoke: Smoke) -> None:
@@ -181,6 +187,8 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
     [
         ({"model__path": "no/such/place"}, "no such folder"),
         ({"model__path": "tests"}, "no model_index.json"),
+        ({"model__path": "no/place"}, "neither a folder here nor a hub repository that can be read"),
+        ({"model__height": 104}, "more than this model's 96 pixels"),
         ({"model__height": 50}, r"model.height = 50 is not a multiple of 8 .* 48 and 56"),
         ({"model__dtype": "fp16"}, "needs a CUDA GPU"),
         ({"model__type": "sd9"}, "'sd9' is not one of sd3"),
@@ -194,12 +202,67 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
         ({"run_name": ""}, "run_name is empty"),
     ],
 )
-def test_bad_input_is_a_clear_value_error(smoke: Smoke, fields: dict, message: str) -> None:
+def test_bad_input_is_a_clear_value_error(
+    smoke: Smoke, fields: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=message):
         Trainer(smoke(**fields))
 
 
-def test_a_ratio_that_is_not_1_stops_the_run(smoke: Smoke) -> None:
-    trainer = Trainer(smoke(train__max_ratio_dev=-1.0))
-    with pytest.raises(ValueError, match="ratio differs from 1 by 0"):
+def test_a_policy_that_changed_before_the_update_is_noticed_and_not_trained(smoke: Smoke) -> None:
+    trainer = Trainer(smoke())
+    update = trainer._update
+
+    def after_a_change(*arguments: Any) -> dict[str, float]:
+        with torch.no_grad():
+            for parameter in trainer.parameters.values():
+                parameter += 0.05
+        return update(*arguments)
+
+    trainer._update = after_a_change  # type: ignore[method-assign]
+    with pytest.raises(RatioError, match=r"ratio differs from 1 by .* more than train.max_ratio_dev = 0.0001"):
         trainer.run()
+    assert not trainer.optimizer.state, "it must stop before it descends"
+
+
+def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) -> None:
+    config = smoke(epochs=1)
+    trainer = Trainer(config)
+    trainer._save = lambda epoch: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    Trainer(config).run()
+    assert len(lines(config, "train")) == 1 and [line["epoch"] for line in lines(config, "eval")] == [0, 1]
+
+
+def test_every_sample_gets_its_own_advantage(smoke: Smoke) -> None:
+    trainer = Trainer(smoke(sample__batch_size=2))
+    given: list[torch.Tensor] = []
+
+    def record(rollouts: list, advantages: list[torch.Tensor], *, fresh: bool) -> dict[str, float]:
+        for rollout, advantage in zip(rollouts, advantages, strict=True):
+            given.extend(zip(rollout.ladder, advantage, strict=True))
+        return {"ratio_dev": 0.0, "skipped": 0.0}
+
+    trainer.updater.step = record  # type: ignore[assignment, method-assign]
+    trainer._epoch(0)
+    config = trainer.config
+    config.tracking.images_every = 1
+    pairs = {tuple(ladder.tolist()): tuple(advantage.tolist()) for ladder, advantage in given}
+    trainer = Trainer(smoke(run_name="again"))
+    trainer._epoch(0)
+    kept = ladders(trainer.config)
+    assert len(given) == 8
+    for ladder, advantage in zip(kept["ladder"], kept["advantage"], strict=True):
+        nearest = min(pairs, key=lambda known: (torch.tensor(known) - ladder).abs().sum().item())
+        torch.testing.assert_close(torch.tensor(pairs[nearest]), advantage, atol=0.05, rtol=0)
+
+
+def test_training_raises_the_reward(smoke: Smoke) -> None:
+    config = smoke("flow_grpo", epochs=6, train__learning_rate=5e-3, eval__every=6, ema__decay=0.5)
+    with config.unlocked():
+        config.rewards.scorers = ConfigDict({"tests.scorers:Brightness": 1.0}, allow_dotted_keys=True)
+    Trainer(config).run()
+    before, after = lines(config, "eval")
+    assert after["total"] > before["total"] + 3 * before["total_se"] / 8**0.5, (before, after)

@@ -17,7 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # What may change between two parts of one run without making it another run.
-FREE_FIELDS = ("epochs", "output_dir", "run_name", "checkpoint.", "tracking.", "eval.")
+FREE_FIELDS = (
+    "epochs",
+    "output_dir",
+    "run_name",
+    "checkpoint.",
+    "tracking.",
+    "eval.every",
+    "eval.batch_size",
+    "eval.images",
+)
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 
 
@@ -32,7 +41,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: the newest, and every `keep_every`-th for good."""
+    """The folder `checkpoints/` of a run: the two newest, and every `keep_every`-th for good."""
 
     def __init__(self, folder: Path, keep_every: int) -> None:
         self.folder, self.keep_every = folder, keep_every
@@ -59,8 +68,8 @@ class Checkpoints:
             shutil.rmtree(final)
         draft.rename(final)
         _flush(self.folder)
-        for epoch in self.epochs():
-            if epoch < checkpoint.epoch and epoch % self.keep_every:
+        for epoch in self.epochs()[:-2]:
+            if epoch % self.keep_every:
                 shutil.rmtree(self.folder / f"epoch-{epoch}")
         return final
 
@@ -70,13 +79,24 @@ class Checkpoints:
         return sorted(int(name.removeprefix("epoch-")) for name in names)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; a damaged one is passed over with a warning."""
+        """The newest whole checkpoint, None if there never was one; a damaged one is passed over with a warning.
+
+        Raises ValueError when there are some and all are damaged: a run must not begin again unasked.
+        """
         for epoch in reversed(self.epochs()):
             try:
                 return load(self.folder / f"epoch-{epoch}")
             except ValueError as error:
                 warnings.warn(f"{error}; trying the one before it", stacklevel=2)
+        if self.epochs():
+            raise ValueError(f"every checkpoint in {self.folder} is damaged; move the run's folder away to begin again")
         return None
+
+    def forget_after(self, epoch: int) -> None:
+        """Remove the checkpoints of later epochs: the run goes on from `epoch`, and `auto` must find it."""
+        for later in self.epochs():
+            if later > epoch:
+                shutil.rmtree(self.folder / f"epoch-{later}")
 
 
 def load(folder: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tp_grpo.models.base import Backbone
 from tp_grpo.prompts import PromptSet
-from tp_grpo.rewards import RewardSet, to_uint8
+from tp_grpo.rewards import RewardSet, mean_and_error, to_uint8
 from tp_grpo.rollout import conditions_of, encode_once, ode_images
 from tp_grpo.runtime import Runtime
 
@@ -28,13 +28,11 @@ class Evaluation:
     prompts: list[str]
 
     def summary(self) -> dict[str, float]:
-        """Mean, and standard error (suffix _se), of each score that was had."""
+        """Mean over prompts, and its standard error (suffix _se), of each score that was had."""
         report = {}
         for name, values in self.scores.items():
-            had = values[~values.isnan()].double()
-            if len(had):
-                report[name] = had.mean().item()
-                report[f"{name}_se"] = (had.std(correction=0) / len(had) ** 0.5).item()
+            if not values.isnan().all():
+                report[name], report[f"{name}_se"] = mean_and_error(values, self.prompts)
         return report
 
 
@@ -63,8 +61,9 @@ def evaluate(
             guidance_scale=config.sample.guidance_scale,
             key=(config.seed,),
         )
-        pending.append(rewards.submit(images, batch.prompts, batch.metadata))
-        pictures.append(to_uint8(images[rows < settings.images]))
+        pixels = to_uint8(images)
+        pending.append(rewards.submit(pixels, batch.prompts, batch.metadata))
+        pictures.append(pixels[rows < settings.images])
     done = [future.result() for future in pending]
     columns = {"total": torch.cat([d.total for d in done])}
     for name in done[0].scores:
@@ -73,7 +72,9 @@ def evaluate(
         columns[name] = torch.cat([d.extras[name] for d in done])
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
     shown = torch.from_numpy(np.concatenate(pictures)).to(runtime.device)
-    return Evaluation(scores, _images(runtime, shown, settings.images), [prompts.prompts[i] for i in ids])
+    return Evaluation(
+        scores, _images(runtime, shown, min(settings.images, len(ids))), [prompts.prompts[i] for i in ids]
+    )
 
 
 def _interleave(runtime: Runtime, values: Tensor) -> Tensor:

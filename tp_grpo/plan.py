@@ -64,6 +64,13 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     """Raises ValueError with the numbers and the nearest that work, for what does not fit together."""
     sample, train = config.sample, config.train
     _positive(sample, "sample", ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"))
+    _positive(config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size"))
+    _positive(config.advantage, "advantage", ("clip",))
+    _within(config, "config", "seed", 0, 2**63 - 1)
+    _within(train, "train", "beta", 0, float("inf"))
+    _within(config.ema, "ema", "decay", 0, 1)
+    _within(config.rewards, "rewards", "max_failed", 0, 1)
+    _within(config.eval, "eval", "prompts", 0, float("inf"))
     _positive(train, "train", ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"))
     _positive(config, "config", ("epochs",))
     _positive(config.eval, "eval", ("steps", "members", "batch_size", "every"))
@@ -98,6 +105,11 @@ def _positive(section: Any, name: str, fields: Iterable[str]) -> None:
     for field in fields:
         if not section[field] > 0:
             raise ValueError(f"{name}.{field} = {section[field]} must be above 0")
+
+
+def _within(section: Any, name: str, field: str, low: float, high: float) -> None:
+    if not low <= section[field] <= high:
+        raise ValueError(f"{name}.{field} = {section[field]} must lie between {low:g} and {high:g}")
 
 
 def _check_window(sample: Any) -> None:
@@ -147,6 +159,8 @@ def _nearest(value: int, works: Callable[[int], bool]) -> str:
     below = next((v for v in range(value - 1, 0, -1) if works(v)), None)
     above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
     found = [str(v) for v in (below, above) if v is not None]
+    if not found:
+        return "no value near it does"
     return (
         f"the nearest that do are {' and '.join(found)}" if len(found) == 2 else f"the nearest that does is {found[0]}"
     )

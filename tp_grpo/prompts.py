@@ -72,7 +72,7 @@ def _read_file(path: Path, field: str) -> list[tuple[str, dict[str, Any]]]:
     for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
         where = f"{path}:{number}"
         try:
-            line = raw.decode().strip()
+            line = raw.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
         if not line:

@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from tp_grpo.rewards import mean_and_error
+
 MAX_GROUP_ROWS = 8
 SCORE_ORDER = ("exact", "graded", "total")  # what to show first, where a scorer gives several figures
 
@@ -56,29 +58,36 @@ def write(folder: Path, page: Path) -> None:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """First against last evaluation, on the same prompts and noise: mean change and its paired standard error."""
+    """First against last evaluation, same prompts and noise: mean change and its paired standard error over prompts.
+
+    Raises ValueError when the two are not of the same prompts.
+    """
     paths = _by_epoch(folder / "evaluations")
     if len(paths) < 2:
         return {}
-    (before, prompts), (after, _) = _read(paths[0]), _read(paths[-1])
+    (before, prompts), (after, prompts_after) = _read(paths[0]), _read(paths[-1])
+    if prompts != prompts_after:
+        raise ValueError(f"{paths[0]} and {paths[-1]} are of different prompts: they cannot be compared")
     names = [name for name in before if name != "images"]
-    scores = []
+    scores: list[dict[str, Any]] = []
     for name in sorted(names, key=_rank):
-        pair = torch.stack([before[name], after[name]]).double()
-        pair = pair[:, ~pair.isnan().any(0)]
-        if pair.shape[1] == 0:
+        change = after[name] - before[name]
+        if change.isnan().all():
             continue
-        change = pair[1] - pair[0]
+        gap = torch.where(change.isnan(), torch.nan, 0.0)  # an image counts where both have a score
+        mean, error = mean_and_error(change, prompts)
         scores.append(
             {
                 "name": name,
-                "before": pair[0].mean().item(),
-                "after": pair[1].mean().item(),
-                "change": change.mean().item(),
-                "se": (change.std(correction=0) / len(change) ** 0.5).item(),
-                "n": len(change),
+                "before": mean_and_error(before[name] + gap, prompts)[0],
+                "after": mean_and_error(after[name] + gap, prompts)[0],
+                "change": mean,
+                "se": error,
+                "n": int((~change.isnan()).sum()),
             }
         )
+    if not scores:
+        return {}
     main = scores[0]["name"]
     samples = [
         {

@@ -47,28 +47,47 @@ class RewardSet:
         # One thread: batches are scored in the order they come, beside the next batch's sampling.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
-    def submit(self, images: Tensor, prompts: list[str], metadata: list[Metadata]) -> Future[Rewards]:
-        """Start scoring images (n, 3, H, W) in [0, 1]; the future raises RewardError when a scorer fails."""
-        return self._thread.submit(self.score, to_uint8(images), prompts, metadata)
+    def submit(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Future[Rewards]:
+        """Start scoring images (n, H, W, 3) uint8; the future raises RewardError when a scorer fails."""
+        return self._thread.submit(self.score, images, prompts, metadata)
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
-        """images (n, H, W, 3) uint8; raises RewardError when a scorer fails."""
+        """images (n, H, W, 3) uint8; a score that is not finite becomes NaN. Raises RewardError when a scorer fails."""
         scores, extras = {}, {}
         for name, scorer in self.scorers.items():
             try:
                 result = scorer(images, prompts, metadata)
+                scores[name] = _column(result.score, len(images))
+                extras.update({f"{name}/{key}": _column(value, len(images)) for key, value in result.extras.items()})
             except Exception as error:
                 raise RewardError(f"the scorer {name!r} failed with {type(error).__name__}: {error}") from error
-            if result.score.shape != (len(images),):
-                raise RewardError(f"the scorer {name!r} gave scores {result.score.shape} for {len(images)} images")
-            scores[name] = torch.from_numpy(np.asarray(result.score, dtype=np.float32))
-            extras.update({f"{name}/{key}": torch.from_numpy(value) for key, value in result.extras.items()})
         total = sum((self.weights[name] * score for name, score in scores.items()), torch.zeros(len(images)))
         return Rewards(total, scores, extras)
 
     def close(self) -> None:
         """Drop what is still queued; the batch in work is finished."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:
+    """Mean of values (n,) and its standard error over prompts: images of one prompt are not independent.
+
+    NaN values are left out, and prompts that have no other; (nan, nan) when none is left, error nan for one prompt.
+    """
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    had = ~values.isnan()
+    groups = torch.tensor([row[prompt] for prompt in prompts])[had]
+    totals = torch.zeros(len(row), dtype=torch.float64).index_add_(0, groups, values[had].double())
+    counts = torch.bincount(groups, minlength=len(row))
+    means = totals[counts > 0] / counts[counts > 0]
+    return means.mean().item(), (means.std() / len(means) ** 0.5).item() if len(means) > 1 else float("nan")
+
+
+def _column(values: Any, n: int) -> Tensor:
+    column = torch.from_numpy(np.array(values, dtype=np.float32))
+    if column.shape != (n,):
+        raise ValueError(f"it gave values of shape {tuple(column.shape)} for {n} images")
+    return torch.where(column.isfinite(), column, torch.nan)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -51,16 +51,19 @@ def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: f
 
 @dataclass(frozen=True)
 class Pending:
-    """A rollout whose scores are still on the reward thread; `images` (B, R, H, W, 3) uint8, R the ladder's length."""
+    """A rollout whose scores are still on the reward thread.
+
+    size: (B, R), R the ladder's length; images: (B, R, H, W, 3) uint8 where they are to be kept.
+    """
 
     rollout: Rollout
     rewards: Future[Rewards]
-    images: np.ndarray
+    size: tuple[int, int]
+    images: np.ndarray | None
 
     def finish(self) -> tuple[Rollout, Rewards]:
         """Wait for the scores; the rollout with its ladder, and the rewards as (B, R). Raises RewardError."""
-        size = self.images.shape[:2]
-        done = self.rewards.result()
+        size, done = self.size, self.rewards.result()
         total = done.total.reshape(size)
         rewards = Rewards(
             total,
@@ -80,6 +83,7 @@ def roll_out(
     plan: Plan,
     sample: Any,
     key: Sequence[int],
+    keep_images: bool,
 ) -> Pending:
     """Sample a batch with its branches, decode every completion and hand them to the reward thread."""
     sigmas = backbone.sigmas(plan.steps)
@@ -95,13 +99,13 @@ def roll_out(
         branches=plan.branches,
         max_rows=sample.max_rows,
     )
-    images = backbone.decode(clean.flatten(0, 1))
+    images = to_uint8(backbone.decode(clean.flatten(0, 1)))
     prompts = [prompt for prompt in batch.prompts for _ in range(plan.ladder)]
     metadata = [data for data in batch.metadata for _ in range(plan.ladder)]
     future = rewards.submit(images, prompts, metadata)
-    pixels = to_uint8(images).reshape(len(batch.prompts), plan.ladder, *images.shape[2:], 3)
-    empty = torch.empty(len(batch.prompts), 0)
-    return Pending(Rollout(cond, trajectory, empty, batch.group_id, {}), future, pixels)
+    size = (len(batch.prompts), plan.ladder)
+    unscored = Rollout(cond, trajectory, torch.empty(size[0], 0), batch.group_id, {})
+    return Pending(unscored, future, size, images.reshape(*size, *images.shape[1:]) if keep_images else None)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,8 @@ def check_trackers(names: Any) -> tuple[str, ...]:
             f"tracking.trackers: {unknown} are not among {', '.join(TRACKERS)} (metrics.jsonl is always written)"
         )
     netrc = Path.home() / ".netrc"
-    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not netrc.is_file():
+    login = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
+    if "wandb" in names and not login:
         os.environ.setdefault("WANDB_MODE", "offline")
     return tuple(names)
 
@@ -44,7 +46,12 @@ class Tracker:
             (folder / "evaluations").mkdir(exist_ok=True)
             (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         settings = {"wandb": {"dir": str(folder), "name": folder.name}}
-        accelerator.init_trackers(project, init_kwargs=settings)
+        flat = {name: v if isinstance(v, int | float | str | bool) else str(v) for name, v in config.items()}
+        accelerator.init_trackers(project, flat, init_kwargs=settings)
+
+    def has_evaluation(self, epoch: int) -> bool:
+        """Whether `evaluations/` holds that epoch's."""
+        return (self.folder / "evaluations" / f"epoch-{epoch}.safetensors").is_file()
 
     def rewind(self, epoch: int) -> None:
         """Forget what was logged after `epoch`: a resumed run says it again."""
@@ -58,8 +65,10 @@ class Tracker:
         """A line `{"kind", "epoch", ...}` in metrics.jsonl, and the values to every tracker."""
         if not self.main:
             return
+        # JSON has no NaN, and a reader of the line need not be Python.
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, "epoch": epoch, **values}) + "\n")
+            file.write(json.dumps({"kind": kind, "epoch": epoch, **known}) + "\n")
         self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=epoch)
 
     def save_ladders(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:

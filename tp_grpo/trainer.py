@@ -26,7 +26,7 @@ from tp_grpo.update import Updater
 
 
 class Trainer:
-    """Built from a config alone. Whatever is wrong with it is a ValueError before any weights load."""
+    """Built from a config alone. What is wrong with it is a ValueError, before weights load where that can be known."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -69,8 +69,9 @@ class Trainer:
     def run(self) -> Path:
         """Train to `config.epochs` and write the report; returns its path."""
         start = self._resume()
-        if start == 0:
-            self._evaluate(0)
+        if start == 0 or not self.tracker.has_evaluation(0):
+            with lora.disabled(self.runtime.accelerator.unwrap_model(self.backbone.transformer)):
+                self._evaluate(0)
         for epoch in range(start, self.config.epochs):
             self._epoch(epoch)
             done = epoch + 1
@@ -80,21 +81,24 @@ class Trainer:
         return self._finish()
 
     def _epoch(self, epoch: int) -> None:
+        done = epoch + 1
+        keep = done % self.config.tracking.images_every == 0 or done == self.config.epochs
         with self.clock.phase("rollout"):
-            pending = self._roll_out(epoch)
+            pending = self._roll_out(epoch, keep_images=keep)
         with self.clock.phase("score_wait"):
             finished = [p.finish() for p in pending]
         rollouts = [rollout for rollout, _ in finished]
-        step_credit, advantages, ladder = self._credit(rollouts)
+        ladder, group_id = self._gather([r.ladder for r in rollouts]), self._gather([r.group_id for r in rollouts])
+        step_credit, advantages = self._credit(ladder, group_id)
         failed = check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
         with self.clock.phase("update"):
             stats = self._update(rollouts, advantages)
-        images_due = (epoch + 1) % self.config.tracking.images_every == 0 or epoch + 1 == self.config.epochs
-        if images_due:
-            self._keep_ladders(epoch + 1, pending, ladder, step_credit, advantages)
-        self._log(epoch + 1, [r for _, r in finished], step_credit, stats, failed)
+        if keep:
+            self._keep_ladders(done, pending, ladder, group_id, step_credit, advantages)
+        zero_std = zero_std_share(step_credit.reward, group_id).item()
+        self._log(done, [r for _, r in finished], step_credit, stats | {"failed": failed, "zero_std": zero_std})
 
-    def _roll_out(self, epoch: int) -> list[Pending]:
+    def _roll_out(self, epoch: int, *, keep_images: bool) -> list[Pending]:
         """This rank's share of the epoch; scoring goes on beside it."""
         c = self.config
         groups = prompts.epoch_groups(len(self.prompts), seed=c.seed, epoch=epoch, groups=self.plan.groups)
@@ -113,20 +117,18 @@ class Trainer:
                 plan=self.plan,
                 sample=c.sample,
                 key=(c.seed, epoch),
+                keep_images=keep_images,
             )
             for batch in self.runtime.bar(batches, f"epoch {epoch + 1} sample")
         ]
 
-    def _credit(self, rollouts: list[Rollout]) -> tuple[Credit, Tensor, Tensor]:
-        """Credit, advantages (N, K) and ladder of all ranks' samples, in the epoch's own order."""
+    def _credit(self, ladder: Tensor, group_id: Tensor) -> tuple[Credit, Tensor]:
+        """Credit and advantages (N, K) of all ranks' samples."""
         c = self.config
-        ladder = self._gather([r.ladder for r in rollouts])
-        group_id = self._gather([r.group_id for r in rollouts])
         options = {name: c.credit[name] for name in credit.METHODS[c.credit.name].options}
         steps = credit.assign(c.credit.name, ladder, steps=len(self.plan.window), **options)
-        advantages = group_normalize(steps.reward, group_id, global_std=c.advantage.global_std, clip=c.advantage.clip)
-        self._group_id = group_id
-        return steps, advantages, ladder
+        norm = c.advantage
+        return steps, group_normalize(steps.reward, group_id, global_std=norm.global_std, clip=norm.clip)
 
     def _gather(self, rows: list[Tensor]) -> Tensor:
         """All ranks' rows on the CPU, ordered by (group, member): a result cannot depend on who held a sample."""
@@ -153,21 +155,13 @@ class Trainer:
             first = number % self.plan.updates * per_update
             part = slice(first, first + per_update)
             reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
-            if number == 0:
-                self._check_ratio(reports[0]["ratio_dev"])
+            if reports[-1]["skipped"]:
+                self.runtime.say(f"update {self.updates + 1}: the gradient is not finite; the update is left out")
             self.updates += 1
             if self.updates % self.config.ema.every == 0:
                 self.ema.step(self.parameters.values())
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
-
-    def _check_ratio(self, deviation: float) -> None:
-        if deviation > self.config.train.max_ratio_dev:
-            raise ValueError(
-                f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
-                f"{self.config.train.max_ratio_dev:g}: sampling and training do not compute the same velocity; likely "
-                "a low-precision kernel whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
-            )
 
     def _evaluate(self, epoch: int) -> Evaluation:
         """Held-out prompts, seeded noise, EMA weights."""
@@ -189,17 +183,14 @@ class Trainer:
         self.runtime.say(f"held-out after epoch {epoch}: " + "  ".join(parts))
         return result
 
-    def _log(
-        self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float], failed: float
-    ) -> None:
+    def _log(self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float]) -> None:
         reached = {"reward": self._gather([r.total for r in rewards])[:, -1]}
         for name in rewards[0].extras:
             reached[name] = self._gather([r.extras[name] for r in rewards])[:, -1]
         values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
         turning = step_credit.turning.float().mean(0).tolist()
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
-        values["zero_std"] = zero_std_share(step_credit.reward, self._group_id).item()
-        values |= stats | {"failed": failed, "updates": self.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
+        values |= stats | {"updates": self.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
         values |= self.clock.lap()
         self.tracker.log("train", epoch, values)
         left = (self.config.epochs - epoch) * values["seconds"]
@@ -211,21 +202,27 @@ class Trainer:
         )
 
     def _keep_ladders(
-        self, epoch: int, pending: list[Pending], ladder: Tensor, step_credit: Credit, advantages: Tensor
+        self,
+        epoch: int,
+        pending: list[Pending],
+        ladder: Tensor,
+        group_id: Tensor,
+        step_credit: Credit,
+        advantages: Tensor,
     ) -> None:
         """All ladders of the epoch, and thumbnails of the completions of the first groups."""
-        count = self.config.tracking.groups * self.plan.group_size
-        first = self._gather([tracking.thumbnails(p.images) for p in pending])[:count]
+        small = [tracking.thumbnails(p.images) for p in pending if p.images is not None]
+        first = self._gather(small)[: self.config.tracking.groups * self.plan.group_size]
         tensors = {
             "ladder": ladder,
             "reward": step_credit.reward,
             "increment": step_credit.increment,
             "turning": step_credit.turning,
             "advantage": advantages,
-            "group_id": self._group_id,
+            "group_id": group_id,
             "images": first,
         }
-        shown = self._group_id[: len(first)].tolist()
+        shown = group_id[: len(first)].tolist()
         self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in shown])
 
     def _find_resume(self) -> checkpoint.Checkpoint | None:
@@ -247,8 +244,11 @@ class Trainer:
     def _resume(self) -> int:
         """Load the checkpoint found; returns the epoch to begin with."""
         found, self.resumed = self.resumed, None
+        self.tracker.rewind(found.epoch if found else -1)
         if found is None:
             return 0
+        if self.runtime.is_main:
+            self.checkpoints.forget_after(found.epoch)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(found.weights[name])
@@ -258,7 +258,6 @@ class Trainer:
         if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
             self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.updates = found.state["updates"]
-        self.tracker.rewind(found.epoch)
         self.runtime.say(f"going on from epoch {found.epoch} of {self.folder}")
         return found.epoch
 

@@ -16,6 +16,11 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.types import LossStats, Rollout
 
+
+class RatioError(RuntimeError):
+    """Sampling and training do not compute the same velocity."""
+
+
 STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
 
 
@@ -37,6 +42,7 @@ class Updater:
 
         `fresh`: the policy has not moved since they were sampled; the old mean is then the new one, detached, and how
         far the stored means are from it is reported as ratio_dev. An update whose gradient is not finite is left out.
+        Raises RatioError, before it descends, when ratio_dev exceeds `train.max_ratio_dev`.
         """
         stats: list[LossStats] = []
         deviations: list[Tensor] = []
@@ -49,6 +55,9 @@ class Updater:
                     self.accelerator.backward(stat.loss / total)
                 stats.append(stat)
                 deviations.append(deviation)
+        ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
+        if fresh:
+            self._check_ratio(ratio_dev)
         parameters = list(lora.parameters(self.backbone.transformer).values())
         norm = self.accelerator.clip_grad_norm_(parameters, self.train.max_grad_norm)
         finite = bool(torch.isfinite(norm))
@@ -56,12 +65,17 @@ class Updater:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         means = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
-        report = dict(zip(STATS, means.tolist(), strict=True))
-        return report | {
-            "grad_norm": float(norm),
-            "ratio_dev": float(torch.stack(deviations).max()),
-            "skipped": float(not finite),
-        }
+        report = dict(zip(STATS, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
+
+    def _check_ratio(self, deviation: float) -> None:
+        limit = self.train.max_ratio_dev
+        if not deviation <= limit:  # NaN is no agreement either
+            raise RatioError(
+                f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
+                f"{limit:g}: sampling and training do not compute the same velocity; likely a low-precision kernel "
+                "whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
+            )
 
     def _micro_batch(
         self, rollout: Rollout, advantage: Tensor, column: int, *, fresh: bool

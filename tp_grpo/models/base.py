@@ -95,8 +95,23 @@ def _check_folder(folder: Path, pipeline_class: str) -> None:
             raise ValueError(f"model.path = {str(folder)!r}: {name}/ holds no .safetensors weights")
 
 
-def check_resolution(height: int, width: int, multiple: int) -> None:
-    """Raises ValueError with the two nearest sizes when height or width is no multiple of VAE scale x patch."""
+def unreadable(path: str) -> str:
+    """What to say when `path` is no folder and cannot be read from the hub or its local cache."""
+    return (
+        f"model.path = {path!r} is neither a folder here nor a hub repository that can be read. Check the spelling; "
+        "for a gated model accept its licence on the hub and log in (`hf auth login`); offline, download it first "
+        f"(`hf download {path}`) or name the folder"
+    )
+
+
+def check_resolution(height: int, width: int, multiple: int, positions: int) -> None:
+    """Raises ValueError with the nearest sizes when height or width is no multiple of VAE scale x patch, or too large.
+
+    positions: patches a side that the transformer has position embeddings for.
+    """
+    for name, size in (("height", height), ("width", width)):
+        if size > multiple * positions:
+            raise ValueError(f"model.{name} = {size} is more than this model's {multiple * positions} pixels")
     for name, size in (("height", height), ("width", width)):
         if size <= 0 or size % multiple:
             below = size // multiple * multiple

@@ -45,10 +45,13 @@ class SD3:
         """Raises ValueError before weights load; see `base.load`."""
         path = base.find_checkpoint(model.path, StableDiffusion3Pipeline.__name__)
         where = {"revision": model.revision or None}
-        transformer = SD3Transformer2DModel.load_config(path, subfolder="transformer", **where)
-        vae = AutoencoderKL.load_config(path, subfolder="vae", **where)
-        scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        base.check_resolution(model.height, model.width, scale * transformer["patch_size"])
+        try:
+            transformer = SD3Transformer2DModel.load_config(path, subfolder="transformer", **where)
+            vae = AutoencoderKL.load_config(path, subfolder="vae", **where)
+        except OSError as error:
+            raise ValueError(base.unreadable(model.path)) from error
+        unit = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+        base.check_resolution(model.height, model.width, unit, transformer["pos_embed_max_size"])
         pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=base.DTYPES[model.dtype], **where)
         pipeline.set_progress_bar_config(disable=True)
         for module in pipeline.components.values():

@@ -19,7 +19,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tp_grpo.rewards import mean_and_error
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -48,15 +52,16 @@ def read(folder: Path, score: str) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
     rows = {}
-    base = load_file(folder / "evaluations" / "epoch-0.safetensors")[score].double()
+    base, prompts = _scores(folder / "evaluations" / "epoch-0.safetensors", score)
     for path in (folder / "evaluations").glob("epoch-*.safetensors"):
         epoch = int(path.stem.removeprefix("epoch-"))
-        now = load_file(path)[score].double()
+        now, _ = _scores(path, score)
+        gain, error = mean_and_error(now - base, prompts)
         done = training[:epoch]
         rows[epoch] = {
-            "score": now.mean().item(),
-            "gain": (now - base).mean().item(),
-            "se": ((now - base).std(correction=0) / len(now) ** 0.5).item(),
+            "score": mean_and_error(now, prompts)[0],
+            "gain": gain,
+            "se": error,
             "updates": done[-1]["updates"] if done else 0,
             "nfe": done[-1]["nfe"] if done else 0,
             "seconds": sum(line["seconds"] for line in done),
@@ -64,16 +69,21 @@ def read(folder: Path, score: str) -> dict[int, dict[str, float]]:
     return dict(sorted(rows.items()))
 
 
+def _scores(path: Path, score: str) -> tuple[torch.Tensor, list[str]]:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(score), json.loads(file.metadata()["prompts"])
+
+
 def table(runs: dict[str, list[dict[int, dict[str, float]]]]) -> str:
     """A row for each method and evaluated epoch: mean over seeds, with the standard error over seeds."""
-    lines = ["| method | updates | model evaluations | seconds | held-out score | gain over base (each seed) |"]
+    lines = ["| method | updates | sampling evaluations | seconds | held-out score | gain over base ± s.e., by seed |"]
     lines.append("|---|---|---|---|---|---|")
     for method, seeds in runs.items():
-        for epoch in seeds[0]:
+        for epoch in list(seeds[0])[1:]:
             at = [seed[epoch] for seed in seeds]
             score = [row["score"] for row in at]
             spread = f" ± {statistics.stdev(score) / math.sqrt(len(score)):.3f}" if len(score) > 1 else ""
-            gains = ", ".join(f"{row['gain']:+.3f}" for row in at)
+            gains = ", ".join(f"{row['gain']:+.3f} ± {row['se']:.3f}" for row in at)
             cells = [method, f"{at[0]['updates']:.0f}", f"{at[0]['nfe'] / 1000:.0f} k"]
             cells += [
                 f"{statistics.mean(row['seconds'] for row in at):.0f}",

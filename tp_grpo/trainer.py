@@ -281,6 +281,11 @@ class Trainer:
         if self.runtime.is_main:
             self.backbone.save_lora(self.folder / "adapter")
             report.write(self.folder, page)
+            for row in report.compare(self.folder).get("scores", [])[:1]:
+                self.runtime.say(
+                    f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
+                    f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"
+                )
         self.rewards.close()
         self.runtime.accelerator.end_training()
         return page

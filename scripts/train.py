@@ -11,10 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "config/tp_grpo.py:shapes_tiny", "FILE.py:RECIPE", lock_config=True)
+# No default: with one, overrides would be parsed here, at import, where a mistake ends in a traceback.
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +42,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """absl's parser, without tracebacks for what the user mistyped."""
+    try:
+        rest: list[str] = flags.FLAGS(arguments)
+        if _CONFIG.value is None:
+            raise ValueError("name a config, as in --config=config/tp_grpo.py:shapes_tiny")
+        _CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
+        print("Every field is listed in config/base.py, every recipe in config/recipes.py.", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def _in_words(error: BaseException, arguments: list[str]) -> str:
+    """The message inside ml_collections' wrappings, after the argument that it is about."""
+    cause: object = error
+    while isinstance(cause, BaseException) and cause.args and not isinstance(cause, OSError):
+        cause = cause.args[0]
+    text = str(cause).strip()
+    if "Traceback" in text or "Failed loading" in text:
+        return text.splitlines()[-1].split("Error: ")[-1].strip()
+    said = " ".join(text.split())
+    for argument in arguments:
+        if any(f"'{part}'" in said for part in argument.partition("=")[0].split(".")[1:]):
+            return f"{argument}: no such field: {said}"
+    return said
+
+
 def _quiet() -> None:
     """Our own lines and bars are the terminal's; the libraries' loading bars and notices are not."""
     import diffusers
@@ -65,4 +95,4 @@ def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: igno
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

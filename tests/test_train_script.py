@@ -41,7 +41,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "argument, config, message",
     [
-        ("--config.sample.step=4", CONFIG, "config.sample.steps"),
+        ("--config.sample.step=4", CONFIG, "--config.sample.step=4: no such field: 'step' Did you mean \"steps\""),
+        ("--config.smaple.steps=4", CONFIG, "--config.smaple.steps=4: no such field: 'smaple' Did you mean \"sample\""),
+        ("--config.epochs=1", "--config=config/no.py:shapes_tiny", "No such file or directory: 'config/no.py'"),
         ("--config.sample.steps=many", CONFIG, "many"),
         ("--config.model.path=no/such/folder", CONFIG, "there is no such folder"),
         ("--config.sample.group_size=5", CONFIG, "the nearest that do are"),
@@ -51,7 +53,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 )
 def test_a_mistake_is_named_and_nothing_is_written(argument: str, config: str, message: str, tmp_path: Path) -> None:
     code, output = run(argument, out=tmp_path, config=config)
-    assert code != 0 and message in output, output
+    assert code == 2 and message in output and "Traceback" not in output, output
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

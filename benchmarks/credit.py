@@ -48,25 +48,28 @@ def train(out: Path, method: str, recipe: str, seed: int, threads: int, extra: l
 
 
 def read(folder: Path, score: str) -> dict[int, dict[str, float]]:
-    """By evaluated epoch: score, gain over the base with its paired s.e., updates, model evaluations, seconds."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    training = [line for line in lines if line["kind"] == "train"]
+    """By evaluated epoch: score, gain over the base with its paired s.e., updates and sampling evaluations."""
     rows = {}
+    training = _training(folder)
     base, prompts = _scores(folder / "evaluations" / "epoch-0.safetensors", score)
     for path in (folder / "evaluations").glob("epoch-*.safetensors"):
         epoch = int(path.stem.removeprefix("epoch-"))
         now, _ = _scores(path, score)
         gain, error = mean_and_error(now - base, prompts)
-        done = training[:epoch]
-        rows[epoch] = {
-            "score": mean_and_error(now, prompts)[0],
-            "gain": gain,
-            "se": error,
-            "updates": done[-1]["updates"] if done else 0,
-            "nfe": done[-1]["nfe"] if done else 0,
-            "seconds": sum(line["seconds"] for line in done),
-        }
+        last = training[epoch - 1] if epoch else {"updates": 0, "nfe": 0}
+        rows[epoch] = {"score": mean_and_error(now, prompts)[0], "gain": gain, "se": error}
+        rows[epoch] |= {"updates": last["updates"], "nfe": last["nfe"]}
     return dict(sorted(rows.items()))
+
+
+def epoch_seconds(folders: list[Path]) -> float:
+    """The median epoch of all seeds: what else the machine does for a while hardly moves it."""
+    return statistics.median(line["seconds"] for folder in folders for line in _training(folder))
+
+
+def _training(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
 
 
 def _scores(path: Path, score: str) -> tuple[torch.Tensor, list[str]]:
@@ -74,22 +77,19 @@ def _scores(path: Path, score: str) -> tuple[torch.Tensor, list[str]]:
         return file.get_tensor(score), json.loads(file.metadata()["prompts"])
 
 
-def table(runs: dict[str, list[dict[int, dict[str, float]]]]) -> str:
+def table(folders: dict[str, list[Path]], name: str) -> str:
     """A row for each method and evaluated epoch: mean over seeds, with the standard error over seeds."""
     lines = ["| method | updates | sampling evaluations | seconds | held-out score | gain over base ± s.e., by seed |"]
     lines.append("|---|---|---|---|---|---|")
-    for method, seeds in runs.items():
+    for method, own in folders.items():
+        seeds, seconds = [read(folder, name) for folder in own], epoch_seconds(own)
         for epoch in list(seeds[0])[1:]:
             at = [seed[epoch] for seed in seeds]
             score = [row["score"] for row in at]
             spread = f" ± {statistics.stdev(score) / math.sqrt(len(score)):.3f}" if len(score) > 1 else ""
             gains = ", ".join(f"{row['gain']:+.3f} ± {row['se']:.3f}" for row in at)
             cells = [method, f"{at[0]['updates']:.0f}", f"{at[0]['nfe'] / 1000:.0f} k"]
-            cells += [
-                f"{statistics.mean(row['seconds'] for row in at):.0f}",
-                f"{statistics.mean(score):.3f}{spread}",
-                gains,
-            ]
+            cells += [f"{seconds * epoch:.0f}", f"{statistics.mean(score):.3f}{spread}", gains]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -108,13 +108,15 @@ def main() -> None:
     # Seeds outermost: a drift of the machine meets all methods alike.
     todo = [(method, seed) for seed in range(1, arguments.seeds + 1) for method in arguments.methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = list(pool.map(lambda t: train(out, t[0], arguments.recipe, t[1], threads, extra), todo))
-    runs: dict[str, list[dict[int, dict[str, float]]]] = {}
-    for (method, _), folder in zip(todo, folders, strict=True):
-        runs.setdefault(method, []).append(read(folder, arguments.score))
+        done = list(pool.map(lambda t: train(out, t[0], arguments.recipe, t[1], threads, extra), todo))
+    folders: dict[str, list[Path]] = {method: [] for method in arguments.methods}
+    for (method, _), folder in zip(todo, done, strict=True):
+        folders[method].append(folder)
     load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
     machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
-    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}\n\n{table(runs)}")
+    print(
+        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}\n\n{table(folders, arguments.score)}"
+    )
 
 
 if __name__ == "__main__":

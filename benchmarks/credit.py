@@ -114,9 +114,8 @@ def main() -> None:
         folders[method].append(folder)
     load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
     machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
-    print(
-        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}\n\n{table(folders, arguments.score)}"
-    )
+    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}\n")
+    print(table(folders, arguments.score))
 
 
 if __name__ == "__main__":

@@ -70,13 +70,19 @@ def _model() -> ConfigDict:
     c.height = 512  # pixels
     c.width = 512
     c.max_sequence_length = 128  # T5 tokens
-    c.decode_batch_size = 8  # images a VAE call; the VAE runs in fp32
+    c.decode_batch_size = 8  # images a VAE call
+    c.vae_dtype = "fp32"  # fp32 | bf16
+    c.text_encoders = "offload"  # between uses: offload (host memory) | resident (on the device) | drop (freed)
+    c.embeddings_cache = ""  # folder of prompt embeddings, a few MB a prompt, shared by runs; empty: none
+    c.gradient_checkpointing = False  # recompute activations in the backward pass
+    c.attention_backend = ""  # diffusers' name, such as "flash" or "_native_cudnn"; FLUX only; empty: PyTorch's choice
+    c.compile = ""  # torch.compile backend for the transformer's blocks, such as "inductor"; empty: eager
     return c
 
 
 def _lora() -> ConfigDict:
     c = ConfigDict()
-    c.rank = 32
+    c.rank = 32  # 0: no adapter, the whole transformer is trained
     c.alpha = 64
     c.targets = ()  # module names; empty: the backbone's published ones
     return c
@@ -94,6 +100,7 @@ def _sample() -> ConfigDict:
     c.group_size = 24  # images a prompt
     c.batch_size = 9  # images a model call; also rows of a training micro-batch
     c.max_rows = 36  # ODE branches a model call
+    c.store_on_cpu = False  # keep an epoch's trajectories and conditions in host memory until the update
     return c
 
 
@@ -102,6 +109,7 @@ def _train() -> ConfigDict:
     c.updates_per_epoch = 2  # each on groups_per_epoch / updates_per_epoch whole groups
     c.inner_epochs = 1  # passes over an epoch's samples
     c.learning_rate = 3e-4
+    c.optimizer = "adamw"  # adamw | adamw_8bit (bitsandbytes; CUDA)
     c.adam_betas = (0.9, 0.999)
     c.weight_decay = 1e-4
     c.adam_eps = 1e-8

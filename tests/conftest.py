@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ml_collections import ConfigDict
 
 from config import flow_grpo, tp_grpo
-from tp_grpo.shapes import card
-from tp_grpo.shapes.model import build_pipeline
+from tests import tiny_models
+from tp_grpo import models
 
 torch.set_num_threads(1)
 ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
@@ -19,15 +20,28 @@ ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
 
 @pytest.fixture(scope="session")
 def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `StableDiffusion3Pipeline` folder with random weights; a shift, a scaling and biases that are not trivial."""
-    folder = tmp_path_factory.mktemp("random-sd3")
-    pipeline = build_pipeline(seed=3)
-    pipeline.vae.register_to_config(shift_factor=0.3, scaling_factor=1.7)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in pipeline.transformer.parameters():  # zero-initialised modulations would hide the conditions
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    card.save(pipeline, folder)
-    return folder
+    return tiny_models.save_sd3(tmp_path_factory.mktemp("random-sd3"))
+
+
+@pytest.fixture(scope="session")
+def random_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_flux(tmp_path_factory.mktemp("random-flux"))
+
+
+@pytest.fixture(params=["sd3", "flux"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def path(kind: str, random_sd3: Path, random_flux: Path) -> Path:
+    return {"sd3": random_sd3, "flux": random_flux}[kind]
+
+
+@pytest.fixture
+def load(kind: str, path: Path) -> Callable[..., Any]:
+    """The backbone of that checkpoint on the CPU; model fields by name."""
+    return lambda **fields: models.load(tiny_models.settings(path, kind, **fields), tiny_models.CPU)
 
 
 @pytest.fixture

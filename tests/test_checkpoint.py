@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tp_grpo.checkpoint import META, STATE, WEIGHTS, Checkpoint, Checkpoints, check_same_run, load
+from tp_grpo.checkpoint import ADAPTER, META, STATE, WEIGHTS, Checkpoint, Checkpoints, check_same_run, load
+
+
+def export(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"an adapter")
 
 
 def saved(folder: Path, *epochs: int, keep_every: int = 10) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep_every)
     for epoch in epochs:
         state = {"optimizer": {"step": torch.tensor(float(epoch))}, "updates": epoch}
-        checkpoints.save(Checkpoint(epoch, {"a": torch.full((3,), float(epoch))}, state, {"seed": 1}))
+        checkpoints.save(Checkpoint(epoch, {"a": torch.full((3,), float(epoch))}, state, {"seed": 1}), export)
     return checkpoints
 
 
@@ -26,7 +31,7 @@ def test_the_two_newest_and_every_tenth_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".draft*"))
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, STATE, META])
+@pytest.mark.parametrize("name", [WEIGHTS, STATE, META, f"{ADAPTER}/weights"])
 @pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "remove"])
 def test_a_damaged_file_is_noticed_and_the_checkpoint_before_used(tmp_path: Path, name: str, harm: str) -> None:
     checkpoints = saved(tmp_path, 10, 11)
@@ -39,7 +44,7 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_used(tmp_path: Path
         flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
         path.write_bytes({"truncate": content[:middle], "flip": flipped, "empty": b""}[harm])
     with pytest.raises(ValueError, match=r"epoch-11.*(damaged|missing|no state.json)"):
-        load(path.parent)
+        load(tmp_path / "epoch-11")
     with pytest.warns(UserWarning, match="trying the one before it"):
         newest = checkpoints.newest()
     assert newest and newest.epoch == 10

@@ -30,12 +30,11 @@ def test_the_change_is_paired_and_nan_left_out(tmp_path: Path) -> None:
     evaluation(tmp_path, 0, [0.0, 1.0, 0.5])
     evaluation(tmp_path, 2, [0.2, 0.4, 0.1])
     evaluation(tmp_path, 10, [1.0, 1.0, float("nan")])
-    compared = report.compare(tmp_path)
-    first = compared["scores"][0]
+    first = report.gains(tmp_path)[0]
     assert first["name"] == "shapes/exact" and first["n"] == 2
     assert (first["before"], first["after"], first["change"]) == (0.5, 1.0, 0.5)
     assert first["se"] == pytest.approx(0.5)
-    assert [s["after_score"] for s in compared["samples"]] == [1.0, 1.0]
+    assert first["epoch"] == 10
 
 
 def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_evaluations_of_other_prompts_are_not_compared(tmp_path: Path) -> None:
     evaluation(tmp_path, 0, [0.0, 1.0, 0.5])
     evaluation(tmp_path, 1, [0.0, 1.0, 0.5], ["p<1>", "p2", "another"])
     with pytest.raises(ValueError, match="different prompts"):
-        report.compare(tmp_path)
+        report.gains(tmp_path)
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

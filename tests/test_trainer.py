@@ -196,7 +196,9 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
         ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': there is no such file"),
         ({"sample__groups_per_epoch": 4000, "sample__batch_size": 8000}, "prompts.train holds 2594 prompts"),
         ({"tracking__trackers": ("tensorbord",)}, "tensorbord"),
-        ({"lora__rank": 0}, "lora.rank = 0"),
+        ({"lora__rank": -1}, "lora.rank = -1"),
+        ({"train__optimizer": "sgd"}, "'sgd' is not one of adamw, adamw_8bit"),
+        ({"train__optimizer": "adamw_8bit"}, "needs a CUDA GPU"),
         ({"lora__targets": ("attn.to_x",)}, "no module of the transformer is called attn.to_x"),
         ({"train__step_weight": "speed"}, "not one of uniform, velocity"),
         ({"run_name": ""}, "run_name is empty"),
@@ -216,14 +218,14 @@ def test_a_policy_that_changed_before_the_update_is_noticed_and_not_trained(smok
 
     def after_a_change(*arguments: Any) -> dict[str, float]:
         with torch.no_grad():
-            for parameter in trainer.parameters.values():
+            for parameter in trainer.learner.parameters:
                 parameter += 0.05
         return update(*arguments)
 
     trainer._update = after_a_change  # type: ignore[method-assign]
     with pytest.raises(RatioError, match=r"ratio differs from 1 by .* more than train.max_ratio_dev = 0.0001"):
         trainer.run()
-    assert not trainer.optimizer.state, "it must stop before it descends"
+    assert not trainer.learner.optimizer.state, "it must stop before it descends"
 
 
 def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) -> None:

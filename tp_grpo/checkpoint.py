@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "eval.images",
 )
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_every: int) -> None:
         self.folder, self.keep_every = folder, keep_every
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Write `epoch-N`; a crash at any moment leaves the one before it whole. Returns its folder."""
+    def save(self, checkpoint: Checkpoint, export: Callable[[Path], None]) -> Path:
+        """Write `epoch-N`; a crash at any moment leaves the one before it whole. Returns its folder.
+
+        export: writes what the checkpoint is good for elsewhere into the folder it is given, `adapter/`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"epoch-{checkpoint.epoch}"
         draft = self.folder / f".draft-{checkpoint.epoch}"
@@ -55,14 +59,16 @@ class Checkpoints:
         draft.mkdir()
         save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, draft / WEIGHTS)
         torch.save(checkpoint.state, draft / STATE)
+        export(draft / ADAPTER)
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
         meta = {
             "epoch": checkpoint.epoch,
             "config": checkpoint.config,
             "torch": torch.__version__,
-            "sha256": {name: _sha256(draft / name) for name in (WEIGHTS, STATE)},
+            "sha256": {str(path.relative_to(draft)): _sha256(path) for path in files},
         }
         (draft / META).write_text(json.dumps(meta, indent=1))
-        for path in (*draft.iterdir(), draft):
+        for path in (*draft.rglob("*"), draft):
             _flush(path)
         if final.exists():
             shutil.rmtree(final)

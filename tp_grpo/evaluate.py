@@ -48,7 +48,7 @@ def evaluate(
     own = np.arange(runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size).clip(
         max=len(ids) - 1
     )
-    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids[own]], settings.batch_size)
+    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids[own]])
     pending, pictures = [], []
     for start in runtime.bar(range(0, len(own), settings.batch_size), "evaluate"):
         rows = own[start : start + settings.batch_size]
@@ -56,7 +56,7 @@ def evaluate(
         images = ode_images(
             backbone,
             batch,
-            conditions_of(conditions, batch.prompts),
+            conditions_of(conditions, batch.prompts, backbone.device),
             steps=settings.steps,
             guidance_scale=config.sample.guidance_scale,
             key=(config.seed,),

@@ -75,7 +75,7 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _positive(config, "config", ("epochs",))
     _positive(config.eval, "eval", ("steps", "members", "batch_size", "every"))
     _positive(config.ema, "ema", ("every",))
-    _positive(config.lora, "lora", ("rank",))
+    _within(config.lora, "lora", "rank", 0, float("inf"))
     _positive(config.tracking, "tracking", ("images_every",))
     _positive(config.checkpoint, "checkpoint", ("keep_every",))
     _check_window(sample)

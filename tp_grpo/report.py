@@ -41,15 +41,15 @@ def write(folder: Path, page: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    compared, groups = compare(folder), trajectories(folder)
+    headline, groups = gains(folder), trajectories(folder)
     html = environment.get_template("report.html.jinja").render(
         name=folder.name,
         config=config,
         settings=json.dumps(config, indent=1, sort_keys=True),
         train=train,
         minutes=sum(line["seconds"] for line in lines) / 60,
-        headline=compared["scores"] if compared else [],
-        samples=compared["samples"] if compared else [],
+        headline=headline,
+        samples=_before_and_after(folder, headline[0]["name"]) if headline else [],
         last_epoch=evaluations[-1]["epoch"] if evaluations else 0,
         curves=_curves(train, evaluations),
         groups=groups,
@@ -57,28 +57,29 @@ def write(folder: Path, page: Path) -> None:
     page.write_text(html)
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """First against last evaluation, same prompts and noise: mean change and its paired standard error over prompts.
+def gains(folder: Path) -> list[dict[str, Any]]:
+    """First against last evaluation, same prompts and noise: a row a score, the most telling one first.
 
+    Mean change and its paired standard error over prompts; `epoch` is the last evaluation's. Empty for fewer than two.
     Raises ValueError when the two are not of the same prompts.
     """
     paths = _by_epoch(folder / "evaluations")
     if len(paths) < 2:
-        return {}
+        return []
     (before, prompts), (after, prompts_after) = _read(paths[0]), _read(paths[-1])
     if prompts != prompts_after:
         raise ValueError(f"{paths[0]} and {paths[-1]} are of different prompts: they cannot be compared")
-    names = [name for name in before if name != "images"]
-    scores: list[dict[str, Any]] = []
-    for name in sorted(names, key=_rank):
+    rows: list[dict[str, Any]] = []
+    for name in sorted((name for name in before if name != "images"), key=_rank):
         change = after[name] - before[name]
         if change.isnan().all():
             continue
         gap = torch.where(change.isnan(), torch.nan, 0.0)  # an image counts where both have a score
         mean, error = mean_and_error(change, prompts)
-        scores.append(
+        rows.append(
             {
                 "name": name,
+                "epoch": _epoch(paths[-1]),
                 "before": mean_and_error(before[name] + gap, prompts)[0],
                 "after": mean_and_error(after[name] + gap, prompts)[0],
                 "change": mean,
@@ -86,20 +87,23 @@ def compare(folder: Path) -> dict[str, Any]:
                 "n": int((~change.isnan()).sum()),
             }
         )
-    if not scores:
-        return {}
-    main = scores[0]["name"]
-    samples = [
+    return rows
+
+
+def _before_and_after(folder: Path, score: str) -> list[dict[str, Any]]:
+    """The kept pictures of the first and the last evaluation, with that score."""
+    paths = _by_epoch(folder / "evaluations")
+    (before, prompts), (after, _) = _read(paths[0]), _read(paths[-1])
+    return [
         {
             "prompt": prompts[i],
             "before": _png(before["images"][i]),
             "after": _png(after["images"][i]),
-            "before_score": before[main][i].item(),
-            "after_score": after[main][i].item(),
+            "before_score": before[score][i].item(),
+            "after_score": after[score][i].item(),
         }
         for i in range(min(len(before["images"]), len(after["images"])))
     ]
-    return {"scores": scores, "samples": samples}
 
 
 def trajectories(folder: Path) -> list[dict[str, Any]]:
@@ -168,7 +172,11 @@ def _curve(title: str, series: Mapping[str, tuple[list[float], list[float], list
 
 
 def _by_epoch(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*.safetensors"), key=lambda path: int(path.stem.removeprefix("epoch-")))
+    return sorted(folder.glob("epoch-*.safetensors"), key=_epoch)
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:

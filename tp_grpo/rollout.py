@@ -15,7 +15,7 @@ from tp_grpo import sampler
 from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.rewards import Rewards, RewardSet, to_uint8
-from tp_grpo.types import PromptBatch, Rollout, cat, index
+from tp_grpo.types import PromptBatch, Rollout, cat, index, to
 
 TRAINING, EVALUATION = 0, 1  # what a noise is for is part of its key
 
@@ -29,15 +29,11 @@ def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -
     return torch.stack(rows)
 
 
-def encode_once(backbone: Backbone, prompts: Sequence[str], chunk: int) -> dict[str, Any]:
-    """The condition (leading dim 1) of each distinct prompt."""
+def encode_once(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Any]:
+    """The condition (leading dim 1, in host memory) of each distinct prompt."""
     distinct = list(dict.fromkeys(prompts))
-    conditions: dict[str, Any] = {}
-    for start in range(0, len(distinct), chunk):
-        texts = distinct[start : start + chunk]
-        encoded = backbone.encode(texts)
-        conditions.update({text: index(encoded, slice(i, i + 1)) for i, text in enumerate(texts)})
-    return conditions
+    encoded = backbone.encode(distinct)
+    return {prompt: index(encoded, slice(i, i + 1)) for i, prompt in enumerate(distinct)}
 
 
 def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: float) -> sampler.Velocity:
@@ -99,6 +95,8 @@ def roll_out(
         branches=plan.branches,
         max_rows=sample.max_rows,
     )
+    if sample.store_on_cpu:
+        trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
     images = to_uint8(backbone.decode(clean.flatten(0, 1)))
     prompts = [prompt for prompt in batch.prompts for _ in range(plan.ladder)]
     metadata = [data for data in batch.metadata for _ in range(plan.ladder)]
@@ -119,6 +117,6 @@ def ode_images(
     return backbone.decode(sampler.ode(velocity, noise, sigmas))
 
 
-def conditions_of(conditions: dict[str, Any], prompts: Iterable[str]) -> Any:
-    """The conditions of these prompts as one batch."""
-    return cat([conditions[prompt] for prompt in prompts])
+def conditions_of(conditions: dict[str, Any], prompts: Iterable[str], device: torch.device) -> Any:
+    """The conditions of these prompts as one batch on the device."""
+    return to(cat([conditions[prompt] for prompt in prompts]), device)

@@ -5,18 +5,18 @@ prompts -> rollout (sample, decode, score on a thread) -> ladder -> gather -> cr
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from tp_grpo import checkpoint, credit, models, prompts, report, tracking
+from tp_grpo import checkpoint, credit, modelcard, models, prompts, report, tracking
 from tp_grpo.advantage import group_normalize, zero_std_share
 from tp_grpo.evaluate import Evaluation, evaluate
-from tp_grpo.models import lora
+from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.rewards import Rewards, RewardSet, check_failed
 from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
@@ -36,41 +36,39 @@ class Trainer:
         trackers = tracking.check_trackers(config.tracking.trackers)
         self.runtime = Runtime(config.model.dtype, trackers, str(self.folder))
         self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
+        check_optimizer(config.train.optimizer, self.runtime.device)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
         self.resumed = self._find_resume()
         self.runtime.seed(config.seed)
-        self._build_policy()
+        self._build()
         self.tracker = tracking.Tracker(
             self.runtime.accelerator, self.folder, self._settings(), config.tracking.project
         )
         self.clock = tracking.Clock()  # last: loading is no part of the first epoch
 
-    def _build_policy(self) -> None:
-        c, accelerator = self.config, self.runtime.accelerator
+    def _build(self) -> None:
+        c = self.config
         self.backbone = models.load(c.model, self.runtime.device)
-        targets = tuple(c.lora.targets) or self.backbone.lora_targets
-        lora.add(self.backbone.transformer, rank=c.lora.rank, alpha=c.lora.alpha, targets=targets)
-        self.parameters = lora.parameters(self.backbone.transformer)
-        optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=c.train.learning_rate,
-            betas=tuple(c.train.adam_betas),
-            weight_decay=c.train.weight_decay,
-            eps=c.train.adam_eps,
-        )
-        self.ema = EMAModel(self.parameters.values(), decay=c.ema.decay)
-        self.backbone.transformer, self.optimizer = accelerator.prepare(self.backbone.transformer, optimizer)
-        self.updater = Updater(accelerator, self.backbone, self.optimizer, self.plan, sample=c.sample, train=c.train)
-        self.updates = 0
+        if c.model.text_encoders == "drop":
+            self._encode_ahead()
+        self.learner = Learner(self.runtime, self.backbone, c)
+        self.updater = Updater(self.runtime.accelerator, self.learner, self.plan, sample=c.sample, train=c.train)
+
+    def _encode_ahead(self) -> None:
+        """Every prompt of the run into the cache on disk, each rank its share."""
+        together = list(dict.fromkeys(self.prompts.prompts + self.eval_prompts.prompts))
+        self.runtime.say(f"encoding {len(together)} prompts into {self.config.model.embeddings_cache}, once")
+        self.backbone.encode_ahead(together[self.runtime.rank :: self.runtime.world_size])
+        self.runtime.accelerator.wait_for_everyone()
 
     def run(self) -> Path:
         """Train to `config.epochs` and write the report; returns its path."""
         start = self._resume()
         if start == 0 or not self.tracker.has_evaluation(0):
-            with lora.disabled(self.runtime.accelerator.unwrap_model(self.backbone.transformer)):
+            with self.learner.policy.reference():
                 self._evaluate(0)
         for epoch in range(start, self.config.epochs):
             self._epoch(epoch)
@@ -107,13 +105,13 @@ class Trainer:
             for slots in self.plan.batches(self.runtime.rank)
         ]
         texts = [prompt for batch in batches for prompt in batch.prompts]
-        conditions = encode_once(self.backbone, texts, self.plan.batch_size)
+        conditions = encode_once(self.backbone, texts)
         return [
             roll_out(
                 self.backbone,
                 self.rewards,
                 batch,
-                conditions_of(conditions, batch.prompts),
+                conditions_of(conditions, batch.prompts, self.backbone.device),
                 plan=self.plan,
                 sample=c.sample,
                 key=(c.seed, epoch),
@@ -156,23 +154,17 @@ class Trainer:
             part = slice(first, first + per_update)
             reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
             if reports[-1]["skipped"]:
-                self.runtime.say(f"update {self.updates + 1}: the gradient is not finite; the update is left out")
-            self.updates += 1
-            if self.updates % self.config.ema.every == 0:
-                self.ema.step(self.parameters.values())
+                self.runtime.say(
+                    f"update {self.learner.updates + 1}: the gradient is not finite; the update is left out"
+                )
+            self.learner.updated()
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
 
     def _evaluate(self, epoch: int) -> Evaluation:
         """Held-out prompts, seeded noise, EMA weights."""
-        with self.clock.phase("evaluate"):
-            averaged = epoch > 0
-            if averaged:
-                self.ema.store(self.parameters.values())
-                self.ema.copy_to(self.parameters.values())
+        with self.clock.phase("evaluate"), self.learner.averaged() if epoch else contextlib.nullcontext():
             result = evaluate(self.runtime, self.backbone, self.rewards, self.eval_prompts, config=self.config)
-            if averaged:
-                self.ema.restore(self.parameters.values())
         check_failed({name: result.scores[name] for name in self.rewards.scorers}, self.config.rewards.max_failed)
         summary = result.summary()
         self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
@@ -190,7 +182,7 @@ class Trainer:
         values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
         turning = step_credit.turning.float().mean(0).tolist()
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
-        values |= stats | {"updates": self.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
+        values |= stats | {"updates": self.learner.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
         values |= self.clock.lap()
         self.tracker.log("train", epoch, values)
         left = (self.config.epochs - epoch) * values["seconds"]
@@ -249,39 +241,27 @@ class Trainer:
             return 0
         if self.runtime.is_main:
             self.checkpoints.forget_after(found.epoch)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(found.weights[name])
-        self.optimizer.load_state_dict(found.state["optimizer"])
-        self.ema.load_state_dict(found.state["ema"])
-        self.ema.to(self.runtime.device)
-        if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
-            self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
-        self.updates = found.state["updates"]
+        self.learner.restore(found)
         self.runtime.say(f"going on from epoch {found.epoch} of {self.folder}")
         return found.epoch
 
     def _save(self, epoch: int) -> None:
         if self.runtime.is_main:
-            scaler = self.runtime.accelerator.scaler
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
-                "scaler": scaler.state_dict() if scaler else {},
-                "updates": self.updates,
-            }
-            weights = {name: p.detach().cpu() for name, p in self.parameters.items()}
-            self.checkpoints.save(checkpoint.Checkpoint(epoch, weights, state, self._settings()))
+            self.checkpoints.save(self.learner.snapshot(epoch, self._settings()), self._export)
         self.runtime.accelerator.wait_for_everyone()
 
+    def _export(self, folder: Path) -> None:
+        """The averaged policy with a card that says what it is."""
+        self.learner.export(folder)
+        (folder / "README.md").write_text(modelcard.write(self._settings(), report.gains(self.folder)))
+
     def _finish(self) -> Path:
-        """Export the averaged adapter, close the trackers, write the report."""
-        self.ema.copy_to(self.parameters.values())
+        """Export the averaged policy, close the trackers, write the report."""
         page = self.folder / "report.html"
         if self.runtime.is_main:
-            self.backbone.save_lora(self.folder / "adapter")
+            self._export(self.folder / "adapter")
             report.write(self.folder, page)
-            for row in report.compare(self.folder).get("scores", [])[:1]:
+            for row in report.gains(self.folder)[:1]:
                 self.runtime.say(
                     f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
                     f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tp_grpo import flow, loss
-from tp_grpo.models import lora
-from tp_grpo.models.base import Backbone
+from tp_grpo.learner import Learner
 from tp_grpo.plan import Plan
-from tp_grpo.types import LossStats, Rollout
+from tp_grpo.types import LossStats, Rollout, to
 
 
 class RatioError(RuntimeError):
@@ -27,13 +26,11 @@ STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
 class Updater:
     """Holds the optimizer; `step` is one update of the policy."""
 
-    def __init__(
-        self, accelerator: Accelerator, backbone: Backbone, optimizer: Any, plan: Plan, *, sample: Any, train: Any
-    ) -> None:
-        self.accelerator, self.backbone, self.optimizer = accelerator, backbone, optimizer
+    def __init__(self, accelerator: Accelerator, learner: Learner, plan: Plan, *, sample: Any, train: Any) -> None:
+        self.accelerator, self.learner, self.backbone = accelerator, learner, learner.backbone
         self.plan, self.sample, self.train = plan, sample, train
-        self.sigmas = backbone.sigmas(plan.steps)
-        self.weights = torch.ones(len(plan.window), device=backbone.device)
+        self.sigmas = self.backbone.sigmas(plan.steps)
+        self.weights = torch.ones(len(plan.window), device=self.backbone.device)
         if train.step_weight == "velocity":
             self.weights = flow.step_weights(sample.kind, self.sigmas, plan.window, noise_level=sample.noise_level)
 
@@ -58,12 +55,11 @@ class Updater:
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
         if fresh:
             self._check_ratio(ratio_dev)
-        parameters = list(lora.parameters(self.backbone.transformer).values())
-        norm = self.accelerator.clip_grad_norm_(parameters, self.train.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.train.max_grad_norm)
         finite = bool(torch.isfinite(norm))
         if finite or self.accelerator.scaler is not None:  # a loss scaler skips by itself, and learns from it
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.learner.optimizer.step()
+        self.learner.optimizer.zero_grad(set_to_none=True)
         means = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
         report = dict(zip(STATS, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
@@ -82,13 +78,15 @@ class Updater:
     ) -> tuple[LossStats, Tensor]:
         """The loss of one batch at one step, in the very layout it was sampled in; and max |ratio - 1|."""
         trajectory, kind = rollout.trajectory, self.sample.kind
-        x, x_next, stored = trajectory.x[:, column], trajectory.x[:, column + 1], trajectory.mean[:, column]
-        step = self._transition(x, rollout.cond, column)
+        states = (trajectory.x[:, column], trajectory.x[:, column + 1], trajectory.mean[:, column])
+        x, x_next, stored = (state.to(self.backbone.device) for state in states)
+        cond = to(rollout.cond, self.backbone.device)
+        step = self._transition(x, cond, column)
         ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored)
         divergence = None
         if self.train.beta > 0:
-            with torch.no_grad(), lora.disabled(self.accelerator.unwrap_model(self.backbone.transformer)):
-                reference = self._transition(x, rollout.cond, column)
+            with torch.no_grad(), self.learner.policy.reference():
+                reference = self._transition(x, cond, column)
             divergence = flow.kl(step, reference.mean)
         stat = loss.grpo(
             ratio,

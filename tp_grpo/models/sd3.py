@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from tp_grpo.models import base, lora
-
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+from tp_grpo.models.base import JOINT_ATTENTION
+from tp_grpo.models.pipeline import PipelineBackbone
+from tp_grpo.models.pretrained import check_resolution, vae_scale
+from tp_grpo.models.text import TextEncoders
+from tp_grpo.types import index, to
 
 
 @dataclass(frozen=True)
@@ -24,54 +25,49 @@ class SD3Cond:
     pooled: Tensor
 
 
-class SD3:
-    """`Backbone` over the stock pipeline's own parts; guidance is classifier-free, against the empty prompt."""
+class SD3(PipelineBackbone):
+    """`Backbone` whose guidance is classifier-free, against the empty prompt; latents are (C, H, W)."""
 
-    lora_targets = tuple(f"attn.{name}" for name in _ATTENTION)
+    pipeline_class = StableDiffusion3Pipeline
+    cond_class = SD3Cond
+    text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    takes_attention_backend = False
+    lora_targets = JOINT_ATTENTION
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, model: Any, device: torch.device) -> None:
-        self.pipeline = pipeline
-        self.transformer: torch.nn.Module = pipeline.transformer
-        self.device = device
-        self.max_sequence_length = model.max_sequence_length
-        self.decode_batch_size = model.decode_batch_size
+    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders) -> None:
+        super().__init__(pipeline, model, device, encoders)
         scale = pipeline.vae_scale_factor
         self.patch = pipeline.transformer.config.patch_size
         self.latent_shape = (pipeline.transformer.config.in_channels, model.height // scale, model.width // scale)
         self._empty: SD3Cond | None = None
 
     @classmethod
-    def load(cls, model: Any, device: torch.device) -> SD3:
-        """Raises ValueError before weights load; see `base.load`."""
-        path = base.find_checkpoint(model.path, StableDiffusion3Pipeline.__name__)
-        where = {"revision": model.revision or None}
-        try:
-            transformer = SD3Transformer2DModel.load_config(path, subfolder="transformer", **where)
-            vae = AutoencoderKL.load_config(path, subfolder="vae", **where)
-        except OSError as error:
-            raise ValueError(base.unreadable(model.path)) from error
-        unit = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
-        base.check_resolution(model.height, model.width, unit, transformer["pos_embed_max_size"])
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=base.DTYPES[model.dtype], **where)
-        pipeline.set_progress_bar_config(disable=True)
-        for module in pipeline.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval().to(device)
-        if pipeline.vae.dtype != torch.float32:
-            pipeline.vae.to(torch.float32)
-        return cls(pipeline, model, device)
+    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+        unit = vae_scale(vae) * transformer["patch_size"]
+        check_resolution(model.height, model.width, unit, unit * transformer["pos_embed_max_size"])
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> SD3Cond:
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+    @staticmethod
+    def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> SD3Cond:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
             prompts,
             prompts,
             prompts,
-            device=self.device,
+            device=device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
+            max_sequence_length=max_sequence_length,
         )
         return SD3Cond(embeds, pooled)
+
+    def encode(self, prompts: list[str]) -> SD3Cond:
+        if self._empty is not None:
+            return super().encode(prompts)
+        # Guidance needs the empty prompt as well: together, while the encoders are on the device.
+        together = super().encode([*prompts, ""])
+        self._empty = to(index(together, slice(len(prompts), None)), self.device)
+        return index(together, slice(len(prompts)))
+
+    def encode_ahead(self, prompts: list[str]) -> None:
+        super().encode_ahead([*prompts, ""])
 
     def sigmas(self, steps: int) -> Tensor:
         scheduler = self.pipeline.scheduler
@@ -105,17 +101,8 @@ class SD3:
             v = without + guidance_scale * (with_prompt - without)
         return v
 
-    @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        x = x.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        images = [vae.decode(chunk, return_dict=False)[0] for chunk in x.split(self.decode_batch_size)]
-        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(StableDiffusion3Pipeline, self.pipeline.transformer, folder)
-
     def _negative(self) -> SD3Cond:
         if self._empty is None:
-            self._empty = self.encode([""])
+            self.encode([""])
+        assert self._empty is not None
         return self._empty

@@ -1,0 +1,110 @@
+"""What learns, and so what a checkpoint holds: the policy's parameters, their optimizer and their average."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from tp_grpo.checkpoint import Checkpoint
+from tp_grpo.models.base import Backbone
+from tp_grpo.models.policy import Policy
+from tp_grpo.runtime import Runtime
+
+OPTIMIZERS = ("adamw", "adamw_8bit")
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raises ValueError for an unknown optimizer, or one that cannot run here."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"train.optimizer = {name!r} is not one of {', '.join(OPTIMIZERS)}")
+    if name == "adamw_8bit":
+        if device.type != "cuda":
+            raise ValueError("train.optimizer = 'adamw_8bit' needs a CUDA GPU, and there is none; use 'adamw'")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("train.optimizer = 'adamw_8bit' needs bitsandbytes: pip install 'tp_grpo[8bit]'")
+
+
+def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over `parameters` as `config.train` says."""
+    options = {
+        "lr": train.learning_rate,
+        "betas": tuple(train.adam_betas),
+        "weight_decay": train.weight_decay,
+        "eps": train.adam_eps,
+    }
+    if train.optimizer == "adamw_8bit":
+        import bitsandbytes
+
+        quantised: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **options)
+        return quantised
+    return torch.optim.AdamW(parameters, **options)
+
+
+class Learner:
+    """Prepares the backbone's transformer for training on every rank."""
+
+    def __init__(self, runtime: Runtime, backbone: Backbone, config: Any) -> None:
+        self.runtime, self.backbone, self.every = runtime, backbone, config.ema.every
+        self.policy = Policy(
+            backbone.transformer,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=tuple(config.lora.targets) or backbone.lora_targets,
+            kl=config.train.beta > 0,
+        )
+        self.parameters = list(self.policy.parameters.values())
+        self.ema = EMAModel(self.parameters, decay=config.ema.decay)
+        backbone.transformer, self.optimizer = runtime.accelerator.prepare(
+            backbone.transformer, make_optimizer(config.train, self.parameters)
+        )
+        self.updates = 0
+
+    def updated(self) -> None:
+        """Count an update; every `ema.every`-th is averaged in."""
+        self.updates += 1
+        if self.updates % self.every == 0:
+            self.ema.step(self.parameters)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the policy is the average; before the first update that is the policy itself."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def snapshot(self, epoch: int, settings: dict[str, Any]) -> Checkpoint:
+        """All that it takes to go on from here."""
+        scaler = self.runtime.accelerator.scaler
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "updates": self.updates,
+        }
+        weights = {name: p.detach().cpu() for name, p in self.policy.parameters.items()}
+        return Checkpoint(epoch, weights, state, settings)
+
+    def restore(self, found: Checkpoint) -> None:
+        with torch.no_grad():
+            for name, parameter in self.policy.parameters.items():
+                parameter.copy_(found.weights[name])
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        self.ema.load_state_dict(found.state["ema"])
+        self.ema.to(self.runtime.device)
+        if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
+            self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
+        self.updates = found.state["updates"]
+
+    def export(self, folder: Path) -> None:
+        """The averaged policy, for use outside of this framework."""
+        with self.averaged():
+            self.backbone.export(self.policy, folder)

@@ -1,0 +1,67 @@
+"""The trained part on disk, as peft and the stock pipelines read it; read back and compared before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tp_grpo.models.policy import Policy
+
+PIPELINE_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+
+
+def save(pipeline_class: Any, policy: Policy, folder: Path, *, base: str) -> None:
+    """A LoRA for `pipeline.load_lora_weights(folder)` and `PeftModel.from_pretrained(transformer, folder)`; a fully
+    trained transformer, in the dtype it came in, as a diffusers folder `transformer/`.
+
+    base: the checkpoint that it belongs to. Raises RuntimeError when what was written is not what is in memory.
+    """
+    if policy.rank:
+        _save_lora(pipeline_class, policy.transformer, folder, base)
+    else:
+        _save_transformer(policy, folder / "transformer")
+
+
+def lora_state(transformer: Any) -> dict[str, Tensor]:
+    """The adapter's tensors under peft's names; embedding layers are never adapted, nor looked for on the hub."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(transformer, save_embedding_layers=False)
+    return state
+
+
+def _save_lora(pipeline_class: Any, transformer: Any, folder: Path, base: str) -> None:
+    config = transformer.peft_config["default"]
+    weights = {name: value.cpu().contiguous() for name, value in lora_state(transformer).items()}
+    pipeline_class.save_lora_weights(
+        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
+    )
+    save_file({f"base_model.model.{name}": value for name, value in weights.items()}, folder / PEFT_WEIGHTS)
+    config.base_model_name_or_path = base
+    config.save_pretrained(folder)
+    for file, prefix in ((PIPELINE_WEIGHTS, "transformer."), (PEFT_WEIGHTS, "base_model.model.")):
+        saved = load_file(folder / file)
+        _compare(folder / file, {prefix + name: value for name, value in weights.items()}, saved)
+    if PeftConfig.from_pretrained(folder).r != config.r:
+        raise RuntimeError(f"{folder}: the adapter's config did not survive saving")
+
+
+def _save_transformer(policy: Policy, folder: Path) -> None:
+    values = {name: p.detach().to(policy.dtype) for name, p in policy.parameters.items()}
+    with policy.holding(values):
+        policy.transformer.save_pretrained(folder)
+    saved: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        saved |= load_file(file)
+    _compare(folder, values, saved)
+
+
+def _compare(where: Path, expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for name, value in expected.items():
+        if name not in saved or not torch.equal(saved[name], value.cpu()):
+            raise RuntimeError(f"{where}: {name} did not survive saving")

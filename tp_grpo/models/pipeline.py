@@ -1,0 +1,140 @@
+"""What every diffusers pipeline shares as a backbone: loading within limits, decoding, exporting.
+
+A backbone adds the conditions, the schedule and the velocity of its family (`sd3.py`, `flux.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import Tensor, nn
+
+from tp_grpo.models import base, export, pretrained, text
+from tp_grpo.models.policy import Policy
+from tp_grpo.models.text import EmbeddingCache, TextEncoders
+
+
+class PipelineBackbone:
+    """Transformer and VAE on the device; the text encoders come when there is something to encode."""
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    text_parts: ClassVar[tuple[str, ...]]  # encoders and tokenizers
+    takes_attention_backend: ClassVar[bool]
+    lora_targets: tuple[str, ...]
+    cond_class: ClassVar[type]
+    latent_shape: tuple[int, ...]
+
+    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders) -> None:
+        self.pipeline, self.device, self.text = pipeline, device, encoders
+        self.transformer: nn.Module = pipeline.transformer
+        self.path = model.path
+        self.decode_batch_size = model.decode_batch_size
+
+    @classmethod
+    def load(cls, model: Any, device: torch.device) -> Any:
+        """The checkpoint that `config.model` names. Raises ValueError before weights load; see `base.load`."""
+        _check_options(cls, model)
+        configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
+        cls.check_config(model, **configs)
+        folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
+        pipeline: Any = cls.pipeline_class.from_pretrained(
+            folder,
+            torch_dtype={"default": base.DTYPES[model.dtype], "vae": base.DTYPES[model.vae_dtype]},
+            **dict.fromkeys(cls.text_parts),
+        )
+        for module in (pipeline.transformer, pipeline.vae):
+            module.requires_grad_(False).eval().to(device)
+        _apply_options(pipeline.transformer, model)
+        return cls(pipeline, model, device, cls._text(folder, pipeline, model, device))
+
+    @classmethod
+    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+        """Raises ValueError for a `config.model` that this checkpoint, by its configs, cannot serve."""
+        raise NotImplementedError
+
+    @classmethod
+    def _text(cls, folder: str, pipeline: Any, model: Any, device: torch.device) -> TextEncoders:
+        def load() -> Any:
+            # The transformer comes along for its config: SD3 without T5 asks it for the width of its zeros.
+            parts = {"transformer": pipeline.transformer, "vae": None, "scheduler": pipeline.scheduler}
+            parts |= dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
+            whole: Any = cls.pipeline_class.from_pretrained(folder, torch_dtype=base.DTYPES[model.dtype], **parts)
+            for name in cls.text_parts:
+                part = getattr(whole, name, None)
+                if isinstance(part, nn.Module):
+                    part.requires_grad_(False).eval()
+            return whole
+
+        cache = None
+        if model.embeddings_cache:
+            origin = pretrained.fingerprint(Path(folder), cls.text_parts)
+            key = (cls.__name__, origin, str(model.max_sequence_length), model.dtype)
+            cache = EmbeddingCache(Path(model.embeddings_cache), key, cls.cond_class)
+
+        def encode(whole: Any, prompts: list[str], device: torch.device) -> Any:
+            return cls.encode_with(whole, prompts, device, model.max_sequence_length)
+
+        return TextEncoders(load, encode, parts=cls.text_parts, mode=model.text_encoders, device=device, cache=cache)
+
+    @staticmethod
+    def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> Any:
+        """The family's condition of these prompts, by a pipeline that holds the text encoders on `device`."""
+        raise NotImplementedError
+
+    def encode(self, prompts: list[str]) -> Any:
+        return self.text(prompts)
+
+    def encode_ahead(self, prompts: list[str]) -> None:
+        self.text.fill(prompts)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        return torch.cat([self._decode(chunk) for chunk in x.split(self.decode_batch_size)])
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """Clean latents as the VAE knows them (b, C, h, w) -> images (b, 3, H, W) fp32 in [0, 1]."""
+        vae = self.pipeline.vae
+        x = x.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        images: Tensor = vae.decode(x.to(vae.dtype), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def export(self, policy: Policy, folder: Path) -> None:
+        export.save(self.pipeline_class, policy, folder, base=self.path)
+
+
+def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
+    known = {
+        "vae_dtype": ("fp32", "bf16"),
+        "text_encoders": text.MODES,
+        "attention_backend": ("", *sorted(name.value for name in AttentionBackendName)),
+        "compile": ("", *torch.compiler.list_backends(exclude_tags=())),
+    }
+    for field, choices in known.items():
+        if model[field] not in choices:
+            raise ValueError(f"model.{field} = {model[field]!r} is not one of {', '.join(filter(None, choices))}")
+    if model.attention_backend and not cls.takes_attention_backend:
+        raise ValueError(
+            f"model.attention_backend = {model.attention_backend!r}: diffusers calls PyTorch's own attention in "
+            f"{cls.__name__} and takes no other; leave it empty"
+        )
+    if model.text_encoders == "drop" and not model.embeddings_cache:
+        raise ValueError(
+            "model.text_encoders = 'drop' frees the encoders once every prompt is encoded, and needs a place to keep "
+            "what they gave: set model.embeddings_cache to a folder, or use model.text_encoders = 'offload'"
+        )
+
+
+def _apply_options(transformer: Any, model: Any) -> None:
+    if model.attention_backend:
+        transformer.set_attention_backend(model.attention_backend)
+    if model.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    if model.compile:
+        # Block by block (regional): each kind of block is compiled once, in seconds, however many there are.
+        for stack in transformer.children():
+            for block in stack if isinstance(stack, nn.ModuleList) else ():
+                block.compile(backend=model.compile)

@@ -1,0 +1,68 @@
+"""The trainable part of a transformer: a LoRA adapter (peft) in fp32, or all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+
+class Policy:
+    """parameters: what is trained, by name, in a fixed order, in fp32; the rest of the transformer stays frozen."""
+
+    def __init__(self, transformer: Any, *, rank: int, alpha: float, targets: tuple[str, ...], kl: bool) -> None:
+        """A LoRA (gaussian A, zero B) on every module whose name ends in one of `targets`; rank 0 trains everything.
+
+        `kl`: the frozen model is asked at every step; rank 0 then keeps its copy on the device, else in host memory.
+        Raises ValueError for targets that no module has.
+        """
+        self.transformer, self.rank = transformer, rank
+        self._frozen: dict[str, Tensor] = {}
+        if rank:
+            _add_lora(transformer, rank, alpha, targets)
+        else:
+            self.dtype = transformer.dtype
+            where = transformer.device if kl else torch.device("cpu")
+            self._frozen = {name: p.detach().to(where, copy=True) for name, p in transformer.named_parameters()}
+            transformer.requires_grad_(True)
+        self.parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.float()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the transformer is the frozen base model."""
+        if self.rank:
+            self.transformer.disable_adapters()
+            try:
+                yield
+            finally:
+                self.transformer.enable_adapters()
+            return
+        with self.holding({name: value.to(self.transformer.device) for name, value in self._frozen.items()}):
+            yield
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the parameters hold `values`, which may be of another dtype; no copy is made."""
+        trained = {name: self.parameters[name].data for name in values}
+        try:
+            for name, value in values.items():
+                self.parameters[name].data = value
+            yield
+        finally:
+            for name, data in trained.items():
+                self.parameters[name].data = data
+
+
+def _add_lora(transformer: Any, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    missing = [target for target in targets if not any(name == target or name.endswith("." + target) for name in names)]
+    if missing:
+        raise ValueError(f"lora.targets: no module of the transformer is called {', '.join(missing)}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+    transformer.add_adapter(config)

@@ -1,0 +1,128 @@
+"""Prompts to conditions: every distinct prompt once, on encoders that are on the device only while they work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tp_grpo.types import cat, index, to
+
+MODES = ("offload", "resident", "drop")
+CHUNK = 8  # prompts a call; a constant, so that an embedding does not depend on batch or rank
+
+
+class EmbeddingCache:
+    """Conditions on disk, a file a prompt, named by a hash of the prompt and of all that its embedding depends on."""
+
+    def __init__(self, folder: Path, origin: Sequence[str], kind: type) -> None:
+        self.folder, self.origin, self.kind = folder, list(origin), kind
+
+    def load(self, prompt: str) -> Any | None:
+        """The condition (leading dim 1), None if it is not there; a damaged file is as good as none, with a warning."""
+        path = self._path(prompt)
+        if not path.is_file():
+            return None
+        try:
+            return self.kind(**load_file(path))
+        except (SafetensorError, TypeError) as error:
+            warnings.warn(f"{path} is damaged ({error}); the prompt is encoded again", stacklevel=2)
+            return None
+
+    def save(self, prompt: str, cond: Any) -> None:
+        path = self._path(prompt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")  # ranks may write the same prompt
+        fields = {f.name: getattr(cond, f.name).contiguous() for f in dataclasses.fields(cond)}
+        save_file(fields, draft)
+        draft.rename(path)
+
+    def _path(self, prompt: str) -> Path:
+        name = hashlib.sha256(json.dumps([self.origin, prompt]).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+class TextEncoders:
+    """The text half of a pipeline.
+
+    mode: `offload` keeps the encoders in host memory between calls, `resident` on the device; `drop` frees them after
+    each call, and loads them again only for a prompt that the cache does not hold.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        encode: Callable[[Any, list[str], torch.device], Any],
+        *,
+        parts: Sequence[str],
+        mode: str,
+        device: torch.device,
+        cache: EmbeddingCache | None,
+    ) -> None:
+        self.load, self.encode, self.parts = load, encode, parts
+        self.mode, self.device, self.cache = mode, device, cache
+        self._pipeline: Any = None
+
+    def __call__(self, prompts: Sequence[str]) -> Any:
+        """The conditions (leading dim B) of the prompts, in host memory; each distinct prompt is encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        known = {prompt: cond for prompt in distinct if (cond := self._cached(prompt)) is not None}
+        known |= self._encode([prompt for prompt in distinct if prompt not in known], keep=True)
+        return cat([known[prompt] for prompt in prompts])
+
+    def fill(self, prompts: Sequence[str]) -> None:
+        """Encode what the cache does not hold yet, without keeping anything in memory."""
+        self._encode([prompt for prompt in dict.fromkeys(prompts) if self._cached(prompt) is None], keep=False)
+
+    def _cached(self, prompt: str) -> Any | None:
+        return self.cache.load(prompt) if self.cache else None
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str], *, keep: bool) -> dict[str, Any]:
+        done: dict[str, Any] = {}
+        if not prompts:
+            return done
+        with self._working() as pipeline:
+            for start in range(0, len(prompts), CHUNK):
+                part = prompts[start : start + CHUNK]
+                encoded = to(self.encode(pipeline, part, self.device), "cpu")
+                for i, prompt in enumerate(part):
+                    cond = index(encoded, slice(i, i + 1))
+                    if self.cache:
+                        self.cache.save(prompt, cond)
+                    if keep:
+                        done[prompt] = cond
+        return done
+
+    @contextmanager
+    def _working(self) -> Iterator[Any]:
+        """The encoders on the device; afterwards wherever `mode` wants them."""
+        if self._pipeline is None:
+            self._pipeline = self.load()
+        self._move(self.device)
+        try:
+            yield self._pipeline
+        finally:
+            if self.mode == "offload":
+                self._move(torch.device("cpu"))
+            elif self.mode == "drop":
+                self._pipeline = None
+            if self.mode != "resident" and self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _move(self, device: torch.device) -> None:
+        for name in self.parts:
+            part = getattr(self._pipeline, name, None)
+            if isinstance(part, nn.Module):
+                part.to(device)

@@ -57,9 +57,10 @@ def draw(kept: dict, prompt: str, out: Path) -> None:
             label += f"\nturning point\ncredit {reward:+.2f}"
         # To the right of a steep line, above a flat one.
         steep = abs(ladder[k + 1] - ladder[k]) > 0.3 * (max(ladder) - min(ladder))
-        offset, ha = ((14, -5), "left") if steep else ((0, 12), "center")
+        offset, va = ((24, -8), "top") if steep else ((0, 8), "bottom")
         at = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
-        axes.annotate(label, at, offset, textcoords="offset points", ha=ha, fontsize=9, color=color)
+        ha = "left" if steep else "center"
+        axes.annotate(label, at, offset, textcoords="offset points", ha=ha, va=va, fontsize=9, color=color)
     axes.scatter(range(n), ladder, color="black", zorder=3)
     for k, reward in enumerate(ladder):
         axes.annotate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from tp_grpo.models.base import Backbone
 from tp_grpo.prompts import PromptSet
-from tp_grpo.rewards import RewardSet, mean_and_error, to_uint8
+from tp_grpo.rewards import Rewards, RewardSet, mean_and_error, to_uint8
 from tp_grpo.rollout import conditions_of, encode_once, ode_images
 from tp_grpo.runtime import Runtime
+from tp_grpo.types import PromptBatch
 
 
 @dataclass(frozen=True)
@@ -36,45 +38,56 @@ class Evaluation:
         return report
 
 
+def samples(count: int, members: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt index and member of every image of an evaluation: the first member of every prompt, then the second."""
+    return np.tile(np.arange(count), members), np.arange(members).repeat(count)
+
+
+def sample_images(
+    runtime: Runtime, backbone: Backbone, prompts: PromptSet, ids: np.ndarray, members: np.ndarray, *, config: Any
+) -> Iterator[tuple[PromptBatch, np.ndarray]]:
+    """ODE images of the samples (ids, members) in order, by batch, as pixels (b, H, W, 3) uint8."""
+    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids])
+    size = config.eval.batch_size
+    for start in runtime.bar(range(0, len(ids), size), "images"):
+        batch = prompts.batch(ids[start : start + size].tolist(), members[start : start + size].tolist())
+        images = ode_images(
+            backbone,
+            batch,
+            conditions_of(conditions, batch.prompts, backbone.device),
+            steps=config.eval.steps,
+            guidance_scale=config.sample.guidance_scale,
+            key=(config.seed,),
+        )
+        yield batch, to_uint8(images)
+
+
 def evaluate(
     runtime: Runtime, backbone: Backbone, rewards: RewardSet, prompts: PromptSet, *, config: Any
 ) -> Evaluation:
     """Sample and score `eval.members` images of each of the first `eval.prompts` prompts."""
     settings = config.eval
-    count = min(settings.prompts or len(prompts), len(prompts))
-    ids = np.tile(np.arange(count), settings.members)
-    members = np.arange(settings.members).repeat(count)
+    ids, members = samples(min(settings.prompts or len(prompts), len(prompts)), settings.members)
     # Ranks take strided samples; all take equally many, the surplus repeating the last sample.
-    own = np.arange(runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size).clip(
-        max=len(ids) - 1
-    )
-    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids[own]])
+    last = len(ids) - 1
+    own = np.arange(runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size).clip(max=last)
     pending, pictures = [], []
-    for start in runtime.bar(range(0, len(own), settings.batch_size), "evaluate"):
-        rows = own[start : start + settings.batch_size]
-        batch = prompts.batch(ids[rows].tolist(), members[rows].tolist())
-        images = ode_images(
-            backbone,
-            batch,
-            conditions_of(conditions, batch.prompts, backbone.device),
-            steps=settings.steps,
-            guidance_scale=config.sample.guidance_scale,
-            key=(config.seed,),
-        )
-        pixels = to_uint8(images)
+    for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
         pending.append(rewards.submit(pixels, batch.prompts, batch.metadata))
-        pictures.append(pixels[rows < settings.images])
-    done = [future.result() for future in pending]
-    columns = {"total": torch.cat([d.total for d in done])}
-    for name in done[0].scores:
-        columns[name] = torch.cat([d.scores[name] for d in done])
-    for name in done[0].extras:
-        columns[name] = torch.cat([d.extras[name] for d in done])
+        pictures.append(pixels)
+    columns = columns_of([future.result() for future in pending])
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
-    shown = torch.from_numpy(np.concatenate(pictures)).to(runtime.device)
+    shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)
     return Evaluation(
         scores, _images(runtime, shown, min(settings.images, len(ids))), [prompts.prompts[i] for i in ids]
     )
+
+
+def columns_of(done: list[Rewards]) -> dict[str, Tensor]:
+    """ "total", each scorer and its extras -> (n,), batches joined."""
+    columns = {"total": torch.cat([d.total for d in done])}
+    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in done[0].scores}
+    return columns | {name: torch.cat([d.extras[name] for d in done]) for name in done[0].extras}
 
 
 def _interleave(runtime: Runtime, values: Tensor) -> Tensor:

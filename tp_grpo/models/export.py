@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from tp_grpo.models.policy import Policy
 
 PIPELINE_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+_PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 
 
 def save(pipeline_class: Any, policy: Policy, folder: Path, *, base: str) -> None:
@@ -29,6 +30,41 @@ def save(pipeline_class: Any, policy: Policy, folder: Path, *, base: str) -> Non
         _save_transformer(policy, folder / "transformer")
 
 
+def load(transformer: Any, folder: Path) -> Policy:
+    """The policy that `save` wrote, put onto the frozen transformer of the same checkpoint.
+
+    Raises ValueError when the folder holds no such policy, or one of another model.
+    """
+    if (folder / "transformer").is_dir():
+        policy = Policy(transformer, rank=0, alpha=1, targets=(), kl=False)
+        _fill(policy, _read_all(folder / "transformer"), folder)
+        return policy
+    if not (folder / PEFT_WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no trained policy: neither {PEFT_WEIGHTS} nor a folder transformer/")
+    config = LoraConfig.from_pretrained(str(folder))
+    targets = tuple(sorted(config.target_modules))
+    policy = Policy(transformer, rank=config.r, alpha=config.lora_alpha, targets=targets, kl=False)
+    saved = load_file(folder / PEFT_WEIGHTS)
+    names = {name: name.replace(".default.weight", ".weight") for name in policy.parameters}
+    _fill(policy, {name: saved[_PEFT + short] for name, short in names.items() if _PEFT + short in saved}, folder)
+    return policy
+
+
+def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
+    for name, parameter in policy.parameters.items():
+        if name not in values or values[name].shape != parameter.shape:
+            found = tuple(values[name].shape) if name in values else "nothing"
+            raise ValueError(
+                f"{folder} was trained on another model: {name} should be {tuple(parameter.shape)}, it has {found}"
+            )
+        with torch.no_grad():
+            parameter.copy_(values[name])
+
+
+def _read_all(folder: Path) -> dict[str, Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
 def lora_state(transformer: Any) -> dict[str, Tensor]:
     """The adapter's tensors under peft's names; embedding layers are never adapted, nor looked for on the hub."""
     state: dict[str, Tensor] = get_peft_model_state_dict(transformer, save_embedding_layers=False)
@@ -41,13 +77,13 @@ def _save_lora(pipeline_class: Any, transformer: Any, folder: Path, base: str) -
     pipeline_class.save_lora_weights(
         folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
     )
-    save_file({f"base_model.model.{name}": value for name, value in weights.items()}, folder / PEFT_WEIGHTS)
+    save_file({f"{_PEFT}{name}": value for name, value in weights.items()}, folder / PEFT_WEIGHTS)
     config.base_model_name_or_path = base
     config.save_pretrained(folder)
-    for file, prefix in ((PIPELINE_WEIGHTS, "transformer."), (PEFT_WEIGHTS, "base_model.model.")):
+    for file, prefix in ((PIPELINE_WEIGHTS, "transformer."), (PEFT_WEIGHTS, _PEFT)):
         saved = load_file(folder / file)
         _compare(folder / file, {prefix + name: value for name, value in weights.items()}, saved)
-    if PeftConfig.from_pretrained(folder).r != config.r:
+    if LoraConfig.from_pretrained(str(folder)).r != config.r:
         raise RuntimeError(f"{folder}: the adapter's config did not survive saving")
 
 
@@ -55,10 +91,7 @@ def _save_transformer(policy: Policy, folder: Path) -> None:
     values = {name: p.detach().to(policy.dtype) for name, p in policy.parameters.items()}
     with policy.holding(values):
         policy.transformer.save_pretrained(folder)
-    saved: dict[str, Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        saved |= load_file(file)
-    _compare(folder, values, saved)
+    _compare(folder, values, _read_all(folder))
 
 
 def _compare(where: Path, expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,98 @@
+"""Look at a trained policy: seeded images of your prompts, the base model's beside them.
+
+    python scripts/generate.py --config=config/tp_grpo.py:shapes_tiny --checkpoint=runs/quickstart \\
+        --prompts="a red circle above a blue square" --out=images --grid
+
+--prompts is a text, or a file (.txt: a prompt a line; .jsonl). Steps and guidance are the config's (eval.steps,
+sample.guidance_scale). An image depends on the seed, the prompt's place and the member alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from _config import CONFIG, parse, quiet
+from absl import app, flags
+
+Images = dict[tuple[int, int], Any]  # PIL images by (prompt, member)
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base")
+_PROMPTS = flags.DEFINE_string("prompts", None, "a text, or a prompt file", required=True)
+_OUT = flags.DEFINE_string("out", "images", "folder for the images")
+_SEED = flags.DEFINE_integer("seed", None, "of the noise; none: the config's")
+_MEMBERS = flags.DEFINE_integer("members", 1, "images a prompt", lower_bound=1)
+_GRID = flags.DEFINE_boolean("grid", False, "one sheet as well: a row a prompt, base on the left, trained on the right")
+
+
+def main(_: list[str]) -> int:
+    quiet()
+    try:
+        return generate(CONFIG.value)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def generate(config: Any) -> int:
+    from tp_grpo import prompts, tuned
+    from tp_grpo.runtime import Runtime
+
+    policy = tuned.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
+    if Path(_PROMPTS.value).is_file() or _PROMPTS.value.endswith((".txt", ".jsonl")):
+        known = prompts.load(_PROMPTS.value, field="--prompts")
+    else:
+        known = prompts.PromptSet([_PROMPTS.value], [{}])
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime(config.model.dtype, (), str(out))
+    if runtime.world_size > 1:
+        raise ValueError("generate.py works in one process; scripts/evaluate.py shares its work between several")
+    if _SEED.value is not None:
+        config.seed = _SEED.value
+    loaded = tuned.Tuned(config.model, runtime, policy)
+    sheets: dict[str, Images] = {}
+    with loaded.base():
+        sheets["base"] = draw(config, runtime, loaded.backbone, known)
+    if policy:
+        sheets["tuned"] = draw(config, runtime, loaded.backbone, known)
+    for kind, images in sheets.items():
+        for (prompt, member), image in images.items():
+            image.save(out / f"{prompt:04d}-{member}-{kind}.png")
+    if _GRID.value:
+        grid(list(sheets.values()), len(known), _MEMBERS.value).save(out / "grid.png")
+    runtime.say(f"{sum(map(len, sheets.values()))} images in {out}")
+    return 0
+
+
+def draw(config: Any, runtime: Any, backbone: Any, known: Any) -> Images:
+    from PIL import Image
+
+    from tp_grpo.evaluate import sample_images, samples
+
+    images = {}
+    ids, members = samples(len(known), _MEMBERS.value)
+    for batch, pixels in sample_images(runtime, backbone, known, ids, members, config=config):
+        for prompt, member, image in zip(batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True):
+            images[prompt, member] = Image.fromarray(image)
+    return images
+
+
+def grid(sheets: list[Images], prompts: int, members: int) -> Any:
+    """A row a prompt: its members by the base model, then by the trained one."""
+    from PIL import Image
+
+    width, height = next(iter(sheets[0].values())).size
+    gap = max(2, width // 32)
+    columns = len(sheets) * members
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, prompts * (height + gap) + gap), "white")
+    for which, images in enumerate(sheets):
+        for (prompt, member), image in images.items():
+            column = which * members + member
+            sheet.paste(image, (gap + column * (width + gap), gap + prompt * (height + gap)))
+    return sheet
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,77 @@
+"""Measure a trained policy, or the base model, on any prompts by any rewards; stopped and continued at will."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from tp_grpo import tuned
+from tp_grpo.evaluate import columns_of, sample_images, samples
+from tp_grpo.ledger import Ledger, Sample, as_markdown, summarise
+from tp_grpo.prompts import PromptSet
+from tp_grpo.rewards import Rewards, RewardSet
+from tp_grpo.runtime import Runtime
+
+
+def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet, out: Path) -> str:
+    """Score `eval.members` seeded ODE images of each of the first `eval.prompts` prompts; returns the table, Markdown.
+
+    policy: a folder that `tuned.find` gave, None for the base model. out gets a line an image as it is scored, and
+    table.md and table.json at the end; what is there already is not done again. Ranks share what is missing.
+    Raises ValueError before weights load, RewardError when a scorer fails.
+    """
+    count = min(config.eval.prompts or len(prompts), len(prompts))
+    runtime = Runtime(config.model.dtype, (), str(out))
+    ledger = Ledger(out, _settings(config, scorers, policy, prompts.prompts[:count]), runtime.rank)
+    ids, members = samples(count, config.eval.members)
+    done = ledger.read()
+    missing = [i for i, sample in enumerate(zip(ids.tolist(), members.tolist(), strict=True)) if sample not in done]
+    runtime.accelerator.wait_for_everyone()  # every rank has seen what is missing before any rank adds to it
+    if done:
+        runtime.say(f"{len(ids) - len(missing)} of {len(ids)} images are scored already")
+    own = missing[runtime.rank :: runtime.world_size]
+    if own:
+        rewards = RewardSet(scorers)
+        backbone = tuned.Tuned(config.model, runtime, policy).backbone
+        waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
+        for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
+            batch_samples = list(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
+            waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata)))
+            if len(waiting) > 1:  # one batch is scored beside the sampling of the next
+                _write(ledger, *waiting.popleft())
+        for entry in waiting:
+            _write(ledger, *entry)
+        rewards.close()
+    runtime.accelerator.wait_for_everyone()
+    rows = summarise(ledger.read(), prompts.prompts, prompts.metadata)
+    table = as_markdown(rows)
+    if runtime.is_main:
+        (out / "table.json").write_text(json.dumps(rows, indent=1))
+        (out / "table.md").write_text(table + "\n")
+        runtime.say(f"{table}\nwritten to {out}")
+    runtime.accelerator.end_training()
+    return table
+
+
+def _write(ledger: Ledger, scored: list[Sample], rewards: Future[Rewards]) -> None:
+    ledger.append(scored, columns_of([rewards.result()]))
+
+
+def _settings(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts: list[str]) -> dict[str, Any]:
+    """All that the scores depend on; batch sizes and ranks are not among it."""
+    fields = ("type", "path", "revision", "dtype", "height", "width", "max_sequence_length", "vae_dtype")
+    return {
+        "model": {name: config.model[name] for name in fields},
+        "policy": tuned.digest(policy) if policy else "base",
+        "steps": config.eval.steps,
+        "guidance_scale": config.sample.guidance_scale,
+        "members": config.eval.members,
+        "seed": config.seed,
+        "scorers": scorers,
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+    }

@@ -1,13 +1,18 @@
-"""The recipes by name: small changes to `base.get_config()`, the same for every algorithm."""
+"""The recipes by name: small changes to `base.get_config()`, the same for every algorithm.
+
+`REWARD_MODEL` are the published ones, `REWARD_MODEL_MEMORY` their variants for one GPU.
+"""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
 from config import base
 
 SHAPES = "tp_grpo/shapes/weights"
+Recipe = Callable[[ConfigDict], None]
 
 
 def shapes_tiny(c: ConfigDict) -> None:
@@ -43,7 +48,112 @@ def shapes_smoke(c: ConfigDict) -> None:
     c.checkpoint.keep_every = 1
 
 
-RECIPES: dict[str, Callable[[ConfigDict], None]] = {"shapes_tiny": shapes_tiny, "shapes_smoke": shapes_smoke}
+@dataclass(frozen=True)
+class Reward:
+    """A published task: its prompt files, and what is reported for SD3.5-Medium trained with KL (arXiv 2602.06422)."""
+
+    title: str
+    suffix: str
+    flow_grpo: float
+    tp_grpo: float
+
+
+REWARDS = {
+    "pickscore": Reward("PickScore", "txt", 24.02, 24.67),
+    "geneval": Reward("GenEval", "jsonl", 0.9673, 0.9725),
+    "general_ocr": Reward("OCR", "txt", 0.9579, 0.9651),
+}
+
+# The base configuration is the published one for SD3.5-Medium.
+MODELS: dict[str, dict[str, object]] = {
+    "sd3": {},
+    "flux": {
+        "model.type": "flux",
+        "model.path": "black-forest-labs/FLUX.1-dev",
+        "model.dtype": "bf16",
+        "lora.rank": 64,
+        "lora.alpha": 128,
+        "sample.steps": 6,
+        "sample.window_size": 5,
+        "sample.guidance_scale": 3.5,  # an input of the model: one evaluation a step, no second one
+        "sample.batch_size": 3,
+        "sample.max_rows": 12,
+        "eval.steps": 28,
+    },
+}
+TITLES = {"sd3": "SD3.5-Medium", "flux": "FLUX.1-dev"}
+
+# A quarter of the prompts: an epoch of one GPU ends the same day, and batches of 9, 3 or 1 fill 1, 2, 4 or 8 GPUs.
+ONE_GPU: dict[str, object] = {"sample.groups_per_epoch": 12, "model.dtype": "bf16"}
+FRUGAL: dict[str, object] = {
+    "model.gradient_checkpointing": True,
+    "model.text_encoders": "offload",
+    "model.vae_dtype": "bf16",
+    "sample.store_on_cpu": True,
+    "train.optimizer": "adamw_8bit",
+}
+VARIANTS: dict[tuple[str, int], dict[str, object]] = {
+    ("sd3", 24): ONE_GPU | FRUGAL | {"model.decode_batch_size": 2, "sample.batch_size": 3, "sample.max_rows": 9},
+    ("sd3", 48): ONE_GPU | FRUGAL | {"model.decode_batch_size": 4},
+    ("sd3", 80): ONE_GPU,
+    ("flux", 48): ONE_GPU | FRUGAL | {"model.decode_batch_size": 2, "sample.batch_size": 1, "sample.max_rows": 5},
+    ("flux", 80): ONE_GPU | FRUGAL,
+}
+
+
+def _published(reward: str, model: str) -> Recipe:
+    def recipe(c: ConfigDict) -> None:
+        suffix = REWARDS[reward].suffix
+        c.prompts.update(train=f"dataset/{reward}/train.{suffix}", eval=f"dataset/{reward}/test.{suffix}")
+        c.rewards.scorers[reward] = 1.0
+        c.update_from_flattened_dict(MODELS[model])
+
+    task = REWARDS[reward]
+    reported = (
+        f"Reported for SD3.5-Medium with KL (arXiv 2602.06422): {task.title} {task.flow_grpo:g} with Flow-GRPO, "
+        f"{task.tp_grpo:g} with TP-GRPO; this repository has not reproduced it at full size."
+    )
+    return _named(
+        recipe,
+        f"{reward}_{model}",
+        f"{task.title} on {TITLES[model]} as published, for 32 GPUs.",
+        "accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:{name}",
+        reported if model == "sd3" else "This repository has not reproduced a figure for FLUX.1-dev at full size.",
+    )
+
+
+def _variant(published: Recipe, model: str, memory: int) -> Recipe:
+    def recipe(c: ConfigDict) -> None:
+        published(c)
+        c.update_from_flattened_dict(VARIANTS[model, memory])
+
+    name = published.__name__
+    changed = ", ".join(f"{field} = {value!r}" for field, value in VARIANTS[model, memory].items())
+    return _named(
+        recipe,
+        f"{name}_{memory}gb",
+        f"`{name}` for one GPU of {memory} GB: {changed}.",
+        "python scripts/train.py --config=config/tp_grpo.py:{name}",
+        "That it fits is an estimate (scripts/estimate.py); what it reaches has not been measured.",
+    )
+
+
+def _named(recipe: Recipe, name: str, *paragraphs: str) -> Recipe:
+    recipe.__name__ = recipe.__qualname__ = name
+    recipe.__doc__ = "\n\n".join(paragraphs).format(name=name)
+    return recipe
+
+
+def _all() -> Iterable[Recipe]:
+    yield from (shapes_tiny, shapes_smoke)
+    for reward in REWARDS:
+        for model in MODELS:
+            published = _published(reward, model)
+            yield published
+            yield from (_variant(published, model, memory) for of, memory in VARIANTS if of == model)
+
+
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _all()}
 
 
 def build(algorithm: str, credit: str, recipe: str) -> ConfigDict:

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
+CHOICES = (
+    ("model", "text_encoders", ("offload", "resident", "drop")),
+    ("model", "vae_dtype", ("fp32", "bf16")),
+    ("sample", "kind", ("sde", "cps")),
+    ("train", "optimizer", ("adamw", "adamw_8bit")),
+    ("train", "step_weight", ("uniform", "velocity")),
+)
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,15 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _within(config.lora, "lora", "rank", 0, float("inf"))
     _positive(config.tracking, "tracking", ("images_every",))
     _positive(config.checkpoint, "checkpoint", ("keep_every",))
+    for section, field, choices in CHOICES:
+        if config[section][field] not in choices:
+            raise ValueError(f"{section}.{field} = {config[section][field]!r} is not one of {', '.join(choices)}")
     _check_window(sample)
     _check_noise(sample)
     if sample.group_size < 2:
         raise ValueError(
             f"sample.group_size = {sample.group_size}: an advantage compares at least 2 images of a prompt"
         )
-    if train.step_weight not in ("uniform", "velocity"):
-        raise ValueError(f"train.step_weight = {train.step_weight!r} is not one of uniform, velocity")
     _check_geometry(sample, train, world_size)
     per_rank = sample.groups_per_epoch * sample.group_size // train.updates_per_epoch // world_size
     return Plan(
@@ -124,8 +132,6 @@ def _check_window(sample: Any) -> None:
 
 
 def _check_noise(sample: Any) -> None:
-    if sample.kind not in ("sde", "cps"):
-        raise ValueError(f"sample.kind = {sample.kind!r} is not one of sde, cps")
     if sample.noise_level <= 0:
         raise ValueError(f"sample.noise_level = {sample.noise_level}: a policy needs noise above 0; published: 0.7")
     if sample.kind == "cps" and sample.noise_level > 1:

@@ -7,30 +7,21 @@ from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-# No default: with one, overrides would be parsed here, at import, where a mistake ends in a traceback.
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
+from _config import CONFIG, parse
+from absl import app, logging
 
 
-def main(arguments: list[str]) -> int:
+def main(_: list[str]) -> int:
     from tp_grpo.rewards import RewardError
     from tp_grpo.trainer import Trainer
     from tp_grpo.update import RatioError
 
-    if len(arguments) > 1:
-        print(f"error: {arguments[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
-        return 2
     _quiet()
     trainer = None
     try:
         try:
-            trainer = Trainer(_CONFIG.value)
+            trainer = Trainer(CONFIG.value)
         except ValueError as error:  # the user's; one that comes later is ours, and keeps its traceback
             return _stopped(None, f"error: {error}", 2)
         page = trainer.run()
@@ -40,35 +31,6 @@ def main(arguments: list[str]) -> int:
         return _stopped(trainer, f"error: {error}", 3)
     trainer.runtime.say(f"report: {page}")
     return 0
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    """absl's parser, without tracebacks for what the user mistyped."""
-    try:
-        rest: list[str] = flags.FLAGS(arguments)
-        if _CONFIG.value is None:
-            raise ValueError("name a config, as in --config=config/tp_grpo.py:shapes_tiny")
-        _CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
-        print("Every field is listed in config/base.py, every recipe in config/recipes.py.", file=sys.stderr)
-        sys.exit(2)
-    return rest
-
-
-def _in_words(error: BaseException, arguments: list[str]) -> str:
-    """The message inside ml_collections' wrappings, after the argument that it is about."""
-    cause: object = error
-    while isinstance(cause, BaseException) and cause.args and not isinstance(cause, OSError):
-        cause = cause.args[0]
-    text = str(cause).strip()
-    if "Traceback" in text or "Failed loading" in text:
-        return text.splitlines()[-1].split("Error: ")[-1].strip()
-    said = " ".join(text.split())
-    for argument in arguments:
-        if any(f"'{part}'" in said for part in argument.partition("=")[0].split(".")[1:]):
-            return f"{argument}: no such field: {said}"
-    return said
 
 
 def _quiet() -> None:
@@ -95,4 +57,4 @@ def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: igno
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,46 @@
+"""The --config of a script: ml_collections' flag, and its mistakes in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import config_flags
+
+# No default: with one, overrides would be parsed here, at import, where a mistake ends in a traceback.
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's parser, without tracebacks for what the user mistyped."""
+    try:
+        rest: list[str] = flags.FLAGS(arguments)
+        if CONFIG.value is None:
+            raise ValueError("name a config, as in --config=config/tp_grpo.py:shapes_tiny")
+        CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
+        print("Every field is listed in config/base.py, every recipe in config/recipes.py.", file=sys.stderr)
+        sys.exit(2)
+    if len(rest) > 1:
+        print(f"error: {rest[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def _in_words(error: BaseException, arguments: list[str]) -> str:
+    """The message inside ml_collections' wrappings, after the argument that it is about."""
+    cause: object = error
+    while isinstance(cause, BaseException) and cause.args and not isinstance(cause, OSError):
+        cause = cause.args[0]
+    text = str(cause).strip()
+    if "Traceback" in text or "Failed loading" in text:
+        return text.splitlines()[-1].split("Error: ")[-1].strip()
+    said = " ".join(text.split())
+    for argument in arguments:
+        if any(f"'{part}'" in said for part in argument.partition("=")[0].split(".")[1:]):
+            return f"{argument}: no such field: {said}"
+    return said

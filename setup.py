@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tp_grpo", "tp_grpo.*", "reward_models", "reward_models.*", "config", "config.*"]),
-    package_data={"tp_grpo": ["shapes/weights/**/*", "**/*.jinja"]},
+    package_data={"tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "**/*.jinja"]},
     install_requires=[
         "absl-py>=2.0",
         "accelerate>=1.10",

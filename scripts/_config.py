@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 # No default: with one, overrides would be parsed here, at import, where a mistake ends in a traceback.
@@ -44,3 +45,15 @@ def _in_words(error: BaseException, arguments: list[str]) -> str:
         if any(f"'{part}'" in said for part in argument.partition("=")[0].split(".")[1:]):
             return f"{argument}: no such field: {said}"
     return said
+
+
+def quiet() -> None:
+    """Our own lines and bars are the terminal's; the libraries' loading bars and notices are not."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)

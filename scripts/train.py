@@ -6,10 +6,9 @@ Every field is listed in config/base.py. The same command goes on where it was s
 from __future__ import annotations
 
 import sys
-import warnings
 
-from _config import CONFIG, parse
-from absl import app, logging
+from _config import CONFIG, parse, quiet
+from absl import app
 
 
 def main(_: list[str]) -> int:
@@ -17,7 +16,7 @@ def main(_: list[str]) -> int:
     from tp_grpo.trainer import Trainer
     from tp_grpo.update import RatioError
 
-    _quiet()
+    quiet()
     trainer = None
     try:
         try:
@@ -31,18 +30,6 @@ def main(_: list[str]) -> int:
         return _stopped(trainer, f"error: {error}", 3)
     trainer.runtime.say(f"report: {page}")
     return 0
-
-
-def _quiet() -> None:
-    """Our own lines and bars are the terminal's; the libraries' loading bars and notices are not."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
-    logging.set_verbosity(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: ignore[name-defined]  # noqa: F821

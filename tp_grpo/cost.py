@@ -35,10 +35,8 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet in _CPU_ATTENTION:
-            self.flops += _CPU_ATTENTION[packet](*args)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        if packet in _FLOPS:
+            self.flops += int(_FLOPS[packet](*args, **kwargs, out_val=out))
         for value in out if isinstance(out, tuple | list) else (out,):
             if isinstance(value, Tensor):
                 self._allocated(value.untyped_storage())
@@ -102,16 +100,17 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _forward_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+def _forward_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
-def _backward_flops(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+def _backward_flops(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
 
 
-# The CPU's fused attention, which PyTorch's own registry leaves out.
-_CPU_ATTENTION = {
+# PyTorch's own registry leaves the CPU's fused attention out.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
 }

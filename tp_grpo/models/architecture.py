@@ -90,7 +90,7 @@ def lora_targets(architecture: Architecture) -> tuple[str, ...]:
 
 
 def forward_inputs(architecture: Architecture, model: Any, rows: int) -> dict[str, Any]:
-    """Keyword arguments of the transformer's forward for `rows` rows, as the backbones give them, on the meta device."""
+    """Keyword arguments of the transformer's forward for `rows` rows, as the backbones give them; meta tensors."""
     dtype = base.DTYPES[model.dtype]
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:

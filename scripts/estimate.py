@@ -1,0 +1,142 @@
+"""What a run will take, before anything loads: images, FLOPs, memory by phase, hours.
+
+python scripts/estimate.py --config=config/tp_grpo.py:pickscore_flux --world-size 32 [--gpu-memory 80] [--tflops 400]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from _config import CONFIG, parse
+from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.estimate import Estimate
+
+_WORLD_SIZE = flags.DEFINE_integer("world-size", 1, "GPUs", lower_bound=1)
+_GPU_MEMORY = flags.DEFINE_float("gpu-memory", 80.0, "of each GPU, in GB (2^30 bytes)", lower_bound=0.0)
+_TFLOPS = flags.DEFINE_float("tflops", 200.0, "10^12 FLOP/s that each GPU sustains", lower_bound=1e-9)
+_JSON = flags.DEFINE_boolean("json", False, "print JSON instead of text")
+
+GB = 2**30
+SPARE = 0.1  # of the GPU, for fragments, kernels' workspaces and the CUDA context
+REMEDIES = {
+    "encode": (("model.text_encoders", ()), ("model.dtype", ("bf16", "fp16"))),
+    "sample": (("sample.max_rows", (1,)), ("eval.batch_size", (1,)), ("sample.store_on_cpu", (True,))),
+    "decode": (("model.decode_batch_size", (1,)), ("model.vae_dtype", ("bf16",)), ("sample.store_on_cpu", (True,))),
+    "update": (
+        ("model.gradient_checkpointing", (True,)),
+        ("sample.batch_size", (1,)),
+        ("sample.store_on_cpu", (True,)),
+        ("train.optimizer", ("adamw_8bit",)),
+    ),
+}
+
+
+def main(_: list[str]) -> int:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    from tp_grpo.estimate import estimate
+
+    try:
+        found = estimate(CONFIG.value, _WORLD_SIZE.value)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    said = warnings(CONFIG.value, found, _GPU_MEMORY.value)
+    if _JSON.value:
+        print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
+    else:
+        print("\n\n".join([_plan(CONFIG.value, found), _flops(found), _memory(found), "\n".join(said)]).rstrip())
+    return 0
+
+
+def warnings(config: Any, found: Estimate, gpu_memory: float) -> list[str]:
+    """A line for each phase that does not fit, with the fields that would make it smaller."""
+    lines = []
+    usable = gpu_memory * GB * (1 - SPARE)
+    for phase in found.memory:
+        if found.peak(phase) <= usable:
+            continue
+        largest = max(found.memory[phase], key=lambda part: found.memory[phase][part])
+        fields = [name for name, done in REMEDIES[phase] if _get(config, name) not in done]
+        change = f"it would shrink with {', '.join(f'{name} (now {_get(config, name)!r})' for name in fields)}"
+        if found.memory[phase]["frozen transformer"] > usable:
+            change = "the frozen transformer alone is more than that; use a larger GPU"
+        lines.append(
+            f"WARNING: {phase} needs {found.peak(phase) / GB:.1f} GB, more than {usable / GB:.1f} GB "
+            f"({gpu_memory:g} GB less {SPARE:.0%} spare); most of it: {largest}; {change}"
+        )
+    return lines or [f"Every phase fits in {gpu_memory:g} GB with {SPARE:.0%} to spare."]
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    """Bytes, FLOPs, hours; the properties of the plan beside its fields."""
+    plan = {name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")}
+    plan |= asdict(found.plan) | {"window": list(found.plan.window)}
+    return {
+        "plan": plan,
+        "parameters": asdict(found.counts),
+        "flops_per_epoch": asdict(found.flops) | {"total": found.flops.total},
+        "memory_bytes": found.memory,
+        "peak_bytes": {phase: found.peak(phase) for phase in found.memory},
+        "tflops_per_gpu": _TFLOPS.value,
+        "hours_per_100_epochs": found.hours(100, _TFLOPS.value),
+    }
+
+
+def _plan(config: Any, found: Estimate) -> str:
+    p, counts, adapted = found.plan, found.counts, f"on {found.counts.adapted_modules} modules"
+    rows = [
+        ("model", f"{config.model.path}, {counts.transformer / 1e9:.2f} B parameters, {config.model.dtype}"),
+        ("LoRA", f"rank {config.lora.rank} {adapted}, {counts.trainable / 1e6:.1f} M parameters trained"),
+        ("ranks", f"{p.world_size}"),
+        ("images", f"{p.images} an epoch: {p.groups} prompts x {p.group_size}"),
+        ("sampling", f"{p.nfe} model evaluations an image, {p.nfe * p.images} an epoch; {p.steps} steps"),
+        ("scored", f"{p.images * p.ladder} images an epoch in {p.images // p.batch_size} calls of each scorer"),
+        ("update", f"{p.updates} an epoch, each of {p.images // p.updates} images"),
+        ("", f"a rank: {p.micro_batches} micro-batches of {p.batch_size} accumulated "
+             f"({p.batches_per_update} rollout batches x {len(p.window)} steps)"),
+    ]  # fmt: skip
+    return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
+
+
+def _flops(found: Estimate) -> str:
+    f = found.flops
+    parts = {"sample": f.sample, "decode": f.decode, "train": f.train, "evaluate": f.evaluate}
+    lines = [f"Compute ({f.forward / 1e12:.2f} TFLOP a model evaluation of an image)"]
+    for name, value in parts.items():
+        share = "not counted: prompts.eval cannot be read yet" if value is None else f"{value / f.total:6.1%}"
+        amount = f"{(value or 0) / 1e15:12.2f} PFLOP an epoch" if value is not None else " " * 12
+        lines.append(f"  {name:<10}{amount}  {share}")
+    hours, source = found.hours(100, _TFLOPS.value), "" if _TFLOPS.present else " (assumed; give yours as --tflops)"
+    lines.append(f"  {'all':<10}{f.total / 1e15:12.2f} PFLOP an epoch")
+    ranks = found.plan.world_size
+    lines.append(f"  {hours:.1f} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs{source}")
+    lines.append("  Scoring, loading and text encoding come on top.")
+    return "\n".join(lines)
+
+
+def _memory(found: Estimate) -> str:
+    parts = list(dict.fromkeys(part for phase in found.memory.values() for part in phase))
+    lines = [
+        "Memory of each GPU in GB (2^30 bytes; without scorers, text encoders' activations and kernels' workspaces)"
+    ]
+    lines.append(f"  {'':<20}" + "".join(f"{phase:>9}" for phase in found.memory))
+    for part in parts:
+        held = (phase.get(part) for phase in found.memory.values())
+        lines.append(f"  {part:<20}" + "".join(f"{'' if h is None else f'{h / GB:.2f}':>9}" for h in held))
+    lines.append(f"  {'all':<20}" + "".join(f"{found.peak(phase) / GB:>9.2f}" for phase in found.memory))
+    return "\n".join(lines)
+
+
+def _get(config: Any, name: str) -> Any:
+    section, _, field = name.partition(".")
+    return config[section][field]
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -4,6 +4,7 @@ EXTRAS = {
     "geneval": ["open_clip_torch>=2.24", "scipy>=1.11"],
     "ocr": ["rapidocr>=3.0", "onnxruntime>=1.18", "rapidfuzz>=3.0"],
     "server": ["fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27"],
+    "data": ["datasets>=3.0"],
     "deepspeed": ["deepspeed>=0.16; platform_system == 'Linux'"],
     "dev": [
         "hypothesis>=6.100",
@@ -22,7 +23,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tp_grpo", "tp_grpo.*", "reward_models", "reward_models.*", "config", "config.*"]),
-    package_data={"tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "**/*.jinja"]},
+    package_data={
+        "tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "datasets/*.json", "**/*.jinja"],
+    },
     install_requires=[
         "absl-py>=2.0",
         "accelerate>=1.10",

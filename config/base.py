@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     c.model = _model()
     c.lora = _lora()
     c.prompts = ConfigDict()
-    c.prompts.train = ""  # a .txt (a prompt a line), a .jsonl ({"prompt": ..., metadata}) or "module:function"
-    c.prompts.eval = ""  # the same; never trained on
+    # Each is a .txt (a prompt a line), a .jsonl ({"prompt": ..., metadata}), a folder or "module:function".
+    c.prompts.train = ""  # of a folder: train.jsonl, train_metadata.jsonl or train.txt
+    c.prompts.eval = ""  # never trained on; of a folder: test.jsonl, test_metadata.jsonl or test.txt
 
     c.rewards = ConfigDict()
     c.rewards.scorers = ConfigDict(allow_dotted_keys=True)  # name or "module:callable" -> {"weight": 1.0, its options}

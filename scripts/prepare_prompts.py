@@ -168,7 +168,8 @@ def _text(options: argparse.Namespace) -> dict[Path, files.Prompts]:
     cleaned = text.read(options.file)
     if cleaned.repeated:
         lines = ", ".join(map(str, cleaned.repeated[: text.SHOWN]))
-        print(f"{options.file}: {len(cleaned.repeated)} prompts are there twice and kept once (lines {lines})")
+        more = ", ..." if len(cleaned.repeated) > text.SHOWN else ""
+        print(f"{options.file}: left out as repeats: {len(cleaned.repeated)} (line {lines}{more})")
     folder = options.out / options.name
     if cleaned.tagged:
         return {folder / "test.jsonl": cleaned.entries}

@@ -22,7 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tp_grpo.datasets import files, general_ocr, geneval, pickscore, text
 
-SETS = ("geneval", "general_ocr", "pickscore")
+EXAMPLES = {
+    "geneval": (
+        "geneval",
+        "geneval --train position=5000 color_attr=2000 --seed 7 --out my_data",
+        "geneval --keep-out evaluation_metadata.jsonl",
+    ),
+    "general_ocr": ("general_ocr", "general_ocr --train 5000 --test 200"),
+    "pickscore": (
+        "pickscore",
+        "pickscore --source grammar --train 10000",
+        "pickscore --source yuvalkirstain/pickapic_v1_no_images",
+    ),
+    "text": ("text drawbench.csv --name drawbench", "text my_prompts.txt --name mine"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,9 +64,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands, name: str, make: Callable, about: str | None) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    first = (about or "").strip().split("\n")[0]
+    examples = "\n".join(["Examples:", *(f"    python scripts/prepare_prompts.py {line}" for line in EXAMPLES[name])])
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=first, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=(about or "").strip().split("\n")[0],
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(make=make)
     command.add_argument("--out", type=Path, default=Path("dataset"), help="folder of the sets (default: dataset)")
@@ -163,8 +180,8 @@ def _pickscore(options: argparse.Namespace) -> dict[Path, files.Prompts]:
 
 
 def _text(options: argparse.Namespace) -> dict[Path, files.Prompts]:
-    if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in SETS:
-        raise ValueError(f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(SETS)}")
+    if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in EXAMPLES:
+        raise ValueError(f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(EXAMPLES)}")
     cleaned = text.read(options.file)
     if cleaned.repeated:
         lines = ", ".join(map(str, cleaned.repeated[: text.SHOWN]))

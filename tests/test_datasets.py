@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -97,7 +99,9 @@ def test_every_geneval_prompt_says_what_its_metadata_asks(seed: int) -> None:
         assert {**asked, "tag": tag_of(asked), "prompt": entry["prompt"]} == entry
         assert all(clause["class"] in coco.CLASSES for clause in entry["include"])
         names = [clause["class"] for clause in entry["include"]]
-        assert len(set(names)) == len(names) and not ("person" in names and entry["tag"] in ("colors", "color_attr"))
+        colors = [clause["color"] for clause in entry["include"] if "color" in clause]
+        assert len(set(names)) == len(names) and len(set(colors)) == len(colors)
+        assert not ("person" in names and entry["tag"] in ("colors", "color_attr"))
     assert Counter(e["tag"] for e in train) == Counter(e["tag"] for e in test) == Counter(ALL)
 
 
@@ -153,6 +157,13 @@ def test_scenes_to_keep_out() -> None:
     assert "a photo of four benches" not in {entry["prompt"] for entry in train + test}
     with pytest.raises(ValueError, match=r"only 239 scenes beside those of the files to keep out \(1 scenes\)"):
         geneval.build(seed=0, train={"counting": 240}, test={}, keep_out=keep_out)
+
+
+def test_the_documented_metadata_is_what_its_prompts_ask() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "prompts.md").read_text("utf-8")
+    shown = [json.loads(line) for line in page.splitlines() if line.startswith('{"tag"')]
+    assert {entry["tag"] for entry in shown} == {"position", "counting", "colors"}
+    assert all({**parsed(entry["prompt"]), "tag": entry["tag"], "prompt": entry["prompt"]} == entry for entry in shown)
 
 
 def test_an_unknown_tag() -> None:

@@ -184,4 +184,4 @@ def test_pickscore_without_the_hub_says_so_and_takes_the_grammar(tmp_path: Path,
 def test_help_is_in_words(tmp_path: Path, command: tuple[str, ...]) -> None:
     said = done(*command, "--help", cwd=tmp_path)
     assert "usage:" in said and max(map(len, said.splitlines())) <= 120
-    assert command or "python scripts/prepare_prompts.py text FILE --name NAME" in said
+    assert f"python scripts/prepare_prompts.py {command[0] if command else 'text FILE --name NAME'}" in said

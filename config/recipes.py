@@ -20,8 +20,8 @@ def shapes_tiny(c: ConfigDict) -> None:
 
     bash scripts/quickstart.sh
 
-    Measured (docs/benchmarks.md), 5 seeds of TP-GRPO: held-out exact 0.23 to 0.33, gains of +0.075 to +0.140, each 4 to 6
-    standard errors over prompts.
+    Measured (docs/benchmarks.md), 5 seeds of TP-GRPO: held-out exact 0.23 to 0.33, gains of +0.075 to +0.140, each
+    4 to 6 standard errors over prompts.
     """
     c.epochs = 70
     c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16)

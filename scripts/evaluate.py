@@ -50,7 +50,7 @@ def main(_: list[str]) -> int:
 def _default_out(config: Any, policy: Path | None, source: str) -> Path:
     """`OUTPUT_DIR/evaluate/POLICY-PROMPTS`: another policy or prompt file gets a folder of its own."""
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
-    return Path(config.output_dir) / "evaluate" / f"{name}-{Path(source).stem.replace(':', '-')}"
+    return Path(config.output_dir) / "evaluate" / f"{name}-{source.replace('/', '-').replace(':', '-')}"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tp_grpo import prompts
 
 
-def load(path: Path, content: bytes) -> prompts.PromptSet:
+def load(path: Path, content: bytes, field: str = "prompts.train") -> prompts.PromptSet:
     path.write_bytes(content)
-    return prompts.load(str(path), field="prompts.train")
+    return prompts.load(str(path), field=field)
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +87,16 @@ def test_line_ends_and_blank_lines_of_every_system(tmp_path: Path, end: bytes) -
     assert load(tmp_path / "a.txt", content).prompts == ["a cat", "a dog", "a café"]
 
 
-def test_a_repeated_prompt_is_left_out_and_reported(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"2 of 5 prompts are there before \(lines 3, 6\);.* 3 remain") as told:
-        found = load(tmp_path / "a.txt", b"a cat\na dog\na cat \n\nA cat\na dog\n")
+def test_a_repeated_prompt_weighs_more_in_training_and_is_left_out_of_an_evaluation(tmp_path: Path) -> None:
+    content = b"a cat\na dog\na cat \n\nA cat\na dog\n"
+    with pytest.warns(UserWarning, match=r"2 of 5 prompts are there before \(lines 3, 6\); left out, 3 remain") as told:
+        found = load(tmp_path / "a.txt", content, field="prompts.eval")
     assert found.prompts == ["a cat", "a dog", "A cat"] and len(told) == 1
+    with pytest.warns(UserWarning, match=r"2 of 5 .* they are kept, and weigh the more"):
+        assert load(tmp_path / "a.txt", content).prompts == ["a cat", "a dog", "a cat", "A cat", "a dog"]
     with pytest.warns(UserWarning, match=r"1 of 2 prompts"):
         lines = b'{"prompt": "a", "n": 1}\n{"prompt": "a", "n": 2}\n'
-        assert load(tmp_path / "a.jsonl", lines).metadata == [{"n": 1}]
+        assert load(tmp_path / "a.jsonl", lines, field="prompts.eval").metadata == [{"n": 1}]
     with pytest.warns(UserWarning, match=r"\(lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, \.\.\.\)"):
         load(tmp_path / "a.txt", b"a\n" * 13)
 
@@ -184,7 +187,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, lines
         warnings.simplefilter("ignore")
         for name, written in (("a.txt", lines), ("a.jsonl", entries)):
             if wanted:
-                assert load(folder / name, end.join(written).encode()).prompts == wanted
+                assert load(folder / name, end.join(written).encode(), "prompts.eval").prompts == wanted
 
 
 def test_epochs_pass_over_all_prompts_without_repeating_one_in_an_epoch() -> None:

@@ -1,4 +1,4 @@
-"""The scores of an evaluation that may be stopped: a line an image, written as soon as it is scored, and their table."""
+"""The scores of an evaluation that may be stopped, a line an image, written as it is scored; and their table."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class Ledger:
         elif rank == 0:
             known.write_text(json.dumps(now, indent=1))
 
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            self.path.open("a").write("\n")  # what a kill cut short must not swallow the line after it
+
     def append(self, samples: Sequence[Sample], scores: Mapping[str, Tensor]) -> None:
         """scores: name -> (n,), NaN for none. On disk when this returns."""
         with self.path.open("a") as file:
@@ -61,7 +64,7 @@ class Ledger:
 def summarise(
     scores: Mapping[Sample, Mapping[str, float]], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A row a score: mean over prompts, its standard error over prompts, images n; then the same by metadata's "tag"."""
+    """A row a score: mean over prompts, its standard error, images n; then the same for each "tag" in the metadata."""
     samples = sorted(scores)
     tags = sorted({str(metadata[prompt]["tag"]) for prompt, _ in samples if "tag" in metadata[prompt]})
     rows = [_row(name, None, samples, scores, prompts) for name in _names(scores.values())]

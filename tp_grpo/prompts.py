@@ -49,7 +49,7 @@ def load(source: str, *, field: str) -> PromptSet:
 
     field: the config field that named the source; of a folder, `prompts.train` takes train.jsonl, train_metadata.jsonl
     or train.txt, `prompts.eval` the same with "test". A function gives (prompt, metadata) pairs. A prompt that is there
-    again is left out, one longer than CLIP reads is kept; both are warned of.
+    again is left out, but kept for training; one longer than CLIP reads is kept; both are warned of.
 
     Raises ValueError, naming the config field and, for bad lines, file:line (`MAX_SHOWN` of them).
     """
@@ -70,7 +70,7 @@ def load(source: str, *, field: str) -> PromptSet:
     if not lines:
         raise ValueError(f"{told} holds no prompts")
     _warn_of_long(lines, told, unit)
-    kept = _without_repeats(lines, told, unit)
+    kept = _settle_repeats(lines, told, unit, keep=field == "prompts.train")
     return PromptSet([line.prompt for line in kept], [line.metadata for line in kept])
 
 
@@ -211,22 +211,24 @@ def _warn_of_long(lines: list[_Line], told: str, unit: str) -> None:
         )
 
 
-def _without_repeats(lines: list[_Line], told: str, unit: str) -> list[_Line]:
-    """Each prompt once: a prompt that is there twice would be two groups, and count twice in an evaluation."""
-    first: dict[str, _Line] = {}
-    repeats = []
-    for line in lines:
-        if line.prompt in first:
-            repeats.append(line.number)
-        else:
-            first[line.prompt] = line
-    if repeats:
-        warnings.warn(
-            f"{told}: {len(repeats)} of {len(lines)} prompts are there before ({_some(repeats, unit)}); the first of "
-            f"each is kept, {len(first)} remain",
-            stacklevel=3,
-        )
-    return list(first.values())
+def _repeats(lines: list[_Line]) -> list[int]:
+    """Which lines hold a prompt that an earlier one holds too; positions in `lines`."""
+    first: dict[str, int] = {}
+    for i, line in enumerate(lines):
+        first.setdefault(line.prompt, i)
+    return [i for i, line in enumerate(lines) if first[line.prompt] != i]
+
+
+def _settle_repeats(lines: list[_Line], told: str, unit: str, *, keep: bool) -> list[_Line]:
+    """Training files repeat prompts to weigh them; in an evaluation a prompt that is there twice would count twice."""
+    again = _repeats(lines)
+    if not again:
+        return lines
+    where = _some([lines[i].number for i in again], unit)
+    left = "they are kept, and weigh the more" if keep else f"left out, {len(lines) - len(again)} remain"
+    warnings.warn(f"{told}: {len(again)} of {len(lines)} prompts are there before ({where}); {left}", stacklevel=3)
+    dropped = set() if keep else set(again)
+    return [line for i, line in enumerate(lines) if i not in dropped]
 
 
 def _some(numbers: list[int], unit: str) -> str:

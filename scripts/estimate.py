@@ -67,7 +67,7 @@ def warnings(config: Any, found: Estimate, gpu_memory: float) -> list[str]:
         if found.memory[phase]["frozen transformer"] > usable:
             change = "the frozen transformer alone is more than that; use a larger GPU"
         lines.append(
-            f"WARNING: {phase} needs {found.peak(phase) / GB:.1f} GB, more than {usable / GB:.1f} GB "
+            f"WARNING: {phase} needs {_digits(found.peak(phase) / GB)} GB, more than {_digits(usable / GB)} GB "
             f"({gpu_memory:g} GB less {SPARE:.0%} spare); most of it: {largest}; {change}"
         )
     return lines or [f"Every phase fits in {gpu_memory:g} GB with {SPARE:.0%} to spare."]
@@ -89,10 +89,11 @@ def as_json(found: Estimate) -> dict[str, Any]:
 
 
 def _plan(config: Any, found: Estimate) -> str:
-    p, counts, adapted = found.plan, found.counts, f"on {found.counts.adapted_modules} modules"
+    p, counts, rank = found.plan, found.counts, config.lora.rank
+    how = f"LoRA of rank {rank} on {counts.adapted_modules} modules" if rank else "the whole transformer"
     rows = [
-        ("model", f"{config.model.path}, {counts.transformer / 1e9:.2f} B parameters, {config.model.dtype}"),
-        ("LoRA", f"rank {config.lora.rank} {adapted}, {counts.trainable / 1e6:.1f} M parameters trained"),
+        ("model", f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters"),
+        ("trained", f"{how}, {_count(counts.trainable)} parameters"),
         ("ranks", f"{p.world_size}"),
         ("images", f"{p.images} an epoch: {p.groups} prompts x {p.group_size}"),
         ("sampling", f"{p.nfe} model evaluations an image, {p.nfe * p.images} an epoch; {p.steps} steps"),
@@ -107,15 +108,17 @@ def _plan(config: Any, found: Estimate) -> str:
 def _flops(found: Estimate) -> str:
     f = found.flops
     parts = {"sample": f.sample, "decode": f.decode, "train": f.train, "evaluate": f.evaluate}
-    lines = [f"Compute ({f.forward / 1e12:.2f} TFLOP a model evaluation of an image)"]
+    lines = [f"Compute ({_digits(f.forward / 1e12)} TFLOP a model evaluation of an image)"]
     for name, value in parts.items():
         share = "not counted: prompts.eval cannot be read yet" if value is None else f"{value / f.total:6.1%}"
-        amount = f"{(value or 0) / 1e15:12.2f} PFLOP an epoch" if value is not None else " " * 12
+        amount = f"{_digits((value or 0) / 1e15):>12} PFLOP an epoch" if value is not None else " " * 12
         lines.append(f"  {name:<10}{amount}  {share}")
     hours, source = found.hours(100, _TFLOPS.value), "" if _TFLOPS.present else " (assumed; give yours as --tflops)"
-    lines.append(f"  {'all':<10}{f.total / 1e15:12.2f} PFLOP an epoch")
+    lines.append(f"  {'all':<10}{_digits(f.total / 1e15):>12} PFLOP an epoch")
     ranks = found.plan.world_size
-    lines.append(f"  {hours:.1f} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs{source}")
+    lines.append(
+        f"  {_digits(hours)} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs{source}"
+    )
     lines.append("  Scoring, loading and text encoding come on top.")
     return "\n".join(lines)
 
@@ -128,9 +131,18 @@ def _memory(found: Estimate) -> str:
     lines.append(f"  {'':<20}" + "".join(f"{phase:>9}" for phase in found.memory))
     for part in parts:
         held = (phase.get(part) for phase in found.memory.values())
-        lines.append(f"  {part:<20}" + "".join(f"{'' if h is None else f'{h / GB:.2f}':>9}" for h in held))
-    lines.append(f"  {'all':<20}" + "".join(f"{found.peak(phase) / GB:>9.2f}" for phase in found.memory))
+        lines.append(f"  {part:<20}" + "".join(f"{'' if h is None else _digits(h / GB):>9}" for h in held))
+    lines.append(f"  {'all':<20}" + "".join(f"{_digits(found.peak(phase) / GB):>9}" for phase in found.memory))
     return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    """Two decimals, or two digits where that would leave nothing."""
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
 
 
 def _get(config: Any, name: str) -> Any:

@@ -5,6 +5,7 @@ The real classes run on the meta device with the config's own shapes; nothing is
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tp_grpo import cost, credit, prompts
-from tp_grpo.models import architecture, base, lora
+from tp_grpo.models import architecture, base
 from tp_grpo.models.architecture import Architecture
+from tp_grpo.models.policy import Policy
 from tp_grpo.plan import Plan, make_plan
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}  # a parameter: two moments; 8-bit ones have scales
@@ -21,7 +23,7 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}  # a parameter: 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the transformer: parameters with its buffers, modules that got an adapter, trained parameters."""
+    """Of the transformer: parameters with its buffers, modules that got an adapter (0: no LoRA), trained parameters."""
 
     transformer: int
     adapted_modules: int
@@ -76,71 +78,72 @@ def estimate(config: Any, world_size: int) -> Estimate:
     if config.model.dtype not in base.DTYPES:
         raise ValueError(f"model.dtype = {config.model.dtype!r} is not one of {', '.join(base.DTYPES)}")
     shapes = architecture.read(config.model)
-    transformer = architecture.build_transformer(shapes, base.DTYPES[config.model.dtype])
-    counts = adapt(transformer, shapes, config.lora)
-    measured = measure(transformer, shapes, config, plan)
-    vae = architecture.build_vae(shapes, base.DTYPES[config.model.vae_dtype])
-    decoded = measure_decode(vae, shapes, config.model, plan.batch_size * plan.ladder)
+    backbone = architecture.build(shapes, config.model)
+    # Counted with a copy of the frozen model on the device; without a KL term it waits in host memory.
+    policy = Policy(
+        backbone.transformer,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        targets=tuple(config.lora.targets) or backbone.lora_targets,
+        kl=True,
+    )
+    measured = measure(backbone, policy, shapes, config, plan)
+    decoded = measure_decode(backbone, plan.batch_size * plan.ladder)
     flops = _flops(config, plan, measured, decoded.flops / (plan.batch_size * plan.ladder))
-    memory = _memory(config, plan, shapes, transformer, vae, measured, decoded.peak)
-    return Estimate(plan, counts, flops, memory)
+    memory = _memory(config, plan, shapes, backbone, policy, measured, decoded.peak)
+    return Estimate(plan, _counts(policy), flops, memory)
 
 
-def adapt(transformer: Any, shapes: Architecture, settings: Any) -> Counts:
-    """Adds the config's LoRA. Raises ValueError for targets that no module has."""
-    total = sum(tensor.numel() for tensor in [*transformer.parameters(), *transformer.buffers()])
-    targets = tuple(settings.targets) or architecture.lora_targets(shapes)
-    lora.add(transformer, rank=settings.rank, alpha=settings.alpha, targets=targets)
-    trained = lora.parameters(transformer).values()
-    return Counts(total, len(trained) // 2, sum(parameter.numel() for parameter in trained))
-
-
-def measure(transformer: Any, shapes: Architecture, config: Any, plan: Plan) -> Measured:
+def measure(backbone: Any, policy: Policy, shapes: Architecture, config: Any, plan: Plan) -> Measured:
     """One training micro-batch, as `Updater` makes it, and the sampler's largest call."""
-    dtype = base.DTYPES[config.model.dtype]
-    low = dtype if dtype != torch.float32 else None
-    guidance = config.sample.guidance_scale if shapes.type == "sd3" else 1.0  # FLUX takes it as an input
-    passes = 2 if guidance > 1 else 1
-    inputs = architecture.forward_inputs(shapes, config.model, plan.batch_size * passes)
-    for parameter in lora.parameters(transformer).values():
+    dtype, guidance = base.DTYPES[config.model.dtype], config.sample.guidance_scale
+    kernels = functools.partial(cost.Kernels, dtype if dtype != torch.float32 else None)
+    for parameter in policy.parameters.values():
         parameter.grad = torch.empty_like(parameter)  # from the second micro-batch on it is there
     if config.model.gradient_checkpointing:
-        cost.checkpoint_blocks(transformer, lambda: cost.Kernels(low))
-    with _meter(transformer, inputs) as meter, cost.Kernels(low):
-        velocity = _velocity(transformer, inputs, guidance)
+        cost.checkpoint_blocks(backbone.transformer, kernels)
+    with _meter(backbone) as meter, kernels():
+        velocity = _velocity(backbone, shapes, config, plan.batch_size, guidance)
         forward_flops, reference = meter.flops, torch.zeros_like(velocity)
         if config.train.beta > 0:
-            with torch.no_grad(), lora.disabled(transformer):
-                reference = _velocity(transformer, inputs, guidance)
+            with torch.no_grad(), policy.reference():
+                reference = _velocity(backbone, shapes, config, plan.batch_size, guidance)
         torch.autograd.backward((velocity - reference).square().mean())
     rows = max(plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0)
-    inputs = architecture.forward_inputs(shapes, config.model, rows * passes)
-    with _meter(transformer, inputs) as sampling, cost.Kernels(low), torch.no_grad():
-        _velocity(transformer, inputs, guidance)
+    with _meter(backbone) as sampling, kernels(), torch.no_grad():
+        _velocity(backbone, shapes, config, rows, guidance)
     return Measured(forward_flops, meter.flops, meter.peak, sampling.peak)
 
 
-def measure_decode(vae: Any, shapes: Architecture, model: Any, images: int) -> cost.Meter:
+def measure_decode(backbone: Any, images: int) -> cost.Meter:
     """Decoding the `images` completions of a rollout batch, `model.decode_batch_size` at a time."""
-    latents = torch.empty(images, *shapes.latent_shape(model), dtype=vae.dtype, device=architecture.META)
-    with _meter(vae, {"latents": latents}) as meter, cost.Kernels(None), torch.no_grad():
-        parts = [vae.decode(part, return_dict=False)[0].float() for part in latents.split(model.decode_batch_size)]
-        (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+    with _meter(backbone) as meter, cost.Kernels(None):
+        backbone.decode(torch.empty(images, *backbone.latent_shape, device=architecture.META))
     return meter
 
 
-def _velocity(transformer: Any, inputs: dict[str, Any], guidance: float) -> Tensor:
-    v: Tensor = transformer(**inputs)[0].float()
-    if guidance <= 1:
-        return v
-    without, with_prompt = v.chunk(2)
-    return without + guidance * (with_prompt - without)
+def _velocity(backbone: Any, shapes: Architecture, config: Any, rows: int, guidance: float) -> Tensor:
+    x = torch.empty(rows, *backbone.latent_shape, device=architecture.META)
+    sigma = torch.empty((), device=architecture.META)
+    v: Tensor = backbone.velocity(x, sigma, architecture.conditions(shapes, config.model, rows), guidance)
+    return v
 
 
-def _meter(module: Any, inputs: dict[str, Any]) -> cost.Meter:
+def _meter(backbone: Any) -> cost.Meter:
+    """Counts what a call allocates beside weights, buffers and gradients."""
+    return cost.Meter([*_weights(backbone.transformer), *_weights(backbone.pipeline.vae)])
+
+
+def _weights(module: torch.nn.Module) -> list[Tensor]:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    given = [value for value in inputs.values() if isinstance(value, Tensor)]
-    return cost.Meter([*module.parameters(), *module.buffers(), *gradients, *given])
+    return [*module.parameters(), *module.buffers(), *gradients]
+
+
+def _counts(policy: Policy) -> Counts:
+    trained = sum(parameter.numel() for parameter in policy.parameters.values())
+    held = sum(t.numel() for t in [*policy.transformer.parameters(), *policy.transformer.buffers()])
+    adapters = len(policy.parameters) // 2 if policy.rank else 0
+    return Counts(held - (trained if policy.rank else 0), adapters, trained)
 
 
 def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
@@ -167,15 +170,16 @@ def _evaluated(config: Any) -> int | None:
 
 
 def _memory(
-    config: Any, plan: Plan, shapes: Architecture, transformer: Any, vae: Any, measured: Measured, decode_peak: int
+    config: Any, plan: Plan, shapes: Architecture, backbone: Any, policy: Policy, measured: Measured, decode_peak: int
 ) -> dict[str, dict[str, int]]:
-    trained = cost.size(lora.parameters(transformer).values())
-    frozen = cost.size([*transformer.parameters(), *transformer.buffers()]) - trained
+    trained = cost.size(policy.parameters.values())
+    transformer = [*policy.transformer.parameters(), *policy.transformer.buffers()]
+    copy = policy._frozen.values() if config.train.beta > 0 else ()
     encoders = sum(shapes.text_encoders.values()) * base.DTYPES[config.model.dtype].itemsize
     always = {
-        "frozen transformer": frozen,
-        "VAE": cost.size([*vae.parameters(), *vae.buffers()]),
-        "LoRA": trained,
+        "frozen transformer": cost.size(transformer) - trained + cost.size(copy),
+        "VAE": cost.size(_weights(backbone.pipeline.vae)),
+        "trained weights": trained,
         "optimizer": round(trained / 4 * OPTIMIZER_BYTES[config.train.optimizer]),
         "EMA": trained,
     }
@@ -183,7 +187,8 @@ def _memory(
         always["gradient buckets"] = trained
     if config.model.text_encoders == "resident":
         always["text encoders"] = encoders
-    latent, condition = _sample_bytes(config.model, shapes)
+    latent = 4 * torch.Size(backbone.latent_shape).numel()
+    condition = cost.size(vars(architecture.conditions(shapes, config.model, 1)).values())
     K, rows = len(plan.window), plan.batch_size
     waiting = rows * (1 if config.sample.store_on_cpu else plan.updates * plan.batches_per_update)
     stored = {"trajectories": waiting * ((2 * K + 1) * latent + condition)}
@@ -195,10 +200,3 @@ def _memory(
         "decode": always | stored | {"activations": decode_peak + clean},
         "update": always | stored | {"gradients": trained, "activations": measured.update_peak},
     }
-
-
-def _sample_bytes(model: Any, shapes: Architecture) -> tuple[int, int]:
-    """Bytes of a sample's latent, fp32, and of its condition, in the model's dtype."""
-    config = shapes.transformer
-    width = shapes.text_tokens(model) * config["joint_attention_dim"] + config["pooled_projection_dim"]
-    return 4 * torch.Size(shapes.latent_shape(model)).numel(), width * base.DTYPES[model.dtype].itemsize

@@ -88,9 +88,9 @@ def estimate(config: Any, world_size: int) -> Estimate:
         kl=True,
     )
     measured = measure(backbone, policy, shapes, config, plan)
-    decoded = measure_decode(backbone, plan.batch_size * plan.ladder)
-    flops = _flops(config, plan, measured, decoded.flops / (plan.batch_size * plan.ladder))
-    memory = _memory(config, plan, shapes, backbone, policy, measured, decoded.peak)
+    decode_flops, decode_peak = measure_decode(backbone, plan.batch_size * plan.ladder)
+    flops = _flops(config, plan, measured, decode_flops)
+    memory = _memory(config, plan, shapes, backbone, policy, measured, decode_peak)
     return Estimate(plan, _counts(policy), flops, memory)
 
 
@@ -115,11 +115,16 @@ def measure(backbone: Any, policy: Policy, shapes: Architecture, config: Any, pl
     return Measured(forward_flops, meter.flops, meter.peak, sampling.peak)
 
 
-def measure_decode(backbone: Any, images: int) -> cost.Meter:
-    """Decoding the `images` completions of a rollout batch, `model.decode_batch_size` at a time."""
-    with _meter(backbone) as meter, cost.Kernels(None):
-        backbone.decode(torch.empty(images, *backbone.latent_shape, device=architecture.META))
-    return meter
+def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
+    """FLOPs an image and peak bytes of decoding `images` latents in calls of `model.decode_batch_size`.
+
+    Only one call is run: before the last, all other images are there; then they are joined, which takes them twice.
+    """
+    chunk = min(backbone.decode_batch_size, images)
+    x = torch.empty(chunk, *backbone.latent_shape, device=architecture.META)
+    with _meter(backbone, x) as meter, cost.Kernels(None):
+        decoded = cost.size([backbone.decode(x)]) // chunk
+    return meter.flops / chunk, max(meter.peak + (images - chunk) * decoded, 2 * images * decoded)
 
 
 def _velocity(backbone: Any, shapes: Architecture, config: Any, rows: int, guidance: float) -> Tensor:
@@ -129,9 +134,9 @@ def _velocity(backbone: Any, shapes: Architecture, config: Any, rows: int, guida
     return v
 
 
-def _meter(backbone: Any) -> cost.Meter:
-    """Counts what a call allocates beside weights, buffers and gradients."""
-    return cost.Meter([*_weights(backbone.transformer), *_weights(backbone.pipeline.vae)])
+def _meter(backbone: Any, *inputs: Tensor) -> cost.Meter:
+    """Counts what a call allocates beside weights, buffers, gradients and inputs."""
+    return cost.Meter([*_weights(backbone.transformer), *_weights(backbone.pipeline.vae), *inputs])
 
 
 def _weights(module: torch.nn.Module) -> list[Tensor]:

@@ -10,7 +10,11 @@ from reward_models.base import Metadata, Scorer, Scores
 
 __all__ = ["Metadata", "Scorer", "Scores", "build", "register"]
 
-_FACTORIES: dict[str, str] = {"shapes": "reward_models.shapes:ShapesScorer"}
+_FACTORIES: dict[str, str] = {
+    "deqa": "reward_models.judge:DeQA",
+    "shapes": "reward_models.shapes:ShapesScorer",
+    "unifiedreward": "reward_models.judge:UnifiedReward",
+}
 
 
 def register(name: str, factory: str) -> None:

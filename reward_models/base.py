@@ -10,6 +10,10 @@ import numpy as np
 Metadata = dict[str, Any]
 
 
+class Unavailable(RuntimeError):
+    """The scorer cannot be reached just now; trying again may help."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a scorer says of B images.

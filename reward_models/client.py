@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -64,14 +65,19 @@ class RemoteScorer:
                 raise Refused(f"{self.url}: {error}") from error
         return _join(parts)
 
-    def check(self) -> None:
-        """Ask /health: Unavailable when nobody answers, Refused for a wrong token or a scorer not served there."""
-        health = self._ask("GET", "/health")
+    def check(self, prompts: Sequence[str] = (), metadata: Sequence[Metadata] = ()) -> None:
+        """Ask /health before a run: raises Unavailable when nobody answers, ValueError for a wrong token, a scorer not
+        served there, or something else than a reward server. Prompts and metadata are judged by the first batch.
+        """
+        try:
+            health = self._ask("GET", "/health")
+        except Refused as error:
+            raise ValueError(str(error)) from error
         if not isinstance(health, dict) or not isinstance(health.get("scorers"), dict):
-            raise Refused(f"what answers at {self.url} is no reward server")
+            raise ValueError(f"what answers at {self.url} is no reward server")
         if self.name not in health["scorers"]:
             known = ", ".join(health["scorers"])
-            raise Refused(f"the reward server at {self.url} has no scorer {self.name!r}; it has {known}")
+            raise ValueError(f"the reward server at {self.url} has no scorer {self.name!r}; it has {known}")
 
     def close(self) -> None:
         """Close this process's connections."""

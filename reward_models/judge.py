@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import httpx
 
 LOWEST, HIGHEST = 1, 5
-# "Final Score: 4", "**Final Score (1-5):** 4.5/5", "final score = [3]"; the last group is the scale, where one is given.
+# "Final Score: 4", "**Final Score (1-5):** 4.5/5", "final score = [3]"; the last group is the scale where one is told.
 MARK = re.compile(
     r"final\s+score\s*(?:\([^)\n]*\)(?=[\s*_]*[:=]))?(?:[\s*_:=\[($`]|\\boxed\{)*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?",
     re.IGNORECASE,
@@ -80,7 +81,7 @@ class Judge:
         self,
         url: str = "http://127.0.0.1:8000/v1",
         model: str = "",
-        api_key: str = "OPENAI_API_KEY",
+        api_key: str = "JUDGE_API_KEY",
         concurrency: int = 16,
         timeout: float = 120.0,
         retries: int = 2,
@@ -108,18 +109,21 @@ class Judge:
         """
         return Scores(np.array(asyncio.run(self._marks(images, prompts)), dtype=np.float32))
 
-    def check(self) -> None:
-        """Ask the endpoint which models it serves: Unavailable when nobody answers, TypeError for a key or a model that
-        will not do.
+    def check(self, prompts: Sequence[str] = (), metadata: Sequence[Metadata] = ()) -> None:
+        """Ask the endpoint which models it serves, before a run: raises Unavailable when nobody answers, ValueError for
+        a key or a model that will not do. Any prompt will do.
         """
-        asyncio.run(self._check())
+        try:
+            served = asyncio.run(self._models())
+        except (TypeError, RefusedImage) as error:
+            raise ValueError(str(error)) from error
+        if self.model not in served:
+            raise ValueError(f"{self.name}: {self.url} does not serve {self.model!r}; it serves {', '.join(served)}")
 
-    async def _check(self) -> None:
+    async def _models(self) -> list[str]:
         async with self._client() as client:
             reply = await self._send(client, "GET", "/models")
-        served = [str(entry.get("id")) for entry in reply.get("data", [])]
-        if self.model not in served:
-            raise TypeError(f"{self.name}: {self.url} does not serve {self.model!r}; it serves {', '.join(served)}")
+        return [str(entry["id"]) for entry in reply.get("data", []) if "id" in entry]
 
     async def _marks(self, images: np.ndarray, prompts: list[str]) -> list[float]:
         gate, refusals = asyncio.Semaphore(self.concurrency), []

@@ -1,0 +1,222 @@
+"""The remote scorer: a server that comes and goes, and what its answers become."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+from reward_models import build, wire
+from reward_models.base import Unavailable
+from reward_models.client import Refused, RemoteScorer
+from tests.reward_models.processes import TOKEN, ServerProcess, free_port, shapes_batch
+
+BRIGHTNESS, RAISES = "tests.scorers:Brightness", "tests.scorers:Raises"
+SHORT, SILENT = "tests.reward_models.processes:OneShort", "tests.reward_models.processes:OutOfReach"
+IMAGES = np.full((2, 4, 4, 3), 51, np.uint8)
+BATCH = (IMAGES, ["a", "b"], [{}, {}])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    scorers: dict[str, dict] = {"shapes": {}, BRIGHTNESS: {}, RAISES: {"calls": 0}, SHORT: {}, SILENT: {}}
+    process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
+    yield process
+    process.stop()
+
+
+def remote(server: ServerProcess, name: str, **options: object) -> RemoteScorer:
+    return RemoteScorer(server.url, name, **{"token": TOKEN, "timeout": 30, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("png", [False, True])
+@pytest.mark.parametrize("batch_size", [32, 7])
+def test_a_remote_scorer_gives_what_the_local_one_gives(server: ServerProcess, png: bool, batch_size: int) -> None:
+    batch = shapes_batch(20, seed=1)
+    scorer = remote(server, "shapes", png=png, batch_size=batch_size)
+    scorer.check(batch[1], batch[2])
+    found, expected = scorer(*batch), build("shapes")(*batch)
+    assert found.score.dtype == np.float32 and found.score.tobytes() == expected.score.tobytes()
+    assert list(found.extras) == list(expected.extras)
+    for name, values in expected.extras.items():
+        np.testing.assert_array_equal(found.extras[name], values, strict=True)
+
+
+def test_a_view_that_is_not_contiguous_travels_whole(server: ServerProcess) -> None:
+    images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4).transpose(0, 2, 3, 1)
+    expected = build(BRIGHTNESS)(images, *BATCH[1:]).score
+    np.testing.assert_array_equal(remote(server, BRIGHTNESS)(images, *BATCH[1:]).score, expected)
+
+
+def test_the_server_dies_in_mid_run_and_comes_back() -> None:
+    batch = shapes_batch(6)
+    server = ServerProcess({"shapes": {}})
+    scorer = RemoteScorer(server.url, "shapes", timeout=30)
+    try:
+        expected = scorer(*batch).score
+        server.stop()
+        for _ in range(3):  # the first finds a broken connection in its pool, the next cannot make one
+            with pytest.raises(Unavailable, match=f"no answer from the reward server at {server.url}"):
+                scorer(*batch)
+        with pytest.raises(Unavailable, match="python -m reward_models\\.server"):
+            scorer.check()
+        server = ServerProcess({"shapes": {}}, port=server.port)
+        scorer.check()
+        np.testing.assert_array_equal(scorer(*batch).score, expected)
+    finally:
+        server.stop()
+
+
+def test_a_server_killed_over_a_batch_is_unavailable() -> None:
+    slow = "tests.scorers:Slow"
+    server = ServerProcess({slow: {}})
+    scorer = RemoteScorer(server.url, slow, timeout=30)
+    scorer(*BATCH)
+    timer = threading.Timer(0.15, server.process.kill)
+    timer.start()
+    with pytest.raises(Unavailable):
+        scorer(*BATCH)
+    timer.join()
+    server.stop()
+
+
+def test_an_answer_that_does_not_come_in_time_is_unavailable() -> None:
+    slow = "tests.scorers:Slow"
+    server = ServerProcess({slow: {}})
+    with pytest.raises(Unavailable, match="ReadTimeout"):
+        RemoteScorer(server.url, slow, timeout=0.1)(*BATCH)
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    "name, options, error, words",
+    [
+        (BRIGHTNESS, {"token": "wrong"}, Refused, "401: this reward server asks for a token"),
+        ("geneval", {}, Refused, "404: no scorer is called 'geneval' here; this server has shapes"),
+        (RAISES, {}, RuntimeError, "500: the scorer '.*Raises' failed with RuntimeError: the engine is out of fuel"),
+        (SHORT, {}, Refused, r"500: .* gave a score of shape \(1,\) for 2 images"),
+        (SILENT, {}, Unavailable, "503: .*the far end is silent"),
+    ],
+)
+def test_the_servers_words_come_through(
+    server: ServerProcess, name: str, options: dict, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as raised:
+        remote(server, name, **options)(*BATCH)
+    assert type(raised.value) is error
+
+
+def test_a_request_above_the_cap_says_so_and_a_smaller_one_passes(server: ServerProcess) -> None:
+    images = np.zeros((4, 400, 400, 3), np.uint8)  # 1.9 MB; the server takes 1 MiB
+    texts = (["a"] * 4, [{}] * 4)
+    with pytest.raises(RuntimeError, match=r"413: .* above the 1048576"):
+        remote(server, BRIGHTNESS)(images, *texts)
+    assert remote(server, BRIGHTNESS, batch_size=2)(images, *texts).score.tolist() == [0, 0, 0, 0]
+
+
+def test_check_names_what_is_wrong_before_a_run(server: ServerProcess) -> None:
+    with pytest.raises(ValueError, match="asks for a token"):
+        remote(server, "shapes", token="wrong").check()
+    with pytest.raises(ValueError, match=r"has no scorer 'geneval'; it has shapes"):
+        remote(server, "geneval").check()
+
+
+def test_threads_share_one_scorer_and_get_their_own_answers(server: ServerProcess) -> None:
+    scorer = remote(server, BRIGHTNESS)
+
+    def ask(i: int) -> float:
+        return float(scorer(np.full((1, 4, 4, 3), i, np.uint8), ["a"], [{}]).score[0])
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, range(200)))
+    np.testing.assert_allclose(found, np.arange(200) / 255, rtol=1e-6)
+
+
+def test_a_forked_child_has_connections_of_its_own(server: ServerProcess) -> None:
+    scorer = remote(server, BRIGHTNESS)
+    scorer(*BATCH)
+    own = scorer._client()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if scorer._client() is not own and scorer(*BATCH).score[0] == np.float32(0.2) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert scorer(*BATCH).score[0] == np.float32(0.2)
+
+
+def test_the_token_comes_from_the_environment(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", TOKEN)
+    RemoteScorer(server.url, "shapes").check()
+
+
+def test_a_proxy_of_the_cluster_is_not_asked(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    remote(server, "shapes").check()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"<html>It works!</html>", b"[]", b"{}", b'{"score": [1.0], "extras": {}}', b'{"score": ["a", 1], "extras": {}}'],
+)
+def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    stranger = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=stranger.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    scorer = RemoteScorer(f"http://127.0.0.1:{stranger.server_port}", "shapes", timeout=5)
+    try:
+        with pytest.raises(Refused, match="the reply"):
+            scorer(*BATCH)
+        with pytest.raises(ValueError, match="no reward server"):
+            scorer.check()
+    finally:
+        stranger.shutdown()
+        stranger.server_close()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"url": "127.0.0.1:8090"}, "must be the server's address"),
+        ({"url": "http://127.0.0.1:8090", "timeout": 0}, "timeout = 0"),
+        ({"url": "http://127.0.0.1:8090", "batch_size": 0}, "batch_size = 0"),
+    ],
+)
+def test_bad_settings(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RemoteScorer(name="shapes", **arguments)
+
+
+@pytest.mark.parametrize(
+    "images, metadata",
+    [(IMAGES.astype(np.float32), [{}, {}]), (IMAGES[0], [{}, {}]), (IMAGES, [{}, {"sizes": {1, 2}}])],
+)
+def test_what_cannot_travel_is_a_fault_of_the_program(images: np.ndarray, metadata: list[dict]) -> None:
+    with pytest.raises(TypeError):
+        RemoteScorer("http://127.0.0.1:9", "shapes")(images, ["a", "b"], metadata)
+
+
+def test_metadata_travel_as_they_are(server: ServerProcess) -> None:
+    images, prompts, metadata = shapes_batch(2)
+    metadata[1]["note"] = {"quotes": "\"'\\", "list": [1, 2.5, None, True], "unicode": "\u00fc\U0001f600\ud800"}
+    assert remote(server, "shapes")(images, prompts, metadata).score.shape == (2,)
+    found = wire.decode(wire.encode(images, prompts, metadata), 10**6)
+    np.testing.assert_array_equal(found[0], images)
+    assert found[1:] == (prompts, metadata)

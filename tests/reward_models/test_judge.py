@@ -1,0 +1,221 @@
+"""The vision-language judges, against an endpoint of our own that speaks OpenAI's format."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+
+from reward_models import build
+from reward_models.base import Unavailable
+from reward_models.judge import Judge, parse_mark
+from tests.reward_models.processes import free_port
+
+NAN = float("nan")
+
+
+class Endpoint:
+    """Answers by `answer(pixel, question)`, text or a whole response; pixel: the image's top left one, (R, G, B)."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: "Final Score: 3"
+        self.bodies: list[dict] = []
+        self.keys: list[str | None] = []
+        self.seconds, self.under_way, self.most_under_way = 0.0, 0, 0
+        app = FastAPI()
+        app.post("/v1/chat/completions")(self.complete)
+        app.get("/v1/models")(self.models)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        end = time.monotonic() + 30
+        while not self.server.started:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    async def models(self) -> dict:
+        return {"object": "list", "data": [{"id": "eye-7b", "object": "model"}]}
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(self.seconds)
+        self.under_way -= 1
+        picture, question = body["messages"][0]["content"]
+        kind, _, data = picture["image_url"]["url"].partition(",")
+        assert kind == "data:image/png;base64"
+        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        answer = self.answer(np.array(image)[0, 0].tolist(), question["text"])
+        if isinstance(answer, Response):
+            return answer
+        return JSONResponse({"choices": [{"message": {"role": "assistant", "content": answer}}]})
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.server.should_exit = True
+    endpoint.thread.join()
+
+
+@pytest.fixture
+def endpoint(running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    running.answer, running.seconds = lambda pixel, question: "Final Score: 3", 0.0
+    running.bodies, running.keys, running.most_under_way = [], [], 0
+    return running
+
+
+def judge(endpoint: Endpoint, name: str = "deqa", **options: object) -> Judge:
+    scorer = build(name, url=endpoint.url, model="eye-7b", **{"timeout": 10, **options})
+    assert isinstance(scorer, Judge)
+    return scorer
+
+
+def numbered(n: int) -> tuple[np.ndarray, list[str], list[dict]]:
+    """n images of one colour, whose number the red channel tells, and their prompts."""
+    images = np.zeros((n, 8, 8, 3), np.uint8)
+    images[..., 0] = np.arange(n)[:, None, None]
+    return images, [f"prompt number {i}" for i in range(n)], [{}] * n
+
+
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        ("Sharp and clean.\nFinal Score: 4", 0.8),
+        ("Final Score: 1\nOn second thought\nFinal Score: 5", 1.0),
+        ("**Final Score:** 4.5/5", 0.9),
+        ("**Final Score (1-5):** 2", 0.4),
+        ("final score = [3]", 0.6),
+        ("Final Score (4)", 0.8),
+        ("FINAL SCORE:\n2.", 0.4),
+        (r"Final Score: $\boxed{2}$", 0.4),
+        ("Final Score: 0.9", NAN),
+        ("Final Score: 5.1", NAN),
+        ("Final Score: -3", NAN),
+        ("Final Score: 4/10", NAN),
+        ("Final Score: 2, no: Final Score: 20", NAN),
+        ("I cannot judge this. 4", NAN),
+        ("Score: 4", NAN),
+        ("", NAN),
+    ],
+)
+def test_the_last_mark_on_the_scale_counts(answer: str, score: float) -> None:
+    assert parse_mark(answer) == pytest.approx(score, nan_ok=True)
+
+
+def test_each_image_gets_its_own_mark_and_no_mark_is_nan(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
+    images, prompts, metadata = numbered(7)
+    score = judge(endpoint)(images, prompts, metadata).score
+    np.testing.assert_array_equal(score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True)
+
+
+def test_unifiedreward_is_asked_about_the_prompt_and_deqa_is_not(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda pixel, question: f"Final Score: {5 if f'prompt number {pixel[0]}' in question else 1}"
+    assert judge(endpoint, "unifiedreward")(*numbered(3)).score.tolist() == [1, 1, 1]
+    assert judge(endpoint)(*numbered(3)).score.tolist() == [np.float32(0.2)] * 3
+    for body in endpoint.bodies:
+        text = body["messages"][0]["content"][1]["text"]
+        assert "from 1 to 5" in text and "Final Score: <number>" in text and "{prompt}" not in text
+        assert body["model"] == "eye-7b" and body["temperature"] == 0 and body["max_tokens"] == 512
+
+
+def test_a_prompt_with_braces_is_passed_on_as_it_is(endpoint: Endpoint) -> None:
+    judge(endpoint, "unifiedreward")(numbered(1)[0], ["a sign {0} that says {prompt} and {}"], [{}])
+    assert "a sign {0} that says {prompt} and {}" in endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_as_many_questions_as_allowed_are_under_way(endpoint: Endpoint, concurrency: int) -> None:
+    endpoint.seconds = 0.05
+    judge(endpoint, concurrency=concurrency)(*numbered(12))
+    assert endpoint.most_under_way == concurrency and len(endpoint.bodies) == 12
+
+
+def test_the_key_comes_from_the_variable_that_is_named(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-1")
+    judge(endpoint, api_key="SOME_KEY")(*numbered(1))
+    judge(endpoint)(*numbered(1))
+    assert endpoint.keys == ["Bearer sk-1", None]
+
+
+def test_an_overloaded_endpoint_is_asked_again(endpoint: Endpoint) -> None:
+    answers: Iterator[str | Response] = iter([Response(status_code=503), Response(status_code=429), "Final Score: 5"])
+    endpoint.answer = lambda pixel, question: next(answers)
+    assert judge(endpoint, retries=2)(*numbered(1)).score.tolist() == [1.0]
+    endpoint.answer = lambda pixel, question: Response("too many", status_code=429)
+    with pytest.raises(Unavailable, match=r"deqa: .* answered 429: too many"):
+        judge(endpoint, retries=0)(*numbered(3))
+
+
+def test_an_endpoint_out_of_reach_is_unavailable(endpoint: Endpoint) -> None:
+    away = build("deqa", url=f"http://127.0.0.1:{free_port()}/v1", model="eye-7b", retries=1)
+    with pytest.raises(Unavailable, match="no answer"):
+        away(*numbered(3))
+    with pytest.raises(Unavailable, match="no answer"):
+        away.check()  # type: ignore[attr-defined]
+    endpoint.seconds = 0.5
+    with pytest.raises(Unavailable, match="ReadTimeout"):
+        judge(endpoint, timeout=0.1, retries=0)(*numbered(2))
+
+
+def test_one_refused_image_costs_one_score_and_all_of_them_are_an_error(endpoint: Endpoint) -> None:
+    refusal = JSONResponse({"error": "the prompt is too long"}, status_code=400)
+    endpoint.answer = lambda pixel, question: refusal if pixel[0] == 1 else "Final Score: 5"
+    np.testing.assert_array_equal(judge(endpoint)(*numbered(3)).score, [1, NAN, 1])
+    endpoint.answer = lambda pixel, question: refusal
+    with pytest.raises(RuntimeError, match=r"answered 400: .*the prompt is too long"):
+        judge(endpoint)(*numbered(3))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Response("no key", status_code=401),
+        JSONResponse({"error": "no model"}, 404),
+        Response("<html>"),
+        JSONResponse({}),
+    ],
+)
+def test_wrong_settings_are_not_the_images_fault(endpoint: Endpoint, answer: Response) -> None:
+    endpoint.answer = lambda pixel, question: answer
+    with pytest.raises(TypeError, match=r"deqa: http://127\.0\.0\.1"):
+        judge(endpoint)(*numbered(2))
+
+
+def test_check_asks_which_models_are_served(endpoint: Endpoint) -> None:
+    judge(endpoint).check()
+    with pytest.raises(ValueError, match="does not serve 'ear-7b'; it serves eye-7b"):
+        build("deqa", url=endpoint.url, model="ear-7b").check()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="answered 404"):
+        build("deqa", url=endpoint.url + "/elsewhere", model="eye-7b").check()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, "unifiedreward: model = '' must name the model"),
+        ({"model": "m", "url": "localhost:8000/v1"}, "must be an address"),
+        ({"model": "m", "concurrency": 0}, "concurrency = 0"),
+    ],
+)
+def test_bad_settings(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build("unifiedreward", **options)

@@ -1,0 +1,358 @@
+"""The reward server: what it answers to the good, the bad and the many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from reward_models import build, service, wire
+from reward_models.server import check_binding, is_loopback, main, read_token
+from tests.reward_models.processes import TOKEN, ServerProcess, shapes_batch
+
+BRIGHTNESS, SLOW, ODD = "tests.scorers:Brightness", "tests.scorers:Slow", "tests.scorers:Raises"
+SHORT, SILENT = "tests.reward_models.processes:OneShort", "tests.reward_models.processes:OutOfReach"
+HEADER = {"Authorization": f"Bearer {TOKEN}"}
+IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
+TEXTS = {"prompts": '["a", "b"]', "metadata": "[{}, {}]"}
+GOOD = wire.encode(IMAGES, ["a", "b"], [{}, {}])
+LIMIT = 2**20
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    scorers: dict[str, dict] = {"shapes": {}, BRIGHTNESS: {}, SLOW: {}, ODD: {"calls": 0}, SHORT: {}, SILENT: {}}
+    process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
+    yield process
+    process.stop()
+
+
+def post(server: ServerProcess, body: object, name: str = BRIGHTNESS, headers: dict | None = None) -> httpx.Response:
+    given = HEADER if headers is None else headers
+    return httpx.post(f"{server.url}/v1/score/{name}", content=body, headers=given, trust_env=False, timeout=30)
+
+
+@pytest.mark.parametrize("png", [False, True])
+def test_scores_are_those_of_the_same_process_bit_for_bit(server: ServerProcess, png: bool) -> None:
+    batch = shapes_batch(20)
+    reply = wire.decode_scores(post(server, wire.encode(*batch, png=png), "shapes").json(), 20)
+    expected = build("shapes")(*batch)
+    assert len(np.unique(expected.score)) > 5, "a batch of equal scores would show nothing"
+    assert reply.score.tobytes() == expected.score.tobytes()
+    assert list(reply.extras) == list(expected.extras)
+    for name, values in expected.extras.items():
+        np.testing.assert_array_equal(reply.extras[name], values, strict=True)  # position is NaN
+
+
+def test_health_names_scorers_and_versions(server: ServerProcess) -> None:
+    health = httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()
+    assert health["scorers"][ODD] == {"options": {"calls": 0}} and "shapes" in health["scorers"]
+    assert health["versions"]["numpy"] == np.__version__ and "python" in health["versions"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}])
+@pytest.mark.parametrize("path", ["/health", f"/v1/score/{BRIGHTNESS}", "/v1/score/unknown", "/elsewhere"])
+def test_without_the_token_there_is_nothing_to_see(server: ServerProcess, headers: dict, path: str) -> None:
+    method = "POST" if path.startswith("/v1") else "GET"
+    answer = httpx.request(method, server.url + path, content=GOOD, headers=headers, trust_env=False)
+    assert answer.status_code == 401 and answer.json()["kind"] == "token" and "Bearer" in answer.headers.values()
+
+
+def test_an_unknown_scorer_is_told_the_known_ones(server: ServerProcess) -> None:
+    answer = post(server, GOOD, "geneva")
+    assert answer.status_code == 404 and "'geneva'" in answer.json()["error"] and "shapes" in answer.json()["error"]
+
+
+def tensors(**given: np.ndarray) -> bytes:
+    return save(given, metadata=TEXTS)
+
+
+def texts(**given: str) -> bytes:
+    return save({"images": IMAGES}, metadata={**TEXTS, **given})
+
+
+PNG = np.frombuffer(wire.encode_png(IMAGES[0]), np.uint8)
+GREY = np.frombuffer(wire.encode_png(IMAGES[0, :, :, 0]), np.uint8)
+LARGE = np.frombuffer(wire.encode_png(np.zeros((600, 600, 3), np.uint8)), np.uint8)
+BAD = {
+    "empty": (b"", "not in safetensors format"),
+    "garbage": (b"\x80\x04\x95 a pickle, or anything else" * 20, "not in safetensors format"),
+    "half of it": (GOOD[: len(GOOD) // 2], "not in safetensors format"),
+    "the last byte missing": (GOOD[:-1], "not in safetensors format"),
+    "a byte too many": (GOOD + b"\0", "not in safetensors format"),
+    "a header of a terabyte": (struct.pack("<Q", 2**40) + GOOD[8:], "not in safetensors format"),
+    "float": (tensors(images=IMAGES.astype(np.float32)), r"uint8 and not empty, not \(2, 4, 4, 3\) float32"),
+    "signed": (tensors(images=IMAGES.astype(np.int8)), "int8"),
+    "channels first": (tensors(images=IMAGES.transpose(0, 3, 1, 2).copy()), r"\(2, 3, 4, 4\)"),
+    "one image alone": (tensors(images=IMAGES[0]), r"\(4, 4, 3\)"),
+    "no images": (tensors(images=IMAGES[:0]), "not empty"),
+    "other tensors": (tensors(pictures=IMAGES), r"holds \['pictures'\]"),
+    "one image too many": (tensors(images=IMAGES[[0, 0, 0]]), "3 images came with 2 prompts and 2 metadata"),
+    "one prompt too many": (texts(prompts='["a", "b", "c"]'), "2 images came with 3 prompts and 2 metadata"),
+    "one metadata too few": (texts(metadata="[{}]"), "2 prompts and 1 metadata"),
+    "no texts": (save({"images": IMAGES}), "no 'prompts'"),
+    "broken JSON": (texts(prompts='["a", "b"'), "'prompts' in the safetensors header is not JSON"),
+    "JSON without a bottom": (texts(metadata="[" * 100_000), "'metadata' in the safetensors header is not JSON"),
+    "numbers for prompts": (texts(prompts="[1, 2]"), "must be a list of strings"),
+    "a string for metadata": (texts(metadata='"ab"'), "must be a list of objects"),
+    "half a PNG": (tensors(png=PNG[: len(PNG) // 2], ends=np.array([len(PNG) // 2])), "image 0 is not a PNG file"),
+    "no PNG": (tensors(png=np.zeros(9, np.uint8), ends=np.array([4, 9])), "image 0 is not a PNG file"),
+    "a grey PNG": (tensors(png=GREY, ends=np.array([len(GREY)])), "image 0 must be an 8-bit RGB PNG; its mode is L"),
+    "a PNG that unpacks to 1.03 MiB": (tensors(png=LARGE, ends=np.array([len(LARGE)])), "600 x 600 unpack to more"),
+    "ends that fall": (tensors(png=PNG, ends=np.array([len(PNG), 3])), "must rise"),
+    "ends beyond the end": (tensors(png=PNG, ends=np.array([len(PNG) + 1])), "must rise"),
+    "ends in floats": (tensors(png=PNG, ends=np.array([float(len(PNG))])), "int64"),
+    "sizes that differ": (
+        tensors(
+            png=np.concatenate([PNG, np.frombuffer(wire.encode_png(IMAGES[0, :2]), np.uint8)]),
+            ends=np.array([len(PNG), len(PNG) + len(wire.encode_png(IMAGES[0, :2]))]),
+        ),
+        "all must have one size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_body_is_refused_with_a_sentence(server: ServerProcess, case: str) -> None:
+    body, sentence = BAD[case]
+    answer = post(server, body)
+    assert answer.status_code == 400 and answer.json()["kind"] == "body", answer.text
+    assert re.search(sentence, answer.json()["error"]), answer.text
+
+
+def test_a_body_with_any_byte_changed_is_read_or_refused() -> None:
+    random = np.random.default_rng(0)
+    png = wire.encode(IMAGES, ["a", "b"], [{}, {}], png=True)
+    refused = 0
+    for i in range(3000):
+        body = bytearray((GOOD, png)[i % 2])
+        for _ in range(random.integers(1, 4)):
+            body[random.integers(len(body))] = random.integers(256)
+        try:
+            images, prompts, metadata = wire.decode(bytes(body), LIMIT)
+            assert images.dtype == np.uint8 and len(images) == len(prompts) == len(metadata) == 2
+        except wire.BadBody:
+            refused += 1
+    assert 300 < refused < 2900
+
+
+def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives(server: ServerProcess) -> None:
+    answer = post(server, bytes(LIMIT + 1))
+    assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"]
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:  # no Content-Length: only counting shows the size
+        nonlocal sent
+        for _ in range(64):
+            sent += 2**16
+            yield bytes(2**16)
+
+    answer = post(server, pieces())
+    assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"] and sent > LIMIT
+    assert post(server, iter([GOOD[:50], GOOD[50:]])).status_code == 200, "a body in pieces is as good as any"
+
+
+def test_a_body_announced_too_large_is_not_waited_for(server: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        lines = (
+            f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {10**12}"
+        )
+        connection.sendall(lines.encode() + b"\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_the_sentence_of_a_refusal_reaches_who_is_still_sending(server: ServerProcess) -> None:
+    answer = post(server, bytes(30 * LIMIT), headers={})
+    assert answer.status_code == 401 and "asks for a token" in answer.json()["error"]
+
+
+def test_bodies_in_memory_are_bounded_together() -> None:
+    intake = service.Intake(requests=100, max_body=10)
+    with ExitStack() as stack:
+        takes = [stack.enter_context(intake.body()) for _ in range(service.BODIES_HELD + 1)]
+        for take in takes[:-1]:
+            take(4)
+            take(6)
+        with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
+            takes[-1](1)
+        assert refused.value.status == 503
+        with pytest.raises(service.Refusal, match="above the 10 bytes"):
+            takes[0](1)
+    assert intake.bytes == 0
+
+
+def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "READ_SECONDS", 0.1)
+    app = service.create_app({"shapes": build("shapes")})
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for i in range(100):
+            yield GOOD[i : i + 1]
+            await asyncio.sleep(0.02)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+            return await client.post("http://server/v1/score/shapes", content=trickle())
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 408 and "did not arrive within 0.1 s" in answer.json()["error"]
+
+
+def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(server: ServerProcess) -> None:
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            lines = (
+                f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 5000"
+            )
+            connection.sendall(lines.encode() + b"\r\n\r\n" + GOOD[:50])
+    time.sleep(0.2)
+    assert httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()["requests"] == 0
+    assert post(server, GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name, status, kind, words",
+    [
+        (ODD, 500, "data", "RuntimeError: the engine is out of fuel"),
+        ("shapes", 500, "data", "ValueError: shapes: the metadata of 'a' names no objects"),
+        (SHORT, 500, "programming", r"TypeError: the scorer gave a score of shape (1,) for 2 images"),
+        (SILENT, 503, "busy", "is unavailable: the far end is silent"),
+    ],
+)
+def test_a_scorer_that_fails_is_quoted(server: ServerProcess, name: str, status: int, kind: str, words: str) -> None:
+    answer = post(server, GOOD, name)
+    assert answer.status_code == status and answer.json()["kind"] == kind
+    assert words in answer.json()["error"] and name in answer.json()["error"]
+
+
+def test_200_requests_at_once_lose_nothing_and_mix_nothing_up(server: ServerProcess) -> None:
+    def body(i: int) -> bytes:
+        images = np.full((3, 8, 8, 3), i, np.uint8)
+        images[1] += 1
+        images[2] += 2
+        return wire.encode(images, ["a", "b", "c"], [{}] * 3)
+
+    async def ask_all() -> list[list[float]]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(headers=HEADER, limits=limits, timeout=60, trust_env=False) as client:
+            url = f"{server.url}/v1/score/{BRIGHTNESS}"
+            answers = await asyncio.gather(*(client.post(url, content=body(i)) for i in range(200)))
+        assert {answer.status_code for answer in answers} == {200}
+        return [answer.json()["score"] for answer in answers]
+
+    expected = [[float(np.float32(k / 255)) for k in (i, i + 1, i + 2)] for i in range(200)]
+    np.testing.assert_allclose(asyncio.run(ask_all()), expected, rtol=1e-6)
+
+
+def test_health_answers_while_a_slow_scorer_works(server: ServerProcess) -> None:
+    worker = threading.Thread(target=lambda: [post(server, GOOD, SLOW) for _ in range(3)])  # 0.3 s each
+    worker.start()
+    waits = []
+    while worker.is_alive():
+        start = time.monotonic()
+        assert httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).status_code == 200
+        waits.append(time.monotonic() - start)
+    worker.join()
+    # A loop that waits for the scorer answers three times, 0.3 s apart.
+    assert len(waits) > 6 and np.median(waits) < 0.2
+
+
+def test_nothing_is_scored_for_who_gave_up_waiting(server: ServerProcess) -> None:
+    def give_up() -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/score/{SLOW}", content=GOOD, headers=HEADER, trust_env=False, timeout=0.2)
+
+    threads = [threading.Thread(target=give_up) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    start = time.monotonic()
+    assert post(server, GOOD, SLOW).status_code == 200
+    assert time.monotonic() - start < 2, "twelve times 0.3 s of work for nobody came first"
+
+
+def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_the_work(tmp_path: Path) -> None:
+    server = ServerProcess({SLOW: {}}, "--queue", "2", log=tmp_path / "log")
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {}))) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken, sent_away = (sorted((a for a in answers if a.status_code == c), key=id) for c in (200, 503))
+    assert len(taken) >= 2 and len(taken) + len(sent_away) == 12 and len(sent_away) >= 1
+    assert all(a.headers["Retry-After"] == "1" and a.json()["kind"] == "busy" for a in sent_away)
+    assert post(server, GOOD, SLOW, {}).status_code == 200
+
+    last = threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {})))
+    last.start()
+    while httpx.get(f"{server.url}/health", trust_env=False).json()["requests"] == 0:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    last.join()
+    assert answers[-1].status_code == 200, "the batch in work was finished"
+    server.process.wait(timeout=20)
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log and "Finished server process" in log
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org"])
+def test_other_machines_are_let_in_only_with_a_token(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("REWARD_TOKEN", raising=False)
+    with pytest.raises(SystemExit) as left:
+        main(["--scorers", json.dumps({"shapes": {}}), "--host", host])
+    assert left.value.code == 2 and "needs a token" in capsys.readouterr().err
+    check_binding(host, TOKEN)
+
+
+def test_this_machine_needs_no_token() -> None:
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
+        assert is_loopback(host)
+        check_binding(host, "")
+
+
+def test_a_token_comes_from_the_file_then_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REWARD_TOKEN", raising=False)
+    assert read_token() == ""
+    monkeypatch.setenv("REWARD_TOKEN", TOKEN)
+    file = tmp_path / "token"
+    file.write_text("another-token-in-a-file\n")
+    assert (read_token(), read_token(str(file))) == (TOKEN, "another-token-in-a-file")
+    for weak in ("", "short", "two lines\nof some length", "ümläuts-in-a-long-token"):
+        file.write_text(weak)
+        with pytest.raises(ValueError, match="16 or more ASCII characters"):
+            read_token(str(file))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_token(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--scorers", "shapes"], "is not JSON"),
+        (["--scorers", "{}"], "names with their options"),
+        (["--scorers", '{"shapes": 1.0}'], "names with their options"),
+        (["--scorers", '{"shape": {}}'], "did you mean 'shapes'"),
+        (["--scorers", '{"shapes": {}}', "--max-body", "0"], "above 0"),
+    ],
+)
+def test_bad_settings(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert words in capsys.readouterr().err

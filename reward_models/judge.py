@@ -71,7 +71,7 @@ class Judge:
 
     url: the endpoint's, up to and with /v1. model: the name it serves. api_key: the NAME of the environment variable
     that holds the key; keys do not belong into configs. concurrency: questions under way at once. timeout: seconds an
-    answer may take. retries: further tries of one question before Unavailable is raised. max_tokens: of an answer.
+    answer may take. attempts: tries of one question before Unavailable is raised. max_tokens: of an answer.
     """
 
     name = "judge"
@@ -84,24 +84,23 @@ class Judge:
         api_key: str = "JUDGE_API_KEY",
         concurrency: int = 16,
         timeout: float = 120.0,
-        retries: int = 2,
+        attempts: int = 3,
         max_tokens: int = 512,
     ) -> None:
         if not model:
             raise ValueError(f"{self.name}: model = '' must name the model that {url} serves; {url}/models lists them")
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{self.name}: url = {url!r} must be an address, as in 'http://127.0.0.1:8000/v1'")
-        if concurrency < 1 or timeout <= 0 or retries < 0 or max_tokens < 1:
-            raise ValueError(
-                f"{self.name}: concurrency = {concurrency}, timeout = {timeout} and max_tokens = {max_tokens} must be "
-                f"above 0, retries = {retries} not below"
-            )
+        numbers = {"concurrency": concurrency, "timeout": timeout, "attempts": attempts, "max_tokens": max_tokens}
+        for option, value in numbers.items():
+            if value <= 0:
+                raise ValueError(f"{self.name}: {option} = {value} must be above 0")
         try:
             import httpx  # noqa: F401
         except ImportError as error:
             raise ValueError(f"{self.name}: a judge needs httpx: pip install 'tp_grpo[server]'") from error
         self.url, self.model, self.api_key = url.rstrip("/"), model, api_key
-        self.concurrency, self.timeout, self.retries, self.max_tokens = concurrency, timeout, retries, max_tokens
+        self.concurrency, self.timeout, self.attempts, self.max_tokens = concurrency, timeout, attempts, max_tokens
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """Raises Unavailable when the endpoint cannot be reached, TypeError for settings it refuses, RuntimeError when
@@ -164,11 +163,11 @@ class Judge:
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """One question, asked again after a pause while the endpoint is out of reach or overloaded."""
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.attempts):
             try:
                 return await self._try(client, method, path, body)
             except Unavailable:
-                if attempt == self.retries:
+                if attempt == self.attempts - 1:
                     raise
                 # The jitter keeps the questions of a batch from coming back all at once.
                 await asyncio.sleep(2**attempt * random.uniform(0.25, 0.75))

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 READ_SECONDS = 120.0  # for one whole body
 BODIES_HELD = 4  # full-sized bodies that may be in memory at once
-PROGRAMMING = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
+PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
 PACKAGES = (
     "tp_grpo",
     "fastapi",

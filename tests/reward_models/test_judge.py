@@ -159,21 +159,21 @@ def test_the_key_comes_from_the_variable_that_is_named(endpoint: Endpoint, monke
 def test_an_overloaded_endpoint_is_asked_again(endpoint: Endpoint) -> None:
     answers: Iterator[str | Response] = iter([Response(status_code=503), Response(status_code=429), "Final Score: 5"])
     endpoint.answer = lambda pixel, question: next(answers)
-    assert judge(endpoint, retries=2)(*numbered(1)).score.tolist() == [1.0]
+    assert judge(endpoint, attempts=3)(*numbered(1)).score.tolist() == [1.0]
     endpoint.answer = lambda pixel, question: Response("too many", status_code=429)
     with pytest.raises(Unavailable, match=r"deqa: .* answered 429: too many"):
-        judge(endpoint, retries=0)(*numbered(3))
+        judge(endpoint, attempts=1)(*numbered(3))
 
 
 def test_an_endpoint_out_of_reach_is_unavailable(endpoint: Endpoint) -> None:
-    away = build("deqa", url=f"http://127.0.0.1:{free_port()}/v1", model="eye-7b", retries=1)
+    away = build("deqa", url=f"http://127.0.0.1:{free_port()}/v1", model="eye-7b", attempts=2)
     with pytest.raises(Unavailable, match="no answer"):
         away(*numbered(3))
     with pytest.raises(Unavailable, match="no answer"):
         away.check()  # type: ignore[attr-defined]
     endpoint.seconds = 0.5
     with pytest.raises(Unavailable, match="ReadTimeout"):
-        judge(endpoint, timeout=0.1, retries=0)(*numbered(2))
+        judge(endpoint, timeout=0.1, attempts=1)(*numbered(2))
 
 
 def test_one_refused_image_costs_one_score_and_all_of_them_are_an_error(endpoint: Endpoint) -> None:

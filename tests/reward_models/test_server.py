@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import socket
@@ -20,7 +19,6 @@ import pytest
 from safetensors.numpy import save
 
 from reward_models import build, service, wire
-from reward_models.server import check_binding, is_loopback, main, read_token
 from tests.reward_models.processes import TOKEN, ServerProcess, shapes_batch
 
 BRIGHTNESS, SLOW, ODD = "tests.scorers:Brightness", "tests.scorers:Slow", "tests.scorers:Raises"
@@ -308,51 +306,3 @@ def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_th
     server.process.wait(timeout=20)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log and "Finished server process" in log
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org"])
-def test_other_machines_are_let_in_only_with_a_token(
-    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("REWARD_TOKEN", raising=False)
-    with pytest.raises(SystemExit) as left:
-        main(["--scorers", json.dumps({"shapes": {}}), "--host", host])
-    assert left.value.code == 2 and "needs a token" in capsys.readouterr().err
-    check_binding(host, TOKEN)
-
-
-def test_this_machine_needs_no_token() -> None:
-    for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
-        assert is_loopback(host)
-        check_binding(host, "")
-
-
-def test_a_token_comes_from_the_file_then_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REWARD_TOKEN", raising=False)
-    assert read_token() == ""
-    monkeypatch.setenv("REWARD_TOKEN", TOKEN)
-    file = tmp_path / "token"
-    file.write_text("another-token-in-a-file\n")
-    assert (read_token(), read_token(str(file))) == (TOKEN, "another-token-in-a-file")
-    for weak in ("", "short", "two lines\nof some length", "ümläuts-in-a-long-token"):
-        file.write_text(weak)
-        with pytest.raises(ValueError, match="16 or more ASCII characters"):
-            read_token(str(file))
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_token(str(tmp_path / "missing"))
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--scorers", "shapes"], "is not JSON"),
-        (["--scorers", "{}"], "names with their options"),
-        (["--scorers", '{"shapes": 1.0}'], "names with their options"),
-        (["--scorers", '{"shape": {}}'], "did you mean 'shapes'"),
-        (["--scorers", '{"shapes": {}}', "--max-body", "0"], "above 0"),
-    ],
-)
-def test_bad_settings(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(arguments)
-    assert words in capsys.readouterr().err

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from reward_models import build, wire
+from reward_models import build
 from reward_models.base import Unavailable
 from reward_models.client import Refused, RemoteScorer
 from tests.reward_models.processes import TOKEN, ServerProcess, free_port, shapes_batch
@@ -211,12 +211,3 @@ def test_bad_settings(arguments: dict, words: str) -> None:
 def test_what_cannot_travel_is_a_fault_of_the_program(images: np.ndarray, metadata: list[dict]) -> None:
     with pytest.raises(TypeError):
         RemoteScorer("http://127.0.0.1:9", "shapes")(images, ["a", "b"], metadata)
-
-
-def test_metadata_travel_as_they_are(server: ServerProcess) -> None:
-    images, prompts, metadata = shapes_batch(2)
-    metadata[1]["note"] = {"quotes": "\"'\\", "list": [1, 2.5, None, True], "unicode": "\u00fc\U0001f600\ud800"}
-    assert remote(server, "shapes")(images, prompts, metadata).score.shape == (2,)
-    found = wire.decode(wire.encode(images, prompts, metadata), 10**6)
-    np.testing.assert_array_equal(found[0], images)
-    assert found[1:] == (prompts, metadata)

@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "geneval": ["open_clip_torch>=2.24", "scipy>=1.11"],
-    "ocr": ["rapidocr>=3.0", "onnxruntime>=1.18", "rapidfuzz>=3.0"],
+    "ocr": ["rapidocr>=3.10", "onnxruntime>=1.18", "rapidfuzz>=3.0"],
     "server": ["fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27"],
     "data": ["datasets>=3.0"],
     "deepspeed": ["deepspeed>=0.16; platform_system == 'Linux'"],
@@ -38,6 +38,7 @@ setup(
         "peft>=0.18",
         "pillow>=10.0",
         "protobuf>=5.0",
+        "psutil>=5.9",
         "safetensors>=0.5",
         "scipy>=1.11",
         "sentencepiece>=0.2",

@@ -6,12 +6,13 @@ import difflib
 import importlib
 from typing import Any
 
-from reward_models.base import Metadata, Scorer, Scores
+from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "build", "register"]
+__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "register"]
 
 _FACTORIES: dict[str, str] = {
     "deqa": "reward_models.judge:DeQA",
+    "general_ocr": "reward_models.ocr:OcrScorer",
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }

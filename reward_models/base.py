@@ -11,7 +11,7 @@ Metadata = dict[str, Any]
 
 
 class Unavailable(RuntimeError):
-    """The scorer cannot be reached just now; trying again may help."""
+    """What scores is out of reach for now (a server that is down, a timeout, too busy): worth another try later."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,12 @@ class Scores:
 
 
 class Scorer(Protocol):
-    """A callable that scores a batch; it may hold a model, loaded when it is built."""
+    """A callable that scores a batch; it may hold a model, loaded when it is built.
+
+    What it may offer beside: `to(device)`, which moves its model; `check(prompts, metadata)`, which raises ValueError
+    for what it could never score; `close()`. It raises `Unavailable` for what is worth another try; of any other
+    exception the caller finds out, by halving the batch, which images it is about.
+    """
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """images (B, H, W, 3) uint8; prompts and metadata of length B."""

@@ -23,7 +23,7 @@ def register(name: str, factory: str) -> None:
     _FACTORIES[name] = factory
 
 
-def build(name: str, **options: Any) -> Scorer:
+def build(name: str, /, **options: Any) -> Scorer:
     """Build the scorer `name`: a registered name or a "module:callable" of your own.
 
     Raises ValueError for an unknown name (with the nearest one), a module or callable that is not there, and options

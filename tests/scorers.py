@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import os
 import time
 
 import numpy as np
@@ -20,16 +22,17 @@ class Brightness:
 
 
 class Raises(Brightness):
-    """Works for `calls` batches and then raises."""
+    """Works for `calls` batches and then raises the built-in exception called `error`."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int, error: str = "RuntimeError") -> None:
         super().__init__()
         self.left = calls
+        self.error = getattr(builtins, error)
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         self.left -= 1
         if self.left < 0:
-            raise RuntimeError("the engine is out of fuel")
+            raise self.error("the engine is out of fuel")
         return super().__call__(images, prompts, metadata)
 
 
@@ -52,3 +55,17 @@ class Slow(Brightness):
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         time.sleep(0.3)
         return super().__call__(images, prompts, metadata)
+
+
+class FailsOnRank(Brightness):
+    """On one rank, raises the built-in exception called `error`; on the others it has an extra."""
+
+    def __init__(self, rank: int, error: str) -> None:
+        super().__init__()
+        self.error = getattr(builtins, error) if int(os.environ.get("RANK", 0)) == rank else None
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        if self.error:
+            raise self.error("only here")
+        score = super().__call__(images, prompts, metadata).score
+        return Scores(score, {"dark": 1 - score})

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import reward_models
+from tests.scorers import Brightness
 from tp_grpo.rewards import RewardError, RewardSet, check_failed, mean_and_error, to_uint8
+from tp_grpo.scoring import State
 
 IMAGES = to_uint8(torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8))
 BRIGHTNESS = "tests.scorers:Brightness"
@@ -36,6 +41,11 @@ def test_images_are_quantised_by_rounding() -> None:
         ({"tests.scorers:Nobody": 1.0}, "cannot be imported"),
         ({"shapes": {"weight": "much"}}, "weight = 'much' is not a number"),
         ({"shapes": {"weight": float("nan")}}, "weight = nan is not a number"),
+        ({"shapes": {"batch_size": -1}}, "shapes.batch_size = -1 is not a whole number"),
+        ({"shapes": {"retries": 2.5}}, "shapes.retries = 2.5 is not a whole number"),
+        ({"shapes": {"placement": "gpu"}}, "placement = 'gpu' is not one of cuda, offload, cpu, remote"),
+        ({"shapes": {"placement": "remote"}}, "needs rewards.scorers.shapes.remote, the URL"),
+        ({"shapes": {"placement": "cpu", "remote": "http://localhost"}}, "drop one"),
     ],
 )
 def test_bad_settings(scorers: dict, message: str) -> None:
@@ -43,12 +53,74 @@ def test_bad_settings(scorers: dict, message: str) -> None:
         RewardSet(scorers)
 
 
-def test_a_scorer_that_raises_is_named() -> None:
-    rewards = RewardSet({"tests.scorers:Raises": {"calls": 0}})
-    with pytest.raises(
-        RewardError, match=r"'tests.scorers:Raises' failed with RuntimeError: the engine is out of fuel"
-    ):
+def test_a_programming_error_is_held_back_until_all_ranks_can_stop() -> None:
+    rewards = RewardSet({"tests.scorers:Raises": {"calls": 1, "error": "TypeError"}, BRIGHTNESS: 1.0})
+    good = rewards.score(IMAGES, [""] * 4, [{}] * 4)
+    assert good.total.isfinite().all()
+    results = [rewards.submit(IMAGES, [""] * 4, [{}] * 4).result() for _ in range(2)]
+    for result in results:
+        assert result.total.isnan().all() and result.scores[BRIGHTNESS].isfinite().all()
+    with pytest.raises(RewardError, match=r"'tests.scorers:Raises' failed with TypeError: the engine is out of fuel"):
+        rewards.settle()
+    scorer: Any = rewards.scorers["tests.scorers:Raises"]
+    assert scorer.left == -1, "a broken scorer is not called again"
+
+
+def test_an_error_on_one_rank_stops_every_rank_with_its_words() -> None:
+    well, ill = RewardSet({BRIGHTNESS: 1.0}), RewardSet({BRIGHTNESS: 1.0})
+    ill.scorers[BRIGHTNESS] = lambda *batch: None  # type: ignore[assignment]
+    for rewards in (well, ill):
         rewards.submit(IMAGES, [""] * 4, [{}] * 4).result()
+    told = [{name: lane.state() for name, lane in rewards.lanes.items()} for rewards in (well, ill)]
+    for rewards in (well, ill):
+        with pytest.raises(RewardError, match="Brightness' failed with AttributeError: 'NoneType'"):
+            rewards.settle(lambda own: told)
+
+
+def test_ranks_agree_on_extras_though_one_never_had_any() -> None:
+    states = [{"a": State(False, "", ("x", "y"))}, {"a": State(False, "RuntimeError: down", ())}]
+    rewards = RewardSet({BRIGHTNESS: 1.0})
+    rewards.settle(lambda own: states)
+    assert rewards.extras == ["a/x", "a/y"] and rewards.errors == {"a": "RuntimeError: down"}
+    result = rewards.score(IMAGES, [""] * 4, [{}] * 4)
+    assert result.extra("a/x").isnan().all() and result.extra("a/x").shape == (4,)
+
+
+def test_scorers_work_at_the_same_time() -> None:
+    meet = threading.Barrier(2, timeout=10)  # two that wait for each other: one after another they never would
+
+    class Waits(Brightness):
+        def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> reward_models.Scores:
+            meet.wait()
+            return super().__call__(images, prompts, metadata)
+
+    rewards = RewardSet({BRIGHTNESS: 1.0, "shapes": 1.0})
+    rewards.scorers.update({name: Waits() for name in rewards.scorers})
+    assert rewards.score(IMAGES, [""] * 4, [{}] * 4).total.isfinite().all()
+
+
+def test_prompts_that_could_never_be_scored_are_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match="general_ocr: the prompt 'a sign' has no text"):
+        RewardSet({BRIGHTNESS: 1.0, "general_ocr": {"workers": 0}}).check_prompts(["a sign"], [{}])
+
+
+def test_closing_ends_the_wait_for_a_server_and_the_scorers() -> None:
+    rewards = RewardSet({BRIGHTNESS: {"retries": 1000}})
+    tried, closed = threading.Event(), threading.Event()
+
+    class Down:
+        def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> reward_models.Scores:
+            tried.set()
+            raise reward_models.Unavailable("connection refused")
+
+        def close(self) -> None:
+            closed.set()
+
+    rewards.scorers[BRIGHTNESS] = Down()
+    pending = rewards.submit(IMAGES, [""] * 4, [{}] * 4)
+    tried.wait(10)
+    rewards.close()
+    assert closed.is_set() and pending.result(timeout=10).total.isnan().all()
 
 
 def test_too_many_failures_are_named_with_their_share() -> None:
@@ -56,6 +128,8 @@ def test_too_many_failures_are_named_with_their_share() -> None:
     assert check_failed({"a": score}, 0.25) == 0.25
     with pytest.raises(RewardError, match=r"'a' gave no score \(NaN\) for 1 of 4 images, 25%"):
         check_failed({"a": score}, 0.2)
+    with pytest.raises(RewardError, match=r"allows 20%\. Its last error: TimeoutError: 30 s"):
+        check_failed({"a": score}, 0.2, {"a": "TimeoutError: 30 s"})
 
 
 def test_what_is_not_finite_is_no_score_and_a_wrong_length_is_named() -> None:

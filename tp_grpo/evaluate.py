@@ -75,7 +75,9 @@ def evaluate(
     for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
         pending.append(rewards.submit(pixels, batch.prompts, batch.metadata))
         pictures.append(pixels)
-    columns = columns_of([future.result() for future in pending])
+    done = [future.result() for future in pending]
+    rewards.settle(runtime.share)
+    columns = columns_of(done, rewards)
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
     shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)
     return Evaluation(
@@ -83,11 +85,11 @@ def evaluate(
     )
 
 
-def columns_of(done: list[Rewards]) -> dict[str, Tensor]:
-    """ "total", each scorer and its extras -> (n,), batches joined."""
+def columns_of(done: list[Rewards], rewards: RewardSet) -> dict[str, Tensor]:
+    """"total", each scorer and its extras -> (n,), batches joined."""
     columns = {"total": torch.cat([d.total for d in done])}
-    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in done[0].scores}
-    return columns | {name: torch.cat([d.extras[name] for d in done]) for name in done[0].extras}
+    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in rewards.scorers}
+    return columns | {name: torch.cat([d.extra(name) for d in done]) for name in rewards.extras}
 
 
 def _interleave(runtime: Runtime, values: Tensor) -> Tensor:

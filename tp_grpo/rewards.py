@@ -1,17 +1,21 @@
-"""The rewards of a run: scorers by name with weights, one batch at a time on a thread of their own."""
+"""The rewards of a run: scorers by name with weights, each on a thread of its own beside the next rollout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models import Metadata, Scorer, build
+from reward_models import Metadata, Scorer, Scores, build
+from tp_grpo.scoring import Batch, Lane, State, split_options
+
+REMOTE = "reward_models.client:RemoteScorer"
 
 
 class RewardError(RuntimeError):
@@ -20,15 +24,29 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rewards:
-    """Of n images: total, the weighted sum; by scorer; and the scorers' extras, named "scorer/extra". All (n,) fp32."""
+    """Of n images: total, the weighted sum; by scorer; and the scorers' extras, named "scorer/extra". All (n,) fp32.
+
+    NaN where a score could not be had; the total is NaN where any is.
+    """
 
     total: Tensor
     scores: dict[str, Tensor]
     extras: dict[str, Tensor]
 
+    def extra(self, name: str) -> Tensor:
+        """An extra like `total`; NaN where this batch had none of that name."""
+        return self.extras[name] if name in self.extras else torch.full_like(self.total, torch.nan)
+
+
+Share = Callable[[dict[str, State]], Sequence[dict[str, State]]]
+
 
 class RewardSet:
     """`{"pickscore": 1.0}` or `{"shapes": {"weight": 1.0, ...options}}`: builds the scorers and adds their scores up.
+
+    Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `retries` of
+    `scoring.LaneOptions`; what becomes of its failures is told there. After `settle`, `extras` are the names of all
+    extras, and `errors` what each scorer that failed said last.
 
     Raises ValueError for no scorer, an unknown name, a foreign option or a weight that is no number.
     """
@@ -38,35 +56,77 @@ class RewardSet:
             raise ValueError("rewards.scorers is empty: name at least one scorer, as in {'shapes': {'weight': 1.0}}")
         self.scorers: dict[str, Scorer] = {}
         self.weights: dict[str, float] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.extras: list[str] = []
+        self.errors: dict[str, str] = {}
         for name, given in scorers.items():
-            options = {"weight": given} if isinstance(given, int | float) else dict(given)
-            weight = options.pop("weight", 1.0)
-            if not isinstance(weight, int | float) or not np.isfinite(weight):
-                raise ValueError(f"rewards.scorers.{name}.weight = {weight!r} is not a number")
-            self.scorers[name], self.weights[name] = build(name, **options), float(weight)
-        # One thread: batches are scored in the order they come, beside the next batch's sampling.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+            self._add(name, {"weight": given} if isinstance(given, int | float) else dict(given))
+        # One thread: results are added up in the order their batches came.
+        self._adder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+
+    def _add(self, name: str, given: dict[str, Any]) -> None:
+        weight = given.pop("weight", 1.0)
+        if not isinstance(weight, int | float) or not np.isfinite(weight):
+            raise ValueError(f"rewards.scorers.{name}.weight = {weight!r} is not a number")
+        options, own = split_options(given)
+        options.check(name)
+        scorer = build(REMOTE, url=options.remote, name=name, **own) if options.remote else build(name, **own)
+        self.scorers[name], self.weights[name], self.lanes[name] = scorer, float(weight), Lane(name, options)
+        self.lanes[name].place(scorer)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Raises ValueError when a scorer that can tell could never score one of these."""
+        for scorer in self.scorers.values():
+            if hasattr(scorer, "check"):
+                scorer.check(prompts, metadata)
 
     def submit(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Future[Rewards]:
-        """Start scoring images (n, H, W, 3) uint8; the future raises RewardError when a scorer fails."""
-        return self._thread.submit(self.score, images, prompts, metadata)
+        """Start scoring images (n, H, W, 3) uint8. Failed scores are NaN; `settle` tells, once all ranks are here."""
+        batch = Batch(images, prompts, metadata)
+        parts = {name: self.lanes[name].submit(scorer, batch) for name, scorer in self.scorers.items()}
+        return self._adder.submit(self._add_up, parts, len(images))
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
-        """images (n, H, W, 3) uint8; a score that is not finite becomes NaN. Raises RewardError when a scorer fails."""
-        scores, extras = {}, {}
-        for name, scorer in self.scorers.items():
-            try:
-                result = scorer(images, prompts, metadata)
-                scores[name] = _column(result.score, len(images))
-                extras.update({f"{name}/{key}": _column(value, len(images)) for key, value in result.extras.items()})
-            except Exception as error:
-                raise RewardError(f"the scorer {name!r} failed with {type(error).__name__}: {error}") from error
-        total = sum((self.weights[name] * score for name, score in scores.items()), torch.zeros(len(images)))
-        return Rewards(total, scores, extras)
+        """`submit`, and wait. Raises RewardError for a scorer that cannot go on."""
+        result = self.submit(images, prompts, metadata).result()
+        self.settle()
+        return result
+
+    def settle(self, share: Share = lambda own: [own]) -> None:
+        """All ranks learn each other's failures and extras; called by all, with their submitted batches done.
+
+        share: gives every rank's object to every rank. Raises RewardError, on all ranks alike, when a scorer met a
+        programming error on any.
+        """
+        ranks = share({name: lane.state() for name, lane in self.lanes.items()})
+        seen = [(name, state) for rank in ranks for name, state in rank.items()]
+        self.extras = list(dict.fromkeys(f"{name}/{extra}" for name, state in seen for extra in state.extras))
+        self.errors = {name: state.error for name, state in seen if state.error}
+        for name, state in seen:
+            if state.broken:
+                raise RewardError(f"the scorer {name!r} failed with {state.error}")
+
+    def check_failed(self, scores: Mapping[str, Tensor], max_failed: float) -> float:
+        """The function of that name for these scorers, in the words of their own errors; other names are ignored."""
+        return check_failed({name: scores[name] for name in self.scorers}, max_failed, self.errors)
 
     def close(self) -> None:
-        """Drop what is still queued; the batch in work is finished."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Drop what is still queued; the calls in work are finished, processes of scorers ended."""
+        for lane in self.lanes.values():
+            lane.close()
+        self._adder.shutdown(wait=False, cancel_futures=True)
+        for scorer in self.scorers.values():
+            if hasattr(scorer, "close"):
+                scorer.close()
+
+    def _add_up(self, parts: dict[str, Future[Scores]], n: int) -> Rewards:
+        total, scores, extras = torch.zeros(n), {}, {}
+        for name, part in parts.items():
+            done = part.result()
+            scores[name] = torch.from_numpy(done.score)
+            extras.update({f"{name}/{key}": torch.from_numpy(value) for key, value in done.extras.items()})
+            total = total + self.weights[name] * scores[name]
+        return Rewards(total, scores, extras)
 
 
 def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:
@@ -83,28 +143,27 @@ def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:
     return means.mean().item(), (means.std() / len(means) ** 0.5).item() if len(means) > 1 else float("nan")
 
 
-def _column(values: Any, n: int) -> Tensor:
-    column = torch.from_numpy(np.array(values, dtype=np.float32))
-    if column.shape != (n,):
-        raise ValueError(f"it gave values of shape {tuple(column.shape)} for {n} images")
-    return torch.where(column.isfinite(), column, torch.nan)
-
-
 def to_uint8(images: Tensor) -> np.ndarray:
     """(n, 3, H, W) in [0, 1] -> (n, H, W, 3) uint8, quantised once for every scorer and every picture."""
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def check_failed(scores: Mapping[str, Tensor], max_failed: float) -> float:
-    """The share of images without a score; raises RewardError, naming the scorer, when it exceeds max_failed."""
+def check_failed(
+    scores: Mapping[str, Tensor], max_failed: float, errors: Mapping[str, str] = MappingProxyType({})
+) -> float:
+    """The share of images without a score; raises RewardError, naming the scorer, when it exceeds max_failed.
+
+    errors: what the scorers said last, for the message.
+    """
     worst = 0.0
     for name, score in scores.items():
         missing = int(score.isnan().sum())
         share = missing / score.numel()
         if share > max_failed:
+            said = f". Its last error: {errors[name]}" if name in errors else ""
             raise RewardError(
                 f"the scorer {name!r} gave no score (NaN) for {missing} of {score.numel()} images, {share:.0%}; "
-                f"rewards.max_failed = {max_failed:g} allows {max_failed:.0%}"
+                f"rewards.max_failed = {max_failed:g} allows {max_failed:.0%}{said}"
             )
         worst = max(worst, share)
     return worst

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+T = TypeVar("T")
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -39,6 +40,11 @@ class Runtime:
         """Rows (n, ...) of every rank, rank by rank -> (world_size * n, ...)."""
         gathered: Tensor = self.accelerator.gather(rows)
         return gathered
+
+    def share(self, item: T) -> list[T]:
+        """Every rank's item, rank by rank; any that can be pickled."""
+        shared: list[T] = gather_object([item])
+        return shared
 
     def say(self, text: str) -> None:
         """A line on the terminal, from the main process."""

@@ -18,7 +18,7 @@ from tp_grpo.advantage import group_normalize, zero_std_share
 from tp_grpo.evaluate import Evaluation, evaluate
 from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
-from tp_grpo.rewards import Rewards, RewardSet, check_failed
+from tp_grpo.rewards import Rewards, RewardSet
 from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit, Rollout
@@ -41,6 +41,8 @@ class Trainer:
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
+        for chosen in (self.prompts, self.eval_prompts):
+            self.rewards.check_prompts(chosen.prompts, chosen.metadata)
         self.resumed = self._find_resume()
         self.runtime.seed(config.seed)
         self._build()
@@ -85,10 +87,11 @@ class Trainer:
             pending = self._roll_out(epoch, keep_images=keep)
         with self.clock.phase("score_wait"):
             finished = [p.finish() for p in pending]
+            self.rewards.settle(self.runtime.share)
         rollouts = [rollout for rollout, _ in finished]
         ladder, group_id = self._gather([r.ladder for r in rollouts]), self._gather([r.group_id for r in rollouts])
         step_credit, advantages = self._credit(ladder, group_id)
-        failed = check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
+        failed = self.rewards.check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
         with self.clock.phase("update"):
             stats = self._update(rollouts, advantages)
         if keep:
@@ -165,7 +168,7 @@ class Trainer:
         """Held-out prompts, seeded noise, EMA weights."""
         with self.clock.phase("evaluate"), self.learner.averaged() if epoch else contextlib.nullcontext():
             result = evaluate(self.runtime, self.backbone, self.rewards, self.eval_prompts, config=self.config)
-        check_failed({name: result.scores[name] for name in self.rewards.scorers}, self.config.rewards.max_failed)
+        self.rewards.check_failed(result.scores, self.config.rewards.max_failed)
         summary = result.summary()
         self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
         images = {"images": tracking.thumbnails(result.images)}
@@ -177,8 +180,8 @@ class Trainer:
 
     def _log(self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float]) -> None:
         reached = {"reward": self._gather([r.total for r in rewards])[:, -1]}
-        for name in rewards[0].extras:
-            reached[name] = self._gather([r.extras[name] for r in rewards])[:, -1]
+        for name in self.rewards.extras:
+            reached[name] = self._gather([r.extra(name) for r in rewards])[:, -1]
         values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
         turning = step_credit.turning.float().mean(0).tolist()
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}

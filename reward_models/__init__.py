@@ -8,7 +8,7 @@ from typing import Any
 
 from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "register"]
+__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "names", "register", "target"]
 
 _FACTORIES: dict[str, str] = {
     "deqa": "reward_models.judge:DeQA",
@@ -23,22 +23,33 @@ def register(name: str, factory: str) -> None:
     _FACTORIES[name] = factory
 
 
+def names() -> list[str]:
+    """The registered scorers."""
+    return sorted(_FACTORIES)
+
+
+def target(name: str) -> str:
+    """The "module:callable" of a registered name, or the name itself if it is one; ValueError with the nearest name."""
+    found = name if ":" in name else _FACTORIES.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(names())}.")
+    return found
+
+
 def build(name: str, /, **options: Any) -> Scorer:
     """Build the scorer `name`: a registered name or a "module:callable" of your own.
 
     Raises ValueError for an unknown name (with the nearest one), a module or callable that is not there, and options
     that the scorer does not take.
     """
-    target = name if ":" in name else _FACTORIES.get(name)
-    if target is None:
-        near = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(sorted(_FACTORIES))}.")
-    module, _, attribute = target.partition(":")
+    where = target(name)
+    module, _, attribute = where.partition(":")
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {target!r}: {error}") from error
+        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}") from error
     try:
         scorer: Scorer = factory(**options)
     except TypeError as error:

@@ -1,7 +1,7 @@
 """What a scorer tells `python -m reward_models.doctor` about itself.
 
-A module offers it as `CHECKS = {"name": Check(...)}`, by the scorer's registered name. Every field has a default; a
-scorer without an entry is only asked for a finite score of each golden image.
+A module offers it as `CHECKS = {"name": Check(...)}`, by the registered name of the scorer or the name of its class.
+Every field has a default; a scorer without an entry is only asked for a finite score of each golden image.
 """
 
 from __future__ import annotations

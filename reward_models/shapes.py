@@ -7,6 +7,7 @@ colours and shapes live here, because a scorer never imports the trainer; the re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Case, Check, golden_images
 
 COLORS = {
     "red": (0.86, 0.16, 0.16),
@@ -147,10 +149,14 @@ class ShapesScorer:
             raise ValueError(f"shapes: exact_share = {exact_share} must lie in [0, 1]")
         self.exact_share = exact_share
 
-    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Raises ValueError for the first prompt whose metadata names no objects."""
         for prompt, data in zip(prompts, metadata, strict=True):
             if "objects" not in data:
                 raise ValueError(f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}")
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
+        self.check(prompts, metadata)
         judged = [judge(image, data) for image, data in zip(images, metadata, strict=True)]
         extras = {
             name: np.array([j.get(name, np.nan) for j in judged], dtype=np.float32)
@@ -158,3 +164,18 @@ class ShapesScorer:
         }
         score = self.exact_share * extras["exact"] + (1 - self.exact_share) * extras["graded"]
         return Scores(score.astype(np.float32), extras)
+
+
+def _golden() -> list[Case]:
+    v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
+    circle = np.where(inside("circle", u, v)[..., None], np.array(COLORS["red"]) * 255, 240).astype(np.uint8)
+    asked = {"objects": [{"color": "red", "shape": "circle"}]}
+    images = golden_images(48)
+    return [
+        Case("a red circle", circle, "a red circle", rank=1, metadata=asked),
+        Case("a plain colour", images["plain"], "a red circle", rank=0, metadata=asked),
+        Case("noise", images["noise"], "a red circle", rank=0, metadata=asked),
+    ]
+
+
+CHECKS = {"shapes": Check(cases=_golden)}

@@ -1,0 +1,147 @@
+"""The doctor: what it finds, what it says, and its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reward_models
+from reward_models import doctor
+from reward_models.check import GOLDEN_TEXT, Case, golden_images
+from reward_models.doctor import FAILED, MISSING, OK, Report, examine, exit_code, main, out_of_order, table
+
+MODULE = "tests.checked"
+
+
+def look(name: str, **options: object) -> Report:
+    return examine(f"{MODULE}:{name}", f"{MODULE}:{name}", options)
+
+
+def test_the_scorers_whose_weights_are_here_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["general_ocr", "shapes", f"{MODULE}:Jpeg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line.split()[1] for line in lines[3:]}
+    assert shown == {"general_ocr": "ok", "shapes": "ok", f"{MODULE}:Jpeg": "ok"}
+    assert "its text 1.000, a plain colour 0.000, noise 0.000" in lines[3]
+
+
+def test_every_registered_scorer_has_an_importable_check() -> None:
+    for name in reward_models.names():
+        module, _, attribute = reward_models.target(name).partition(":")
+        check = doctor._check_of(name, f"{module}:{attribute}")
+        assert all(case.image.dtype == np.uint8 and case.image.ndim == 3 for case in check.cases()), name
+
+
+def test_an_order_that_is_not_sane_fails() -> None:
+    report = look("Jpeg", sign=-1)
+    assert report.state == FAILED and "text must score more than noise, but" in report.why
+    assert set(report.scores) == {"noise", "text", "plain"}
+    assert look("Blind").why == "text got no score"
+
+
+def test_out_of_order_by_hand() -> None:
+    image = golden_images(8)["plain"]
+    cases = [Case("a", image, "", 1), Case("b", image, "", 0), Case("c", image, "", 0)]
+    assert out_of_order(cases, np.array([0.5, 0.1, 0.4])) == ""
+    assert out_of_order(cases, np.array([0.5, 0.1, 0.5])) == "a must score more than c, but 0.5 is not above 0.5"
+
+
+def test_a_scorer_without_a_check_is_asked_for_finite_scores_only() -> None:
+    assert look("Unsaid", sign=-1).state == OK
+
+
+def test_what_is_missing_is_named_with_the_command_that_mends_it() -> None:
+    absent, plain, judge = look("Absent"), look("Plain"), look("Judge")
+    assert absent.state == MISSING and absent.why == "not installed: no_such_package"
+    assert absent.mend == ('pip install "tp_grpo[ocr]"',) and plain.mend == ("pip install no_such_package",)
+    assert judge.state == MISSING and "OpenAI-compatible endpoint" in judge.why
+    assert look("Judge", sign=1).state == OK, "options say where it is"
+
+
+def test_weights_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    report = look("Heavy")
+    assert report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
+    assert report.mend[0] == "hf download someone/heavy" and "path=FOLDER" in report.mend[1]
+    repo = tmp_path / "models--someone--heavy"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "config.json").write_text("{}")
+    assert look("Heavy").state == MISSING, "half a download is not enough"
+    (repo / "snapshots" / "abc" / "model.bin").write_text("")
+    assert look("Heavy").state == OK
+    assert look("Heavy", path="/models/heavy").state == OK
+
+
+def test_memory_is_measured_per_image() -> None:
+    hungry, jpeg = look("Hungry").cost, look("Jpeg").cost
+    assert hungry and jpeg and 25 < hungry.image < 60 and jpeg.image < 10
+    assert 0 < jpeg.seconds < 1
+
+
+def test_a_scorer_that_kills_its_process_is_only_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{MODULE}:Dies", f"{MODULE}:Jpeg"]) == 1
+    output = capsys.readouterr().out
+    assert "its process died" in output and output.splitlines()[-1].startswith(f"{MODULE}:Jpeg  ok")
+
+
+def test_a_scorer_that_does_not_build_says_why() -> None:
+    assert look("Jpeg", sing=1).why.startswith("ValueError: rewards: the scorer 'tests.checked:Jpeg' does not take")
+    assert examine("a", "no.such.module:A", {}).state == FAILED
+
+
+@pytest.mark.parametrize(
+    "states, named, code",
+    [((OK,), True, 0), ((OK, MISSING), False, 0), ((OK, MISSING), True, 1), ((OK, FAILED), False, 1)],
+)
+def test_exit_code(states: tuple[str, ...], named: bool, code: int) -> None:
+    assert exit_code([Report("a", state) for state in states], named) == code
+
+
+def test_options_reach_the_scorer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{MODULE}:Jpeg", "--set", f"{MODULE}:Jpeg.sign=-1"]) == 1
+    assert "must score more" in capsys.readouterr().out
+    assert doctor._options(["a.path=/x=y", "a.n=3", "b:C.d.on=true"], ["a", "b:C.d"]) == {
+        "a": {"path": "/x=y", "n": 3},
+        "b:C.d": {"on": True},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["shape"], "no scorer is called 'shape'; did you mean 'shapes'"),
+        (["shapes", "--set", "share=1"], "--set share=1: not NAME.OPTION=VALUE"),
+        (["shapes", "--set", "jpeg.sign=1"], "NAME one of shapes"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_table_stands_in_columns() -> None:
+    cost = doctor.Cost(0.25, 160.4, 11.6)
+    text = table(
+        [Report("a", OK, scores={"x": 1.0}, cost=cost), Report("longer_name", MISSING, "no", ("pip install b",))]
+    )
+    assert text.splitlines() == [
+        "scorer       state    s/image  MB loaded  MB/image  golden images",
+        "a            ok         0.250        160      11.6  x 1.000",
+        "longer_name  missing",
+        "             no",
+        "             pip install b",
+    ]
+
+
+def test_golden_images_are_what_they_are_called() -> None:
+    images = golden_images(512)
+    assert len({image.shape for image in images.values()}) == 1 and len(GOLDEN_TEXT) > 0
+    assert len(np.unique(images["plain"].reshape(-1, 3), axis=0)) == 1
+    dark = (images["text"] < 128).all(-1)
+    assert 0.005 < dark.mean() < 0.2 and abs(np.argwhere(dark).mean(0) - 256).max() < 10
+    assert abs(images["noise"].mean() - 127.5) < 1

@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     c.prompts.eval = ""  # never trained on; of a folder: test.jsonl, test_metadata.jsonl or test.txt
 
     c.rewards = ConfigDict()
-    c.rewards.scorers = ConfigDict(allow_dotted_keys=True)  # name or "module:callable" -> {"weight": 1.0, its options}
+    # name or "module:callable" -> {"weight": 1.0, its options}; of every scorer also: batch_size (images a call, 0: all
+    # it is given), placement (cuda | offload | cpu | remote), remote (URL of a reward server), retries (6)
+    c.rewards.scorers = ConfigDict(allow_dotted_keys=True)
     c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
 
     c.sample = _sample()

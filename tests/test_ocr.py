@@ -163,6 +163,16 @@ def test_a_pool_reads_what_one_process_reads_and_ends(scorer: OcrScorer) -> None
     pool.close()
 
 
+def test_idle_readers_do_not_heed_ctrl_c(pool: OcrScorer) -> None:
+    image = draw("Open")[None]
+    pool.read(image)
+    assert pool._pool is not None
+    readers = [psutil.Process(pid) for pid in pool._pool._processes]
+    for reader in readers:
+        reader.send_signal(signal.SIGINT)
+    assert not psutil.wait_procs(readers, timeout=0.5)[0] and pool.read(image) == ["Open"]
+
+
 def test_a_reader_that_dies_is_an_error_and_the_next_call_starts_another(pool: OcrScorer) -> None:
     image = draw("Open")[None]
     assert pool(image, ['"open"'], [{}]).score.tolist() == [1]

@@ -104,7 +104,23 @@ def test_prompts_that_could_never_be_scored_are_refused_beforehand() -> None:
         RewardSet({BRIGHTNESS: 1.0, "general_ocr": {"workers": 0}}).check_prompts(["a sign"], [{}])
 
 
-def test_closing_ends_the_wait_for_a_server_and_the_scorers() -> None:
+def test_a_remote_scorer_is_built_with_its_url_name_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client(Brightness):
+        def __init__(self, url: str, name: str, token: str = "") -> None:
+            super().__init__()
+            self.told = (url, name, token)
+
+    monkeypatch.setattr("tests.scorers.Client", Client, raising=False)
+    monkeypatch.setattr("tp_grpo.rewards.REMOTE", "tests.scorers:Client")
+    rewards = RewardSet({"geneval": {"weight": 0.5, "remote": "http://127.0.0.1:8000", "token": "t", "batch_size": 2}})
+    scorer: Any = rewards.scorers["geneval"]
+    assert scorer.told == ("http://127.0.0.1:8000", "geneval", "t") and rewards.lanes["geneval"].largest == 2
+    with pytest.raises(ValueError, match="does not take the options"):
+        RewardSet({"geneval": {"remote": "http://127.0.0.1:8000", "scoring": "fixed"}})
+
+
+def test_closing_ends_the_wait_for_a_server_and_the_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tp_grpo.scoring.backoff", lambda attempt: 60.0)
     rewards = RewardSet({BRIGHTNESS: {"retries": 1000}})
     tried, closed = threading.Event(), threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,6 +220,20 @@ def test_offload_moves_the_model_in_to_score_and_out_when_nothing_waits(monkeypa
     fake.moves.clear()
     lane.submit(fake, batch_of([1])).result(timeout=10)
     assert fake.moves == ["meta", "score", "cpu"]
+
+
+def test_offload_leaves_the_model_in_place_for_the_batch_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "gpu", lambda: torch.device("meta"))
+    lane, queued = Lane("fake", LaneOptions(placement="offload")), threading.Event()
+
+    def after_both_are_queued(values: list[int]) -> None:
+        queued.wait(10)
+
+    fake = Fake(after_both_are_queued)
+    pending = [lane.submit(fake, batch_of([value])) for value in (1, 2)]
+    queued.set()
+    assert [future.result(timeout=10).score.item() for future in pending] == [1, 2]
+    assert fake.moves == ["meta", "score", "meta", "score", "cpu"], "no way out and in between the two"
 
 
 def test_placement_on_the_gpu_is_done_once_and_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,19 +37,23 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
     own = missing[runtime.rank :: runtime.world_size]
     if own:
         rewards = RewardSet(scorers)
+        rewards.check_prompts(prompts.prompts[:count], prompts.metadata[:count])
         backbone = tuned.Tuned(config.model, runtime, policy).backbone
         waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
         for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
             batch_samples = list(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
             waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata)))
             if len(waiting) > 1:  # one batch is scored beside the sampling of the next
-                _write(ledger, *waiting.popleft())
+                _write(ledger, rewards, *waiting.popleft())
         for entry in waiting:
-            _write(ledger, *entry)
+            _write(ledger, rewards, *entry)
         rewards.close()
     runtime.accelerator.wait_for_everyone()
-    rows = summarise(ledger.read(), prompts.prompts, prompts.metadata)
+    scores = ledger.read()
+    rows = summarise(scores, prompts.prompts, prompts.metadata)
     table = as_markdown(rows)
+    if len(scores) < len(ids):
+        runtime.say(f"{len(ids) - len(scores)} of {len(ids)} images have no score; the same command tries them again")
     if runtime.is_main:
         (out / "table.json").write_text(json.dumps(rows, indent=1))
         (out / "table.md").write_text(table + "\n")
@@ -58,8 +62,13 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
     return table
 
 
-def _write(ledger: Ledger, scored: list[Sample], rewards: Future[Rewards]) -> None:
-    ledger.append(scored, columns_of([rewards.result()]))
+def _write(ledger: Ledger, rewards: RewardSet, scored: list[Sample], future: Future[Rewards]) -> None:
+    """Into the ledger what has a score; the rest is tried again by the next call."""
+    done = future.result()
+    rewards.settle()
+    had = [i for i, missing in enumerate(done.total.isnan().tolist()) if not missing]
+    columns = columns_of([done], done.scores, done.extras)
+    ledger.append([scored[i] for i in had], {name: column[had] for name, column in columns.items()})
 
 
 def _settings(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def evaluate(
         pictures.append(pixels)
     done = [future.result() for future in pending]
     rewards.settle(runtime.share)
-    columns = columns_of(done, rewards)
+    columns = columns_of(done, rewards.scorers, rewards.extras)
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
     shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)
     return Evaluation(
@@ -85,11 +85,11 @@ def evaluate(
     )
 
 
-def columns_of(done: list[Rewards], rewards: RewardSet) -> dict[str, Tensor]:
-    """"total", each scorer and its extras -> (n,), batches joined."""
+def columns_of(done: list[Rewards], scorers: Iterable[str], extras: Iterable[str]) -> dict[str, Tensor]:
+    """ "total", each scorer and these extras -> (n,), batches joined."""
     columns = {"total": torch.cat([d.total for d in done])}
-    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in rewards.scorers}
-    return columns | {name: torch.cat([d.extra(name) for d in done]) for name in rewards.extras}
+    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in scorers}
+    return columns | {name: torch.cat([d.extra(name) for d in done]) for name in extras}
 
 
 def _interleave(runtime: Runtime, values: Tensor) -> Tensor:

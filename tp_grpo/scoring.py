@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import random
 import sys
 import threading
@@ -61,7 +60,7 @@ class Batch:
 
 
 def _key(image: np.ndarray, prompt: str, metadata: Metadata) -> bytes:
-    words = hashlib.blake2b(pickle.dumps((image.shape, prompt, metadata)))
+    words = hashlib.blake2b(repr((image.shape, prompt, metadata)).encode())
     return hashlib.blake2b(np.ascontiguousarray(image).data, key=words.digest()).digest()
 
 

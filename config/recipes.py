@@ -86,11 +86,7 @@ TITLES = {"sd3": "SD3.5-Medium", "flux": "FLUX.1-dev"}
 # A quarter of the prompts, whose batches fill 1, 2, 4 or 8 GPUs. What follows by size costs time, not quality: the
 # batch is kept where recomputing makes room for it. FLUX.1-dev's weights alone fill 24 GB.
 ONE_GPU: dict[str, object] = {"model.dtype": "bf16", "sample.groups_per_epoch": 12}
-RECOMPUTE: dict[str, object] = {
-    "model.gradient_checkpointing": True,
-    "model.text_encoders": "offload",
-    "sample.store_on_cpu": True,
-}
+RECOMPUTE: dict[str, object] = {"model.gradient_checkpointing": True, "sample.store_on_cpu": True}
 VARIANTS: dict[tuple[str, int], dict[str, object]] = {
     ("sd3", 24): ONE_GPU | RECOMPUTE | {"model.decode_batch_size": 4},
     ("sd3", 48): ONE_GPU | {"sample.store_on_cpu": True, "sample.batch_size": 6},

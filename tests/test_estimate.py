@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,10 @@ def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_
 
 @pytest.mark.slow
 def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
-    start = time.monotonic()
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = run("--config=config/tp_grpo.py:pickscore_flux", "--world-size=32", "--tflops=400", "--json")
-    seconds = time.monotonic() - start
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor: other tests may be running beside this one
+    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
     assert result.returncode == 0 and result.stderr == "", result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     assert found["plan"]["images"] == 1152 and found["plan"]["nfe"] == 21 and found["plan"]["micro_batches"] == 30

@@ -11,8 +11,15 @@ from reward_models.base import Metadata, Scorer, Scores, Unavailable
 __all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "names", "register", "target"]
 
 _FACTORIES: dict[str, str] = {
+    "aesthetic": "reward_models.aesthetic:Aesthetic",
+    "clipscore": "reward_models.clipscore:ClipScore",
     "deqa": "reward_models.judge:DeQA",
     "general_ocr": "reward_models.ocr:OcrScorer",
+    "geneval": "reward_models.geneval:GenEval",
+    "hpsv2": "reward_models.hpsv2:HPSv2",
+    "imagereward": "reward_models.imagereward:ImageReward",
+    "jpeg": "reward_models.jpeg:Jpeg",
+    "pickscore": "reward_models.pickscore:PickScore",
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }

@@ -1,0 +1,34 @@
+"""JPEG compressibility: small files score high. It needs no weights, so a pipeline is tried out with it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from reward_models.base import Metadata, Scores
+
+
+class Jpeg:
+    """score = -kB / scale, at most 0; extras: size_kb, in units of 1000 bytes.
+
+    quality: of the JPEG, 1 to 95; scale: kB for a score of -1 (Black et al. 2023, arXiv 2305.13301, use 95 and 500).
+    """
+
+    def __init__(self, quality: int = 95, scale: float = 500.0) -> None:
+        if not 1 <= quality <= 95:
+            raise ValueError(f"jpeg: quality = {quality} must lie in 1 .. 95")
+        if not scale > 0:
+            raise ValueError(f"jpeg: scale = {scale} must be above 0")
+        self.quality, self.scale = quality, scale
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
+        size_kb = np.array([self._bytes(image) / 1000 for image in images], dtype=np.float32)
+        return Scores(-size_kb / np.float32(self.scale), {"size_kb": size_kb})
+
+    def _bytes(self, image: np.ndarray) -> int:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
+        return buffer.tell()

@@ -106,6 +106,7 @@ def load_clip(
     torch_dtype = pick_dtype(dtype)
     check_batch_size(batch_size)
     pick_device(device)
+    weights.locate(path)
     if processor is None:
         processor_path = processor_path or (path if _holds_processor(path) else "")
         processor = (processor_source or weights).pretrained(AutoProcessor.from_pretrained, processor_path)

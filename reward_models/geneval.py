@@ -62,9 +62,13 @@ class GenEval:
                 part.to(device)
         return self
 
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Task]:
+        """What the prompts ask for. Raises ValueError, naming prompt and field, for metadata missing or wrong."""
+        return [parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
+
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        """metadata: see `geneval_logic`. Raises ValueError, naming prompt and field, where it is missing or wrong."""
-        tasks = [parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
+        """metadata: see `geneval_logic`. Raises ValueError as `check` does."""
+        tasks = self.check(prompts, metadata)
         detected = self.detector(images)
         found = [select(own, task.threshold) for own, task in zip(detected, tasks, strict=True)]
         verdicts = [

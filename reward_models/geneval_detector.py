@@ -108,7 +108,7 @@ class ColorClassifier:
 
     def to(self, device: str | torch.device) -> ColorClassifier:
         self.clip.to(device)
-        self._texts.clear()
+        self._texts = {label: text.to(device) for label, text in self._texts.items()}
         return self
 
     def __call__(self, images: Sequence[np.ndarray], objects: Sequence[Detection]) -> list[str]:

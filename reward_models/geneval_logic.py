@@ -19,16 +19,15 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 SCORINGS = ("fixed", "reference")
 # COCO's 80 classes in COCO's order, by GenEval's names: COCO itself says mouse, remote and keyboard.
-CLASSES = tuple(
-    """person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|
-    bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|
-    snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|
-    fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|
-    potted plant|bed|dining table|toilet|tv|laptop|computer mouse|tv remote|computer keyboard|cell phone|microwave|oven|
-    toaster|sink|refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush""".replace("\n    ", "").split(
-        "|"
-    )
-)
+_CLASSES = """
+person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|bench|
+bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|
+sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|
+bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|potted plant|bed|dining table|
+toilet|tv|laptop|computer mouse|tv remote|computer keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|book|
+clock|vase|scissors|teddy bear|hair drier|toothbrush
+"""
+CLASSES = tuple(_CLASSES.replace("\n", "").split("|"))
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection counts above this score; where tag is counting, the second
 MAX_OBJECTS = 16  # of a class, the surest
@@ -50,7 +49,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Clause:
-    """`count` objects of class `label`; color "" asks for none; relation "" likewise, else it is to the clause `target`."""
+    """`count` objects of class `label`. "" asks for no color, or no relation; a relation is to the clause `target`."""
 
     label: int
     count: int

@@ -143,6 +143,7 @@ class ImageReward:
             pick_dtype(dtype),
             pick_device(device),
         )
+        WEIGHTS.locate(path)
         self.tokenizer = tokenizer or TOKENIZER.pretrained(AutoTokenizer.from_pretrained, tokenizer_path)
         self.model = (model or load_net(path)).eval()
         self.model.vision.to(torch_dtype)

@@ -43,7 +43,7 @@ class Source:
 
     def pretrained(self, load: Callable[[str], T], path: str = "") -> T:
         """`load(folder or hub id)`, as in `AutoProcessor.from_pretrained`. Raises ValueError for missing weights."""
-        name = self._existing(path)
+        name = self.locate(path)
         try:
             return load(name)
         except (OSError, ValueError) as error:
@@ -72,7 +72,7 @@ class Source:
         """The file: `path` itself, in the folder `path`, or of the hub's repository. Raises ValueError if missing."""
         from huggingface_hub import hf_hub_download
 
-        name = self._existing(path)
+        name = self.locate(path)
         local = Path(name).expanduser()
         if local.is_file():
             return local
@@ -85,7 +85,7 @@ class Source:
         except (OSError, ValueError) as error:
             raise self.missing(f"{name}/{self.file}", error) from error
 
-    def _existing(self, path: str) -> str:
+    def locate(self, path: str) -> str:
         """What to load: `path` or the published repository. Raises ValueError for a local path that is not there."""
         if not path:
             return self.repo

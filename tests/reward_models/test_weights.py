@@ -1,0 +1,148 @@
+"""Weights that are missing, broken or of another model: one clear error, before any score."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from reward_models import build
+from reward_models.loading import chunks, pick_device
+from tests.reward_models import tiny
+
+MODEL_SCORERS = ("pickscore", "clipscore", "aesthetic", "hpsv2", "imagereward", "geneval")
+REPOS = {
+    "pickscore": ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "rewards.scorers.pickscore.processor_path"),
+    "clipscore": ("openai/clip-vit-large-patch14", "rewards.scorers.clipscore.path"),
+    "aesthetic": ("trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth", "rewards.scorers.aesthetic.path"),
+    "hpsv2": ("xswu/HPSv2 HPS_v2.1_compressed.pt", "rewards.scorers.hpsv2.path"),
+    "imagereward": ("google-bert/bert-base-uncased", "rewards.scorers.imagereward.tokenizer_path"),
+    "geneval": ("facebook/mask2former-swin-small-coco-instance", "rewards.scorers.geneval.path"),
+}
+ASK = """
+import reward_models
+for name in {names}:
+    try:
+        reward_models.build(name, **{options}.get(name, {{}}))
+    except ValueError as error:
+        print(name, "|", error)
+"""
+
+
+def offline(home: Path, options: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What each scorer says in a process without a hub, whose cache is empty."""
+    code = ASK.format(names=MODEL_SCORERS, options=options)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "PYTHONPATH": os.getcwd()}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return dict(line.split(" | ", 1) for line in out.stdout.splitlines() if " | " in line)
+
+
+def test_without_a_network_each_scorer_says_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
+    told = offline(tmp_path, {})
+    assert set(told) == set(MODEL_SCORERS)
+    for name, (repo, option) in REPOS.items():
+        assert f"`hf download {repo}`" in told[name] and option in told[name] and "about" in told[name], told[name]
+
+
+def test_the_second_model_of_a_scorer_is_asked_for_by_its_own_option(tmp_path: Path) -> None:
+    clip, bert = str(tiny.save_clip(tmp_path / "clip")), str(tiny.save_bert_tokenizer(tmp_path / "bert", 120))
+    options = {
+        "pickscore": {"processor_path": clip},
+        "aesthetic": {"path": str(tiny.save_head(tmp_path / "head.pth"))},
+        "imagereward": {"tokenizer_path": bert},
+        "geneval": {"path": str(tiny.save_detector(tmp_path / "detector"))},
+    }
+    told = offline(tmp_path, options)
+    assert "`hf download yuvalkirstain/PickScore_v1`" in told["pickscore"]
+    assert "rewards.scorers.aesthetic.clip_path" in told["aesthetic"]
+    assert "`hf download THUDM/ImageReward ImageReward.pt`" in told["imagereward"]
+    assert "rewards.scorers.geneval.color_path" in told["geneval"] and "open_clip_model.safetensors" in told["geneval"]
+
+
+@pytest.mark.parametrize("name", MODEL_SCORERS)
+def test_a_path_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(
+        ValueError, match=f"{name}: the weights {gone} cannot be loaded: there is no such file or folder"
+    ):
+        build(name, path=gone)
+
+
+def test_a_folder_without_the_file_and_a_truncated_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the folder has no HPS_v2\.1_compressed\.pt"):
+        build("hpsv2", path=str(tmp_path))
+    whole = tiny.save_head(tmp_path / "whole.pth").read_bytes()
+    for name in ("aesthetic-model.pth", "head.safetensors"):
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=f"{name} cannot be loaded: it cannot be read"):
+            build("aesthetic", path=str(tmp_path / name))
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"layers.0.weight": Harm()}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="cannot be read, UnpicklingError"):
+        build("aesthetic", path=str(tmp_path / "head.pth"))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_weights_of_another_model_are_refused_not_filled_with_noise(tmp_path: Path) -> None:
+    folder = tiny.save_clip(tmp_path / "clip")
+    CLIPModel.from_pretrained(folder).vision_model.save_pretrained(folder)
+    tiny_config = CLIPModel.from_pretrained(tiny.save_clip(tmp_path / "whole")).config
+    tiny_config.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"they are not those of a CLIPModel: \d+ of its \d+ parameters are absent"):
+        build("clipscore", path=str(folder))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "hps.pt")
+    with pytest.raises(ValueError, match="open_clip cannot read them as a ViT-B-32"):
+        build("hpsv2", path=str(tmp_path / "hps.pt"), architecture="ViT-B-32")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "gpu"}, "device = 'gpu' is not a device"),
+        ({"dtype": "fp16"}, "dtype = 'fp16' is not one of float32, bfloat16, float16"),
+        ({"batch_size": 0}, "batch_size = 0 must be a whole number of at least 1"),
+    ],
+)
+@pytest.mark.parametrize("name", ("pickscore", "clipscore", "imagereward", "geneval"))
+def test_bad_settings_are_refused_before_weights_are_sought(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+def test_an_architecture_that_open_clip_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="open_clip has no model 'ViT-Z'"):
+        build("hpsv2", architecture="ViT-Z")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="torch sees no CUDA here"):
+        pick_device("cuda:0")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+def test_importing_the_scorers_loads_no_library_of_models() -> None:
+    code = (
+        "import sys, importlib, reward_models\n"
+        "for target in reward_models._FACTORIES.values():\n"
+        "    importlib.import_module(target.partition(':')[0])\n"
+        "print([m for m in ('transformers', 'open_clip', 'huggingface_hub') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_chunks_cover_everything_once() -> None:
+    assert [list(range(7))[part] for part in chunks(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(chunks(0, 3)) == []

@@ -107,8 +107,9 @@ def _clause(entry: Any, number: int, prompt: str) -> Clause:
         raise _error(prompt, f"{field}.position", f"= {position!r} is not [relation, index of an earlier object]")
     relation = _choice(position[0], RELATIONS, prompt, f"{field}.position[0]")
     if type(position[1]) is not int or not 0 <= position[1] < number:
+        earlier = f"0 .. {number - 1}" if number else "the first has none"
         raise _error(
-            prompt, f"{field}.position[1]", f"= {position[1]!r} is not the index of an earlier entry, 0 .. {number - 1}"
+            prompt, f"{field}.position[1]", f"= {position[1]!r} is not the index of an earlier entry: {earlier}"
         )
     return Clause(label, count, color, relation, position[1])
 

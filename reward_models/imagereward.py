@@ -138,11 +138,8 @@ class ImageReward:
     ) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor
 
-        self.batch_size, torch_dtype, torch_device = (
-            check_batch_size(batch_size),
-            pick_dtype(dtype),
-            pick_device(device),
-        )
+        self.batch_size = check_batch_size(batch_size)
+        torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
         WEIGHTS.locate(path)
         self.tokenizer = tokenizer or TOKENIZER.pretrained(AutoTokenizer.from_pretrained, tokenizer_path)
         self.model = (model or load_net(path)).eval()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
 
 from reward_models import build
-from reward_models.imagereward import MEAN, STD, ImageReward, RewardNet, configs, load_net, renamed
+from reward_models.imagereward import ImageReward, RewardNet, configs, load_net, renamed
 from tests.reward_models import tiny
 
 State = dict[str, Tensor]
@@ -171,7 +171,6 @@ def test_the_score_is_standardised(scorer: ImageReward) -> None:
     raw = reference(random_state(**TINY), pixels, tokens["input_ids"], tokens["attention_mask"])
     expected = (raw - 0.16717362830052426) / 1.0333394966054072
     assert scorer(images, tiny.PROMPTS, [{}] * 5).score == pytest.approx(expected.numpy(), abs=1e-5)
-    assert MEAN > 0 and STD > 1
 
 
 def test_permuting_and_chunking_leave_each_image_its_score(scorer: ImageReward, folder: Path) -> None:

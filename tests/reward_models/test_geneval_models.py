@@ -1,0 +1,283 @@
+"""GenEval's detector and colours, and the scorer: hand-made logits and pixels, then tiny random models from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reward_models import build
+from reward_models.geneval import GenEval
+from reward_models.geneval_detector import (
+    ColorClassifier,
+    Mask2FormerDetector,
+    crop,
+    detections,
+    extents,
+    load_detector,
+)
+from reward_models.geneval_logic import CLASSES, COLORS, TAGS, Detection
+from tests.reward_models import tiny
+
+CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")
+RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def logits(*rows: dict[int, float], classes: int = 80) -> torch.Tensor:
+    """(Q, C + 1) whose softmax has the given probabilities; what they leave is the null class'."""
+    probability = torch.full((len(rows), classes + 1), 1e-12)
+    for row, given in zip(probability, rows, strict=True):
+        for label, value in given.items():
+            row[label] = value
+        row[-1] = 1 - sum(given.values())
+    return probability.log()
+
+
+def test_the_score_is_class_probability_times_mean_sigmoid_inside_the_mask() -> None:
+    masks = torch.full((2, 6, 8), -5.0)
+    masks[0, 1:3, 2:6] = 2.0
+    masks[0, 1, 2] = 1.0
+    masks[1, 5, 7] = 9.0
+    found = detections(logits({CAT: 0.8}, {DOG: 0.6, CAT: 0.2}), masks, (6, 8))
+    assert [d.label for d in found] == [CAT, DOG]
+    expected = 0.8 * (7 / (1 + np.exp(-2)) + 1 / (1 + np.exp(-1))) / 8
+    assert found[0].score == pytest.approx(expected, abs=1e-6) and found[1].score == pytest.approx(0.6, abs=1e-4)
+    assert found[0].box == (2, 1, 6, 3) and found[1].box == (7, 5, 8, 6), "x1 and y1 lie beyond the last pixel"
+    assert found[0].mask is not None and found[0].mask.sum() == 8
+
+
+def test_what_the_mask_pulls_below_the_threshold_is_dropped() -> None:
+    weak = torch.full((1, 4, 4), 0.1)  # sigmoid 0.525
+    assert detections(logits({CAT: 0.5}), weak, (4, 4)) == [], "0.5 x 0.525 < 0.3"
+    assert detections(logits({CAT: 0.6}), weak, (4, 4))[0].score == pytest.approx(0.6 / (1 + np.exp(-0.1)), abs=1e-5)
+    assert detections(logits({CAT: 0.9}), torch.full((1, 4, 4), -1.0), (4, 4)) == [], "an empty mask"
+    assert detections(logits({CAT: 0.2}), weak, (4, 4)) == []
+
+
+def test_one_query_may_be_two_objects_and_the_null_class_is_no_object() -> None:
+    masks = torch.full((2, 4, 4), 9.0)
+    found = detections(logits({CAT: 0.45, DOG: 0.4}, {}), masks, (4, 4))
+    assert [(d.label, round(d.score, 3)) for d in found] == [(CAT, 0.45), (DOG, 0.4)]
+
+
+def test_mask_logits_not_masks_are_brought_to_the_images_size() -> None:
+    found = detections(logits({CAT: 1 - 1e-6}), torch.tensor([[[1.0, -3.0]]]), (1, 8))
+    # Pixel centres lie at (i + 0.5) / 4 - 0.5 in units of the small mask: logits 1, 1, 0.5, -0.5, ...
+    assert found[0].mask is not None and found[0].mask[0].tolist() == [True, True, True] + [False] * 5
+    sigmoid = [1 / (1 + np.exp(-x)) for x in (1.0, 1.0, 0.5)]
+    assert found[0].score == pytest.approx(np.mean(sigmoid), abs=1e-5)
+
+
+def test_the_100_surest_pairs_of_query_and_class_go_on() -> None:
+    rows = [{CAT: 0.49 - 0.001 * i, DOG: 0.45 - 0.001 * i} for i in range(60)]
+    found = detections(logits(*rows), torch.full((60, 2, 2), 20.0), (2, 2))
+    chances = sorted((p for row in rows for p in row.values()), reverse=True)
+    assert len(found) == 100
+    assert sorted((d.score for d in found), reverse=True) == pytest.approx(chances[:100], abs=1e-4)
+
+
+def test_extents() -> None:
+    mask = np.zeros((5, 7), bool)
+    mask[3, 2] = mask[1, 6] = True
+    assert extents(mask) == (2, 1, 7, 4)
+
+
+def test_a_crop_shows_the_object_on_grey() -> None:
+    image = np.zeros((6, 8, 3), np.uint8)
+    image[2:4, 3:6] = (255, 0, 0)
+    mask = np.zeros((6, 8), bool)
+    mask[2:4, 3:5] = True
+    shown = np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4), mask)))
+    assert shown.shape == (2, 4, 3)
+    assert (shown[:, 1:3] == (255, 0, 0)).all() and (shown[:, [0, 3]] == 0x99).all()
+    assert np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4)))).tolist() == image[2:4, 2:6].tolist()
+
+
+class PixelClip:
+    """Embeds a crop as its mean colour, and a prompt as the colour it names: zero-shot classification by eye."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def crops(self, crops: list[Any]) -> torch.Tensor:
+        return torch.tensor(np.stack([np.array(image).mean((0, 1)) for image in crops]))
+
+    def text(self, prompts: list[str]) -> torch.Tensor:
+        self.read += prompts
+        vectors = [next((RGB[name] for name in RGB if name in prompt), (0, 0, 0)) for prompt in prompts]
+        return torch.tensor(vectors, dtype=torch.float64)
+
+
+def test_a_colour_is_the_nearest_of_ten_each_the_mean_of_three_templates() -> None:
+    clip = PixelClip()
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, :, :4], images[0, :, 4:], images[1] = RGB["red"], RGB["blue"], RGB["green"]
+    left, right, whole = (
+        Detection(CAT, 1, (0, 0, 4, 8)),
+        Detection(DOG, 1, (4, 0, 8, 8)),
+        Detection(CAT, 1, (0, 0, 8, 8)),
+    )
+    classify = ColorClassifier(clip)  # type: ignore[arg-type]
+    assert classify([images[0], images[0], images[1]], [left, right, whole]) == ["red", "blue", "green"]
+    assert len(clip.read) == 60, "ten colours x three templates, once a class"
+    assert clip.read[:3] == ["a photo of a red cat", "a photo of a red-colored cat", "a photo of a red object"]
+    assert clip.read[-1] == "a photo of a white object" and "a photo of a pink dog" in clip.read
+    assert classify([], []) == []
+
+
+class Seen:
+    """A detector that sees what each image was told to hold, keyed by the image's first pixel."""
+
+    def __init__(self, *objects: Sequence[Detection]) -> None:
+        self.objects = objects
+
+    def __call__(self, images: np.ndarray) -> list[list[Detection]]:
+        return [list(self.objects[image[0, 0, 0]]) for image in images]
+
+
+def read_pixel(images: Sequence[np.ndarray], objects: Sequence[Detection]) -> list[str]:
+    """The colour at an object's top left corner."""
+    corners = [tuple(image[int(d.box[1]), int(d.box[0])]) for image, d in zip(images, objects, strict=True)]
+    return [next((name for name, rgb in RGB.items() if rgb == corner), "black") for corner in corners]
+
+
+def world() -> tuple[GenEval, np.ndarray, list[dict[str, Any]]]:
+    cat, dog = Detection(CAT, 0.8, (40, 40, 60, 60)), Detection(DOG, 0.95, (0, 40, 20, 60))
+    sure = [Detection(CAT, 0.95, (40, 40, 60, 60))] * 2
+    images = np.zeros((7, 64, 64, 3), np.uint8)
+    images[:, 0, 0, 0] = (0, 1, 1, 2, 1, 1, 3)
+    images[4, 40, 40], images[5, 40, 40], images[5, 40, 0] = RGB["red"], RGB["blue"], RGB["green"]
+    include = [
+        ("single_object", [{"class": "cat", "count": 1}]),
+        ("two_object", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1}]),
+        ("position", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", 0]}]),
+        ("counting", [{"class": "cat", "count": 2}]),
+        ("colors", [{"class": "cat", "count": 1, "color": "red"}]),
+        ("color_attr", [{"class": "cat", "count": 1, "color": "blue"}, {"class": "dog", "count": 1, "color": "red"}]),
+        ("counting", [{"class": "cat", "count": 1}]),
+    ]
+    scorer = GenEval(detector=Seen([cat], [cat, dog], sure, [cat]), colors=read_pixel)
+    return scorer, images, [{"tag": tag, "include": clauses} for tag, clauses in include]
+
+
+def test_the_scorer_reports_each_verdict_and_by_tag() -> None:
+    scorer, images, metadata = world()
+    result = scorer(images, ["p"] * 7, metadata)
+    # The last image has a cat of 0.8, which is not sure enough to be counted.
+    assert result.score == pytest.approx([1, 1, 2 / 3, 1, 1, 0.75, 0])
+    assert result.extras["strict"].tolist() == result.extras["nonstrict"].tolist() == [1, 1, 0, 1, 1, 0, 0]
+    assert set(result.extras) == {"strict", "nonstrict"} | {
+        f"{kind}/{tag}" for kind in ("tag", "strict") for tag in TAGS
+    }
+    np.testing.assert_array_equal(result.extras["tag/counting"], [np.nan] * 3 + [1] + [np.nan] * 2 + [0])
+    assert all(np.nansum(result.extras[f"tag/{tag}"]) == (tag in TAGS[:4]) for tag in TAGS if tag != "position")
+    assert all(column.dtype == np.float32 and column.shape == (7,) for column in result.extras.values())
+
+
+def test_the_scorer_permutes_with_its_batch() -> None:
+    scorer, images, metadata = world()
+    order = np.array([5, 2, 0, 6, 1, 4, 3])
+    before, after = scorer(images, ["p"] * 7, metadata), scorer(images[order], ["p"] * 7, [metadata[i] for i in order])
+    np.testing.assert_array_equal(after.score, before.score[order])
+    for name, column in after.extras.items():
+        np.testing.assert_array_equal(column, before.extras[name][order])
+
+
+def test_one_object_seen_in_two_images_has_a_colour_in_each() -> None:
+    cat = Detection(CAT, 0.8, (4, 4, 8, 8))
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    images[0, 4, 4], images[1, 4, 4] = RGB["red"], RGB["blue"]
+    task = {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}]}
+    scorer = GenEval(detector=Seen([cat]), colors=read_pixel)
+    assert scorer(images, ["p", "p"], [task, task]).extras["strict"].tolist() == [1, 0]
+
+
+def test_reference_scoring_and_bad_options() -> None:
+    five = Seen([Detection(CAT, 0.8, (0, 0, 1, 1))] * 5)
+    task = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    assert GenEval("reference", detector=five, colors=read_pixel)(images, ["p"], [task]).score == -3
+    assert GenEval("fixed", detector=five, colors=read_pixel)(images, ["p"], [task]).score == 0
+    with pytest.raises(ValueError, match="scoring = 'strict' is not one of fixed, reference"):
+        build("geneval", scoring="strict")
+
+
+def test_bad_metadata_is_refused_before_an_image_is_made() -> None:
+    scorer, _, metadata = world()
+    scorer.check(["p"] * 7, metadata)
+    with pytest.raises(ValueError, match="the metadata of the prompt 'a cat': tag is missing"):
+        scorer.check(["p", "a cat"], [metadata[0], {}])
+    with pytest.raises(ValueError, match="the metadata of the prompt 'a cat': tag is missing"):
+        scorer(np.zeros((1, 8, 8, 3), np.uint8), ["a cat"], [{}])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("geneval")
+    return {
+        "path": str(tiny.save_detector(folder / "detector")),
+        "color_path": str(tiny.save_open_clip(folder / "open_clip_model.pt")),
+        "color_model": tiny.OPEN_CLIP,
+        "device": "cpu",
+    }
+
+
+def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, Any]) -> None:
+    images = tiny.images(3, side=48)
+    found = load_detector(weights["path"])(images)
+    assert len(found) == 3 and sum(map(len, found)) > 0
+    for detection in (d for own in found for d in own):
+        assert 0 <= detection.label < 80 and 0.3 < detection.score < 1
+        assert detection.mask is not None and detection.mask.shape == (48, 48) and detection.mask.dtype == bool
+        assert detection.box == extents(detection.mask)
+
+
+def test_the_detector_sees_the_same_in_any_chunk_and_order(weights: dict[str, Any]) -> None:
+    images, order = tiny.images(5, side=48), [3, 0, 4, 1, 2]
+    whole, parts = load_detector(weights["path"], batch_size=8), load_detector(weights["path"], batch_size=2)
+    for one, other in zip([whole(images)[i] for i in order], parts(images[order]), strict=True):
+        assert [(d.label, d.box) for d in one] == [(d.label, d.box) for d in other]
+        assert [d.score for d in one] == pytest.approx([d.score for d in other], abs=1e-5)
+
+
+def test_the_colours_from_disk_are_some_of_the_ten(weights: dict[str, Any]) -> None:
+    scorer = build("geneval", **weights)
+    boxes = [Detection(CAT, 1.0, (0, 0, 20 + i, 30)) for i in range(5)]
+    named = scorer.colors(list(tiny.images()), boxes)
+    assert set(named) <= set(COLORS) and len(named) == 5
+    assert scorer.colors(list(tiny.images()[::-1]), boxes[::-1]) == named[::-1]
+
+
+def test_the_scorer_from_disk_scores_what_its_own_models_see(weights: dict[str, Any]) -> None:
+    images = tiny.images(3, side=48)
+    scorer = build("geneval", **weights)
+    found = scorer.detector(images)
+    first = next(i for i, own in enumerate(found) if own)
+    label = found[first][0].label
+    count = sum(d.label == label for d in found[first])
+    surest = max((d for d in found[first] if d.label == label), key=lambda d: d.score)
+    color = scorer.colors([images[first]], [surest])[0]
+    present = {"tag": "two_object", "include": [{"class": CLASSES[label], "count": count}]}
+    colored = {"tag": "colors", "include": [{"class": CLASSES[label], "count": 1, "color": color}]}
+    absent = next(i for i in range(80) if all(d.label != i for d in found[first]))
+    missing = {"tag": "single_object", "include": [{"class": CLASSES[absent], "count": 1}]}
+    result = scorer(images[[first] * 3], ["p"] * 3, json.loads(json.dumps([present, missing, colored])))
+    assert result.extras["nonstrict"].tolist() == [1, 0, 1]
+    assert result.score[:2].tolist() == [1, 0]
+
+
+def test_the_scorers_models_move_together(weights: dict[str, Any]) -> None:
+    scorer = build("geneval", **weights).to("meta")
+    for model in (scorer.detector.model, scorer.colors.clip.model):
+        assert next(model.parameters()).device.type == "meta"
+
+
+def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
+    folder = str(tiny.save_detector(tmp_path / "ade", num_labels=150))
+    with pytest.raises(ValueError, match="the detector knows 150 classes, not COCO's 80"):
+        load_detector(folder)

@@ -15,7 +15,6 @@ from reward_models import build
 from reward_models.geneval import GenEval
 from reward_models.geneval_detector import (
     ColorClassifier,
-    Mask2FormerDetector,
     crop,
     detections,
     extents,

@@ -1,0 +1,61 @@
+"""docs/rewards.md: its example runs as printed, and it has a section for every scorer."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reward_models
+from config import base
+from reward_models.loading import Source
+from tp_grpo.rewards import RewardSet
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+
+
+def blocks(section: str) -> list[str]:
+    """The Python blocks below a heading."""
+    body = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+
+
+def test_the_example_of_ones_own_scorer_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_models, "_FACTORIES", dict(reward_models._FACTORIES))
+    monkeypatch.syspath_prepend(tmp_path)
+    module, recipe, usage = blocks("Your own scorer in ten lines")
+    (tmp_path / "my_rewards.py").write_text(module)
+    names: dict[str, Any] = {}
+    exec(compile(recipe + usage, "docs/rewards.md", "exec"), names)
+    config = base.get_config()
+    with config.unlocked():
+        names["redness"](config)
+
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[0, ..., 0], images[1, ..., 2] = 255, 255
+    assert names["scorer"](images, ["", ""], [{}, {}]).score.tolist() == [2, -1]
+    rewards = RewardSet(config.rewards.scorers.to_dict()).score(images, ["", ""], [{}, {}])
+    assert rewards.total.tolist() == [2, -1]
+    assert rewards.extras["my_rewards:Redness/red"].tolist() == [1, 0]
+
+
+def test_ten_lines_is_what_the_class_takes() -> None:
+    module = blocks("Your own scorer in ten lines")[0]
+    code = [line for line in module.splitlines() if line.strip() and '"""' not in line]
+    assert len(code) <= 10
+
+
+def test_every_scorer_is_in_the_table() -> None:
+    table = [line for line in PAGE.splitlines() if line.startswith("|")]
+    assert all(any(re.search(rf"\b{name}\b", row) for row in table) for name in reward_models._FACTORIES)
+
+
+def test_every_published_checkpoint_is_named() -> None:
+    for target in reward_models._FACTORIES.values():
+        module = importlib.import_module(target.partition(":")[0])
+        for source in (value for value in vars(module).values() if isinstance(value, Source)):
+            assert source.repo in PAGE and source.file in PAGE, source

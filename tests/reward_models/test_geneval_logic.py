@@ -213,6 +213,8 @@ def test_only_colours_that_a_verdict_reads_are_asked_for() -> None:
         ((43, 40, 63, 60), MIDDLE, set()),  # offset 3, slack 0.1 x 40 = 4
         # offset 5, 1 beyond the slack of 4: a share of 0.2
         ((45, 40, 65, 60), MIDDLE, set()),
+        # offset 8.1, 4.1 beyond the slack: 0.506
+        ((48.1, 40, 68.1, 60), MIDDLE, {"right of"}),
         # offset 9, 5 beyond the slack: 0.556
         ((49, 40, 69, 60), MIDDLE, {"right of"}),
         # offset 8, 4 beyond the slack: exactly 0.5, which does not exceed

@@ -151,6 +151,8 @@ def test_every_published_tensor_has_its_place_and_none_is_left_empty() -> None:
     assert unread == 5, "the two projections' weights and biases, and the position ids"
     assert net.vision.config.num_attention_heads == 16 and net.text.config.num_attention_heads == 12
     assert net.vision.config.image_size == 224
+    eps = {module.eps for module in net.vision.modules() if isinstance(module, torch.nn.LayerNorm)}
+    assert eps == {1e-6}, "timm's; transformers' default is 1e-5"
 
 
 def test_the_net_computes_what_the_paper_says(folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Check, Weights
 from reward_models.clip import load_clip
 from reward_models.loading import Source, fill
 
@@ -92,3 +93,10 @@ class Aesthetic:
         if len(images) == 0:
             return Scores(np.zeros(0, dtype=np.float32))
         return Scores(self.head(self.clip.image(images)).squeeze(-1).cpu().numpy())
+
+
+CHECKS = {
+    "aesthetic": Check(
+        weights=(Weights(CLIP_WEIGHTS.repo, 1.7), Weights(HEAD_WEIGHTS.repo, 0.01, (HEAD_WEIGHTS.file,)))
+    )
+}

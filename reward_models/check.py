@@ -42,6 +42,12 @@ def default_cases() -> list[Case]:
     return [Case(name, image, "a photo", rank=0) for name, image in golden_images().items()]
 
 
+def matching_cases() -> list[Case]:
+    """The golden images with a prompt that the first one fits, and must score best for."""
+    prompt = f'the word "{GOLDEN_TEXT}" in black letters on a white background'
+    return [Case(name, image, prompt, rank=int(name == "text")) for name, image in golden_images().items()]
+
+
 @dataclass(frozen=True)
 class Check:
     """packages: what it imports; extra: of setup.py, that installs them; weights: what it loads from the hub.

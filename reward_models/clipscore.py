@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Check, Weights, matching_cases
 from reward_models.clip import load_clip
 from reward_models.loading import Source
 
@@ -43,3 +44,6 @@ class ClipScore:
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         return Scores((SCALE * self.clip.cosine(images, prompts)).astype(np.float32))
+
+
+CHECKS = {"clipscore": Check(weights=(Weights(WEIGHTS.repo, 1.7),), cases=matching_cases)}

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Case, Check, Weights, golden_images
 from reward_models.clip import load_open_clip
+from reward_models.geneval_detector import WEIGHTS as DETECTOR_WEIGHTS
 from reward_models.geneval_detector import ColorClassifier, load_detector
 from reward_models.geneval_logic import SCORINGS, TAGS, Detection, Found, Task, judge, parse, select, to_color
 from reward_models.loading import Source
@@ -96,3 +98,23 @@ class GenEval:
 
 def _column(values: list[float]) -> np.ndarray:
     return np.array(values, dtype=np.float32)
+
+
+def _golden() -> list[Case]:
+    """None of the images shows the object asked for, so none is above another."""
+    metadata = {"tag": "single_object", "include": [{"class": "giraffe", "count": 1}]}
+    images = golden_images().items()
+    return [Case(name, image, "a photo of a giraffe", rank=0, metadata=dict(metadata)) for name, image in images]
+
+
+CHECKS = {
+    "geneval": Check(
+        packages=("open_clip", "scipy"),
+        extra="geneval",
+        weights=(
+            Weights(DETECTOR_WEIGHTS.repo, 0.3),
+            Weights(COLOR_WEIGHTS.repo, 1.7, (COLOR_WEIGHTS.file,)),
+        ),
+        cases=_golden,
+    )
+}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Check, Weights, matching_cases
 from reward_models.clip import OpenClip, load_open_clip
 from reward_models.loading import Source
 
@@ -44,3 +45,13 @@ class HPSv2:
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         return Scores((100 * self.clip.cosine(images, prompts)).astype(np.float32))
+
+
+CHECKS = {
+    "hpsv2": Check(
+        packages=("open_clip",),
+        extra="geneval",
+        weights=(Weights(WEIGHTS.repo, 3.9, (WEIGHTS.file,)),),
+        cases=matching_cases,
+    )
+}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reward_models.aesthetic import Head
 from reward_models.base import Metadata, Scores
+from reward_models.check import Check, Weights, matching_cases
 from reward_models.loading import Source, check_batch_size, chunks, fill, pick_device, pick_dtype
 
 WEIGHTS = Source("imagereward", "THUDM/ImageReward", "1.8 GB", file="ImageReward.pt")
@@ -170,3 +171,14 @@ class ImageReward:
         pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.device, self.model.vision.dtype)
         return self.model(pixels, tokens["input_ids"], tokens["attention_mask"])
+
+
+CHECKS = {
+    "imagereward": Check(
+        weights=(
+            Weights(WEIGHTS.repo, 1.8, (WEIGHTS.file,)),
+            Weights(TOKENIZER.repo, 0.01, ("tokenizer_config.json",)),
+        ),
+        cases=matching_cases,
+    )
+}

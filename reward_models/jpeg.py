@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Case, Check, golden_images
 
 
 class Jpeg:
@@ -32,3 +33,12 @@ class Jpeg:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
         return buffer.tell()
+
+
+def _golden() -> list[Case]:
+    """A plain image is the smallest, noise the largest."""
+    ranks = {"plain": 2, "text": 1, "noise": 0}
+    return [Case(name, image, "", rank=ranks[name]) for name, image in golden_images().items()]
+
+
+CHECKS = {"jpeg": Check(cases=_golden)}

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from reward_models.base import Metadata, Scores, Unavailable
+from reward_models.check import Check
 from reward_models.wire import encode_png
 
 if TYPE_CHECKING:
@@ -220,3 +221,7 @@ class UnifiedReward(Judge):
     """Faithfulness to the prompt and quality, together."""
 
     name, question = "unifiedreward", ALIGNMENT
+
+
+_CHECK = Check(packages=("httpx",), extra="server", needs="an OpenAI-compatible endpoint: its url and model")
+CHECKS = {"deqa": _CHECK, "unifiedreward": _CHECK}

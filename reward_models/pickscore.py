@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from reward_models.base import Metadata, Scores
+from reward_models.check import Check, Weights, matching_cases
 from reward_models.clip import load_clip
 from reward_models.loading import Source
 
@@ -51,3 +52,11 @@ class PickScore:
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         scale = float(self.clip.model.logit_scale.float().exp())
         return Scores((scale / SCALE * self.clip.cosine(images, prompts)).astype(np.float32))
+
+
+CHECKS = {
+    "pickscore": Check(
+        weights=(Weights(WEIGHTS.repo, 3.9), Weights(PROCESSOR.repo, 0.01, ("preprocessor_config.json",))),
+        cases=matching_cases,
+    )
+}

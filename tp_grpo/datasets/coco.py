@@ -1,21 +1,11 @@
-"""The words of GenEval (arXiv 2310.11513): COCO's 80 classes in index order, numbers, colours, relations, plurals."""
+"""The words of GenEval (arXiv 2310.11513): its scorer's classes, colours and relations; numbers, articles, plurals."""
 
 from __future__ import annotations
 
-# COCO's names, but for three that GenEval says differently: 64 "mouse", 65 "remote", 66 "keyboard".
-CLASSES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
-    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book"),
-    *("clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-)
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS = ("left of", "right of", "above", "below")
+from reward_models.geneval_logic import CLASSES, COLORS, RELATIONS
+
+__all__ = ["CLASSES", "COLORS", "NUMBERS", "RELATIONS", "many", "one", "plural"]
+
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 # What is counted in pairs or heads; the detector's instance is the pair, the head.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tp_grpo import checkpoint
 from tp_grpo.rewards import RewardError
+from tp_grpo.shapes import captions
 from tp_grpo.trainer import Trainer
 from tp_grpo.update import RatioError
 
@@ -83,6 +84,33 @@ def test_batch_size_does_not_change_the_run(smoke: Smoke, batch_size: int) -> No
     length = sum(weights(whole, 1)[n].norm() ** 2 for n in moved) ** 0.5
     print(f"relative distance of what was learnt: {distance / length:.1e}")
     assert distance / length < 5e-2
+
+
+@pytest.mark.parametrize("option", [{"sample__store_on_cpu": True}, {"model__gradient_checkpointing": True}])
+def test_what_saves_memory_does_not_change_the_run(smoke: Smoke, option: dict) -> None:
+    plain, saving = smoke(run_name="plain", epochs=1), smoke(run_name="saving", epochs=1, **option)
+    for config in (plain, saving):
+        Trainer(config).run()
+    first, second = weights(plain, 1), weights(saving, 1)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+    assert all(line["ratio_dev"] == 0 for line in lines(saving, "train"))
+
+
+def test_prompts_encoded_ahead_are_never_encoded_again(smoke: Smoke, tmp_path: Path) -> None:
+    plain, ahead = smoke(run_name="plain", epochs=1), smoke(run_name="ahead", epochs=1)
+    ahead.model.update(text_encoders="drop", embeddings_cache=str(tmp_path / "embeddings"))
+    ahead.prompts.update(train=str(tmp_path / "some.jsonl"), eval=str(tmp_path / "some.jsonl"))
+    plain.prompts.update(ahead.prompts)
+    some = [{"prompt": prompt, **metadata} for prompt, metadata in captions.train()[:20]]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, some)))
+    Trainer(plain).run()
+    trainer = Trainer(ahead)
+    assert trainer.backbone.text._pipeline is None  # type: ignore[attr-defined]
+    trainer.backbone.text.load = lambda: pytest.fail("an encoder was loaded again")  # type: ignore[attr-defined]
+    trainer.run()
+    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 21, "20 prompts and the empty one"
+    assert same(weights(plain, 1), weights(ahead, 1))
 
 
 def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(smoke: Smoke) -> None:

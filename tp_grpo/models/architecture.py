@@ -1,4 +1,5 @@
-"""A checkpoint's shapes without its weights: the backbone on the meta device, for counting what it will cost."""
+"""A checkpoint's shapes without its weights: the backbone on the meta device, for counting what it will cost, or with
+random weights on a real one, for measuring it."""
 
 from __future__ import annotations
 
@@ -16,17 +17,19 @@ from safetensors import safe_open
 from torch import nn
 
 from tp_grpo.models import base, pretrained
+from tp_grpo.models.pipeline import apply_options
 
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A pipeline of `type` (model.type): the configs of its transformer and VAE, and its text encoders' sizes."""
+    """A pipeline of `type` (model.type): the configs of its parts, and its text encoders' sizes."""
 
     type: str
     transformer: dict[str, Any]
     vae: dict[str, Any]
+    scheduler: dict[str, Any]
     text_encoders: dict[str, int]  # name -> parameters
     clip_tokens: int  # of a padded prompt
 
@@ -59,26 +62,29 @@ def published() -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.iterdir(), key=lambda f: f.name)]
 
 
-def build(shapes: Architecture, model: Any) -> Any:
-    """The backbone of `config.model`, frozen, all its tensors on the meta device; it has no text encoders."""
+def build(shapes: Architecture, model: Any, device: torch.device = META) -> Any:
+    """The backbone of `config.model`, frozen, on the device, with random weights; it has no text encoders."""
     pipeline = SimpleNamespace(
-        transformer=_build(shapes.transformer, base.DTYPES[model.dtype]),
-        vae=_build(shapes.vae, base.DTYPES[model.vae_dtype]),
+        transformer=_build(shapes.transformer, base.DTYPES[model.dtype], device),
+        vae=_build(shapes.vae, base.DTYPES[model.vae_dtype], device),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(shapes.scheduler),
         vae_scale_factor=pretrained.vae_scale(shapes.vae),
     )
-    backbone = shapes.backbone(pipeline, model, META, None)
+    if device != META:
+        apply_options(pipeline.transformer, model)
+    backbone = shapes.backbone(pipeline, model, device, None)
     if shapes.type == "sd3":
-        backbone._empty = conditions(shapes, model, 1)
+        backbone._empty = conditions(shapes, model, 1, device)
     return backbone
 
 
-def conditions(shapes: Architecture, model: Any, rows: int) -> Any:
-    """The condition of `rows` prompts: SD3 puts CLIP's tokens beside T5's, FLUX takes T5's alone."""
+def conditions(shapes: Architecture, model: Any, rows: int, device: torch.device = META) -> Any:
+    """A random condition of `rows` prompts: SD3 puts CLIP's tokens beside T5's, FLUX takes T5's alone."""
     config, dtype = shapes.transformer, base.DTYPES[model.dtype]
     tokens = model.max_sequence_length + (shapes.clip_tokens if shapes.type == "sd3" else 0)
     return shapes.backbone.cond_class(
-        embeds=torch.empty(rows, tokens, config["joint_attention_dim"], dtype=dtype, device=META),
-        pooled=torch.empty(rows, config["pooled_projection_dim"], dtype=dtype, device=META),
+        embeds=torch.randn(rows, tokens, config["joint_attention_dim"], dtype=dtype, device=device),
+        pooled=torch.randn(rows, config["pooled_projection_dim"], dtype=dtype, device=device),
     )
 
 
@@ -87,9 +93,14 @@ def _backbone(kind: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _build(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    with META:
-        module: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # in fp32 first, FLUX.1-dev would need twice its memory
+    try:
+        with device:
+            module: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    finally:
+        torch.set_default_dtype(default)
     for tensor in [*module.parameters(), *module.buffers()]:
         tensor.data = tensor.data.to(dtype)
     return module.requires_grad_(False).eval()
@@ -115,13 +126,14 @@ def _of_folder(folder: Path, kind: str) -> Architecture:
         type=kind,
         transformer=_json(folder / "transformer"),
         vae=_json(folder / "vae"),
+        scheduler=_json(folder / "scheduler", "scheduler_config.json"),
         text_encoders={name: _count(folder / name) for name in encoders},
         clip_tokens=_json(clip)["max_position_embeddings"] if clip.is_dir() else 77,
     )
 
 
-def _json(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+def _json(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / name).read_text())
     return config
 
 

@@ -48,7 +48,7 @@ class PipelineBackbone:
         )
         for module in (pipeline.transformer, pipeline.vae):
             module.requires_grad_(False).eval().to(device)
-        _apply_options(pipeline.transformer, model)
+        apply_options(pipeline.transformer, model)
         return cls(pipeline, model, device, cls._text(folder, pipeline, model, device))
 
     @classmethod
@@ -128,7 +128,8 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
         )
 
 
-def _apply_options(transformer: Any, model: Any) -> None:
+def apply_options(transformer: Any, model: Any) -> None:
+    """What `config.model` asks of a transformer beyond its weights."""
     if model.attention_backend:
         transformer.set_attention_backend(model.attention_backend)
     if model.gradient_checkpointing:

@@ -20,7 +20,7 @@ from torch import nn
 from tp_grpo.types import cat, index, to
 
 MODES = ("offload", "resident", "drop")
-CHUNK = 8  # prompts a call; a constant, so that an embedding does not depend on batch or rank
+CHUNK = 8  # prompts a call, always: kernels round by shape, and an embedding must not depend on who else is encoded
 
 
 class EmbeddingCache:
@@ -96,7 +96,8 @@ class TextEncoders:
         with self._working() as pipeline:
             for start in range(0, len(prompts), CHUNK):
                 part = prompts[start : start + CHUNK]
-                encoded = to(self.encode(pipeline, part, self.device), "cpu")
+                full = part + part[-1:] * (CHUNK - len(part))
+                encoded = to(self.encode(pipeline, full, self.device), "cpu")
                 for i, prompt in enumerate(part):
                     cond = index(encoded, slice(i, i + 1))
                     if self.cache:

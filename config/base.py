@@ -56,6 +56,9 @@ def get_config() -> ConfigDict:
     )
     c.checkpoint.keep_every = 20  # epochs between checkpoints that stay; the newest is always there
 
+    c.runtime = ConfigDict()
+    c.runtime.timeout_s = 1800.0  # seconds that a rank waits for the others in a collective before the run stops
+
     c.tracking = ConfigDict()
     c.tracking.trackers = ("tensorboard",)  # beside metrics.jsonl: any of "tensorboard", "wandb"
     c.tracking.project = "tp_grpo"

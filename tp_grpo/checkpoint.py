@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "output_dir",
     "run_name",
     "checkpoint.",
+    "runtime.",
     "tracking.",
     "eval.every",
     "eval.batch_size",

@@ -60,8 +60,8 @@ class Learner:
         )
         self.parameters = list(self.policy.parameters.values())
         self.ema = EMAModel(self.parameters, decay=config.ema.decay)
-        backbone.transformer, self.optimizer = runtime.accelerator.prepare(
-            backbone.transformer, make_optimizer(config.train, self.parameters)
+        backbone.transformer, self.optimizer = runtime.prepare(
+            backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
         self.updates = 0
 

@@ -84,6 +84,7 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _positive(config.ema, "ema", ("every",))
     _within(config.lora, "lora", "rank", 0, float("inf"))
     _positive(config.tracking, "tracking", ("images_every",))
+    _positive(config.runtime, "runtime", ("timeout_s",))
     _positive(config.checkpoint, "checkpoint", ("keep_every",))
     for section, field, choices in CHOICES:
         if config[section][field] not in choices:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from torch import Tensor
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, patch_environment, set_seed
+from torch import Tensor, nn
 from tqdm import tqdm
+
+from tp_grpo import sharding
 
 T = TypeVar("T")
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -18,23 +21,43 @@ PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 class Runtime:
     """One process of `world_size`, on its device."""
 
-    def __init__(self, dtype: str, trackers: Iterable[str], folder: str) -> None:
+    def __init__(
+        self, dtype: str, trackers: Iterable[str], folder: str, *, timeout_s: float = 1800, shard: bool = False
+    ) -> None:
+        """timeout_s: how long a rank waits for the others; shard: FSDP2 over what is frozen, see `sharding`."""
         # An fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if torch.cuda.is_available() or dtype != "fp16" else "no"
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=precision,
-            log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/tensorboard"),
-        )
+        with patch_environment(ACCELERATE_USE_FSDP="false"):  # or accelerate would shard the adapters as well
+            self.accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=precision,
+                log_with=list(trackers) or None,
+                project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/tensorboard"),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+            )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
+        self.shard = shard and self.world_size > 1
 
     def seed(self, seed: int) -> None:
         """The same on every rank: initial adapters agree."""
         set_seed(seed)
+
+    def prepare(self, transformer: nn.Module, optimizer: Any, trained: list[nn.Parameter]) -> tuple[nn.Module, Any]:
+        """The transformer and the optimizer of `trained` as the processes share them."""
+        if not self.shard:
+            prepared: tuple[nn.Module, Any] = self.accelerator.prepare(transformer, optimizer)
+            return prepared
+        sharding.shard(transformer, trained, self.device)
+        # As for evaluation: autocast alone, for the gradients are averaged by `average_gradients`.
+        return self.accelerator.prepare_model(transformer, evaluation_mode=True), self.accelerator.prepare(optimizer)
+
+    def average_gradients(self, trained: list[nn.Parameter]) -> None:
+        """After an update's last backward pass, which under DDP has done so itself."""
+        if self.shard:
+            sharding.average_gradients(trained)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (n, ...) of every rank, rank by rank -> (world_size * n, ...)."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tp_grpo import checkpoint, credit, modelcard, models, prompts, report, tracking
+from tp_grpo import checkpoint, credit, modelcard, models, prompts, report, sharding, tracking
 from tp_grpo.advantage import group_normalize, zero_std_share
 from tp_grpo.evaluate import Evaluation, evaluate
 from tp_grpo.learner import Learner, check_optimizer
@@ -34,7 +35,13 @@ class Trainer:
         if not config.run_name:
             raise ValueError("run_name is empty: it names the run's folder below output_dir")
         trackers = tracking.check_trackers(config.tracking.trackers)
-        self.runtime = Runtime(config.model.dtype, trackers, str(self.folder))
+        self.runtime = Runtime(
+            config.model.dtype,
+            trackers,
+            str(self.folder),
+            timeout_s=config.runtime.timeout_s,
+            shard=sharding.asked(os.environ, config),
+        )
         self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
         check_optimizer(config.train.optimizer, self.runtime.device)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")

@@ -52,6 +52,7 @@ class Updater:
                     self.accelerator.backward(stat.loss / total)
                 stats.append(stat)
                 deviations.append(deviation)
+        self.learner.runtime.average_gradients(self.learner.parameters)
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
         if fresh:
             self._check_ratio(ratio_dev)

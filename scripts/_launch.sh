@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# Sourced by single_node/*.sh and multi_node/*.sh: checks, then `exec accelerate launch`.
+#
+# MODEL_NAME sd3 | flux | shapes (the embedded model, which needs no GPU); REWARD pickscore | geneval | general_ocr,
+# of shapes tiny | smoke; NUM_GPUS of this machine (default: all; without CUDA, processes: 1); BETA the weight of the
+# KL; MASTER_PORT; LAUNCH a file of accelerate_configs/ (ddp | fsdp2 | cpu).
+
+LAUNCH_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [ -d "$LAUNCH_ROOT/.venv/bin" ]; then PATH="$LAUNCH_ROOT/.venv/bin:$PATH"; fi
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+# whole NAME LOWEST: the variable NAME is a whole number from LOWEST on.
+whole() {
+    [[ "${!1}" =~ ^[0-9]+$ ]] && [ "${!1}" -ge "$2" ] || fail "$1 = '${!1}' is not a whole number from $2 on"
+}
+
+# GPUs that the processes may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists.
+gpus() {
+    local listed
+    listed="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)"
+    if [ "$listed" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        listed="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^ ]' || true)"
+    fi
+    echo "$listed"
+}
+
+# The recipe of MODEL_NAME and REWARD. A batch of the embedded model is what one of its processes has to itself.
+recipe() {
+    local model="${MODEL_NAME:-sd3}" reward="${REWARD:-}"
+    case "$model/${reward:-default}" in
+        shapes/default | shapes/tiny) echo shapes_tiny "--config.sample.batch_size=$((48 / $1 > 0 ? 48 / $1 : 1))" ;;
+        shapes/smoke) echo shapes_smoke "--config.sample.batch_size=$((4 / $1 > 0 ? 4 / $1 : 1))" ;;
+        shapes/*) fail "REWARD = '$reward': of MODEL_NAME=shapes it is tiny or smoke" ;;
+        sd3/default | flux/default) echo "pickscore_$model" ;;
+        sd3/pickscore | sd3/geneval | sd3/general_ocr | flux/pickscore | flux/geneval | flux/general_ocr)
+            echo "${reward}_$model" ;;
+        sd3/* | flux/*) fail "REWARD = '$reward' is not one of pickscore, geneval, general_ocr" ;;
+        *) fail "MODEL_NAME = '$model' is not one of sd3, flux, shapes" ;;
+    esac
+}
+
+# launch ALGORITHM MACHINES RANK PROCESSES ARGUMENTS...: PROCESSES over all machines.
+launch() {
+    local algorithm="$1" machines="$2" rank="$3" processes="$4" present config chosen
+    shift 4
+    cd "$LAUNCH_ROOT"
+    command -v accelerate >/dev/null || fail "there is no accelerate on the PATH: pip install -r requirements.txt"
+    present="$(gpus)"
+    chosen="$(recipe "$processes")" || exit 2
+    if [ "$present" -gt 0 ] && [ "${LAUNCH:-}" != cpu ]; then
+        [ $((processes / machines)) -le "$present" ] ||
+            fail "$((processes / machines)) processes on this machine are more than its $present GPUs"
+        export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+    else
+        [ "${MODEL_NAME:-sd3}" = shapes ] || fail "MODEL_NAME=${MODEL_NAME:-sd3} needs CUDA GPUs, and there are none"
+        export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+        LAUNCH="${LAUNCH:-cpu}"
+    fi
+    config="scripts/accelerate_configs/${LAUNCH:-ddp}.yaml"
+    [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': there is no $config"
+    if [ "$machines" -gt 1 ]; then reach_master "$rank"; fi
+    # shellcheck disable=SC2086 # the recipe is a name and, of the embedded model, an argument
+    set -- --config="config/$algorithm.py:"$chosen ${BETA:+--config.train.beta="$BETA"} "$@"
+    export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+    exec accelerate launch --config_file "$config" \
+        --num_machines "$machines" --machine_rank "$rank" --num_processes "$processes" \
+        --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "$MASTER_PORT" \
+        --rdzv_conf "timeout=$MASTER_WAIT" scripts/train.py "$@"
+}
+
+# Machine 0 is there, by MASTER_WAIT seconds at the latest; gloo is told the interface that leads to it, which it would
+# look for behind the machine's own name.
+reach_master() {
+    local interface
+    interface="$(python3 scripts/_reach.py "$1" "$MASTER_ADDR" "$MASTER_PORT" "$MASTER_WAIT")" || exit 2
+    export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
+}
+
+single_node() {
+    local algorithm="$1"
+    shift
+    MASTER_PORT="${MASTER_PORT:-19001}" MASTER_ADDR="" MASTER_WAIT=60
+    NUM_GPUS="${NUM_GPUS:-$(gpus)}"
+    if [ "$NUM_GPUS" = 0 ]; then NUM_GPUS=1; fi
+    whole NUM_GPUS 1
+    whole MASTER_PORT 1
+    launch "$algorithm" 1 0 "$NUM_GPUS" "$@"
+}
+
+multi_node() {
+    local algorithm="$1" RANK="${2:-}"
+    [[ "$RANK" =~ ^[0-9]+$ ]] ||
+        fail "RANK = '$RANK': give this machine's number first, as in bash $0 0, from 0 (that of MASTER_ADDR) on"
+    shift 2
+    MASTER_PORT="${MASTER_PORT:-19001}" MASTER_WAIT="${MASTER_WAIT:-600}" NUM_MACHINES="${NUM_MACHINES:-4}"
+    NUM_PROCESSES="${NUM_PROCESSES:-$((NUM_MACHINES * 8))}"
+    whole MASTER_PORT 1
+    whole MASTER_WAIT 1
+    whole NUM_MACHINES 1
+    whole NUM_PROCESSES 1
+    [ -n "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR is not set: the address of machine 0, at which the others reach it"
+    [ "$RANK" -lt "$NUM_MACHINES" ] || fail "RANK = $RANK is not below NUM_MACHINES = $NUM_MACHINES (they count from 0)"
+    [ $((NUM_PROCESSES % NUM_MACHINES)) = 0 ] ||
+        fail "NUM_PROCESSES = $NUM_PROCESSES, which is over all machines, does not divide by NUM_MACHINES = $NUM_MACHINES"
+    launch "$algorithm" "$NUM_MACHINES" "$RANK" "$NUM_PROCESSES" "$@"
+}

@@ -28,8 +28,23 @@ def main(_: list[str]) -> int:
         return _stopped(trainer, "stopped by Ctrl-C", 130)
     except (RewardError, RatioError) as error:
         return _stopped(trainer, f"error: {error}", 3)
+    except RuntimeError as error:
+        lost = trainer.runtime.explain(error) if trainer else None
+        if lost is None:
+            raise
+        return _stopped(trainer, f"error: {lost}", 4)
+    finally:
+        leave()
     trainer.runtime.say(f"report: {page}")
     return 0
+
+
+def leave() -> None:
+    """A process that ends with its group still open aborts, and the machines that succeeded wait for it."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: ignore[name-defined]  # noqa: F821

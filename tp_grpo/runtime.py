@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tp_grpo import sharding
+from tp_grpo.peers import Peers, own_name
 
 T = TypeVar("T")
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -40,6 +41,8 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
         self.shard = shard and self.world_size > 1
+        self.timeout_s = timeout_s
+        self.peers = Peers(self.rank, self.share(own_name(self.rank))) if self.world_size > 1 else None
 
     def seed(self, seed: int) -> None:
         """The same on every rank: initial adapters agree."""
@@ -68,6 +71,10 @@ class Runtime:
         """Every rank's item, rank by rank; any that can be pickled."""
         shared: list[T] = gather_object([item])
         return shared
+
+    def explain(self, error: BaseException) -> str | None:
+        """Which rank is gone, where that is what an error is about; None where it is not."""
+        return self.peers.explain(error, self.timeout_s) if self.peers else None
 
     def say(self, text: str) -> None:
         """A line on the terminal, from the main process."""

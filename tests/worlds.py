@@ -1,0 +1,71 @@
+"""Runs on several ranks of this machine, one after the other: python tests/worlds.py '[{"name": ..., "ranks": 2, ...}]'.
+
+The ranks are forked, so that the libraries load once for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from config import tp_grpo
+from tp_grpo.trainer import Trainer
+
+
+def main(runs: list[dict[str, Any]]) -> int:
+    """A run: its name, ranks, scorer, fields {dotted name: value}, and env for its ranks."""
+    torch.set_num_threads(1)
+    return max(launch(run) for run in runs)
+
+
+def launch(run: dict[str, Any]) -> int:
+    port = _free_port()
+    ranks = [_fork(run, rank, port) for rank in range(run["ranks"])]
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in ranks)
+
+
+def _fork(run: dict[str, Any], rank: int, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.environ.update(run.get("env", {}), ACCELERATE_USE_CPU="true")
+        if run["ranks"] > 1:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(run["ranks"]))
+            os.environ.update(LOCAL_WORLD_SIZE=str(run["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        train(run)
+        code = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what the parent has set up is the parent's to take down
+
+
+def train(run: dict[str, Any]) -> None:
+    config = tp_grpo.get_config("shapes_smoke")
+    config.run_name = run["name"]
+    config.update_from_flattened_dict(run["fields"])
+    if "scorer" in run:
+        with config.unlocked():
+            del config.rewards.scorers["shapes"]
+            config.rewards.scorers[run["scorer"]] = 1.0
+    Trainer(config).run()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

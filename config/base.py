@@ -54,7 +54,14 @@ def get_config() -> ConfigDict:
     c.checkpoint.resume = (
         "auto"  # auto: go on where run_name stopped | never: refuse if it exists | a checkpoint folder
     )
-    c.checkpoint.keep_every = 20  # epochs between checkpoints that stay; the newest is always there
+    c.checkpoint.keep = 2  # the newest so many stay; the one before the newest is for when that is damaged
+    c.checkpoint.keep_every = 20  # epochs between checkpoints that stay for good
+    # The checkpoint whose evaluation gave the highest of this score stays as well, as checkpoints/best: "total", a
+    # scorer's name or "scorer/extra"; empty: none.
+    c.checkpoint.best = "total"
+    # Seconds that an epoch may still take to its checkpoint after SIGTERM or SIGUSR1 on any rank; one that would take
+    # longer is stopped at the next batch and done again on resume. Schedulers often kill 30 seconds after SIGTERM.
+    c.checkpoint.grace = 30.0
 
     c.runtime = ConfigDict()
     c.runtime.timeout_s = 1800.0  # seconds that a rank waits for the others in a collective before the run stops
@@ -124,4 +131,7 @@ def _train() -> ConfigDict:
     c.beta = 1e-4  # weight of the KL to the frozen model; 0 leaves it out
     c.step_weight = "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)
     c.max_ratio_dev = 1e-5  # an epoch whose first ratios, of the unmoved policy, are further from 1 stops the run
+    # Updates whose gradient is NaN or infinite are left out; more than this in a row stop the run. The loss scaler of
+    # fp16 leaves a few out until it has found its scale.
+    c.max_skipped = 10
     return c

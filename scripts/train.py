@@ -1,10 +1,12 @@
 """Train by a config: python scripts/train.py --config=config/tp_grpo.py:shapes_tiny [--config.FIELD=VALUE ...]
 
-Every field is listed in config/base.py. The same command goes on where it was stopped.
+Every field is listed in config/base.py. The same command goes on where it was stopped. SIGTERM or SIGUSR1 stops at a
+checkpoint, with code 0; Ctrl-C stops at once, and a second one does not even wait for what is in work.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from _config import CONFIG, parse, quiet
@@ -12,11 +14,14 @@ from absl import app
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.agreement import DisagreementError
+    from tp_grpo.preemption import Preempted, stop_on_second_ctrl_c
     from tp_grpo.rewards import RewardError
     from tp_grpo.trainer import Trainer
-    from tp_grpo.update import RatioError
+    from tp_grpo.update import GradientError, RatioError
 
     quiet()
+    stop_on_second_ctrl_c("stopped by a second Ctrl-C; the checkpoints are whole")
     trainer = None
     try:
         try:
@@ -26,13 +31,21 @@ def main(_: list[str]) -> int:
         page = trainer.run()
     except KeyboardInterrupt:
         return _stopped(trainer, "stopped by Ctrl-C", 130)
-    except (RewardError, RatioError) as error:
+    except Preempted as why:
+        code = _stopped(trainer, f"stopped by {why}", 0)
+        trainer.runtime.accelerator.end_training()
+        return code
+    except (RewardError, RatioError, GradientError, DisagreementError) as error:
         return _stopped(trainer, f"error: {error}", 3)
     except RuntimeError as error:
         lost = trainer.runtime.explain(error) if trainer else None
         if lost is None:
             raise
         return _stopped(trainer, f"error: {lost}", 4)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _stopped(trainer, f"error: {error.strerror}; make room", 4)
     finally:
         leave()
     trainer.runtime.say(f"report: {page}")
@@ -54,7 +67,8 @@ def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: igno
         trainer.rewards.close()
         saved = trainer.checkpoints.epochs()
         safe = f"everything up to epoch {saved[-1]} is in {trainer.folder}" if saved else "no epoch was finished yet"
-        print(f"{safe}; the same command goes on from there.", file=sys.stderr)
+        again = "" if trainer.config.checkpoint.resume == "auto" else " with --config.checkpoint.resume=auto"
+        print(f"{safe}; the same command{again} goes on from there.", file=sys.stderr)
     return code
 
 

@@ -229,7 +229,7 @@ def test_a_policy_that_changed_before_the_update_is_noticed_and_not_trained(smok
 def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) -> None:
     config = smoke(epochs=1)
     trainer = Trainer(config)
-    trainer._save = lambda epoch: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
+    trainer._save = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     Trainer(config).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,18 @@ def sample_images(
 
 
 def evaluate(
-    runtime: Runtime, backbone: Backbone, rewards: RewardSet, prompts: PromptSet, *, config: Any
+    runtime: Runtime,
+    backbone: Backbone,
+    rewards: RewardSet,
+    prompts: PromptSet,
+    *,
+    config: Any,
+    boundary: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Sample and score `eval.members` images of each of the first `eval.prompts` prompts."""
+    """Sample and score `eval.members` images of each of the first `eval.prompts` prompts.
+
+    boundary: called after each batch; all ranks have equally many.
+    """
     settings = config.eval
     ids, members = samples(min(settings.prompts or len(prompts), len(prompts)), settings.members)
     # Ranks take strided samples; all take equally many, the surplus repeating the last sample.
@@ -75,6 +84,7 @@ def evaluate(
     for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
         pending.append(rewards.submit(pixels, batch.prompts, batch.metadata))
         pictures.append(pixels)
+        boundary()
     done = [future.result() for future in pending]
     rewards.settle(runtime.share)
     columns = columns_of(done, rewards.scorers, rewards.extras)

@@ -64,6 +64,7 @@ class Learner:
             backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
         self.updates = 0
+        self.skipped = 0  # updates in a row that were left out
 
     def updated(self) -> None:
         """Count an update; every `ema.every`-th is averaged in."""
@@ -81,17 +82,18 @@ class Learner:
         finally:
             self.ema.restore(self.parameters)
 
-    def snapshot(self, epoch: int, settings: dict[str, Any]) -> Checkpoint:
-        """All that it takes to go on from here."""
+    def snapshot(self, epoch: int, settings: dict[str, Any], scores: dict[str, float], tracker: str) -> Checkpoint:
+        """All that it takes to go on from here; nothing in it depends on the number of ranks."""
         scaler = self.runtime.accelerator.scaler
         state = {
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "updates": self.updates,
+            "skipped": self.skipped,
         }
         weights = {name: p.detach().cpu() for name, p in self.policy.parameters.items()}
-        return Checkpoint(epoch, weights, state, settings)
+        return Checkpoint(epoch, weights, state, settings, scores, tracker)
 
     def restore(self, found: Checkpoint) -> None:
         with torch.no_grad():
@@ -102,7 +104,7 @@ class Learner:
         self.ema.to(self.runtime.device)
         if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
             self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
-        self.updates = found.state["updates"]
+        self.updates, self.skipped = found.state["updates"], found.state["skipped"]
 
     def export(self, folder: Path) -> None:
         """The averaged policy, for use outside of this framework."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tp_grpo import files
 from tp_grpo.rewards import mean_and_error
 
 Sample = tuple[int, int]  # (prompt index, member)
@@ -34,7 +35,8 @@ class Ledger:
                     f"{folder} holds scores of something else:\n" + "\n".join(changed) + "\nGive another --out."
                 )
         elif rank == 0:
-            known.write_text(json.dumps(now, indent=1))
+            with files.whole(known) as draft:
+                draft.write_text(json.dumps(now, indent=1))
 
         if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
             self.path.open("a").write("\n")  # what a kill cut short must not swallow the line after it

@@ -85,7 +85,9 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _within(config.lora, "lora", "rank", 0, float("inf"))
     _positive(config.tracking, "tracking", ("images_every",))
     _positive(config.runtime, "runtime", ("timeout_s",))
-    _positive(config.checkpoint, "checkpoint", ("keep_every",))
+    _positive(config.checkpoint, "checkpoint", ("keep", "keep_every"))
+    _within(config.checkpoint, "checkpoint", "grace", 0, float("inf"))
+    _within(train, "train", "max_skipped", 0, float("inf"))
     for section, field, choices in CHOICES:
         if config[section][field] not in choices:
             raise ValueError(f"{section}.{field} = {config[section][field]!r} is not one of {', '.join(choices)}")

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from tp_grpo import files
 from tp_grpo.rewards import mean_and_error
 
 MAX_GROUP_ROWS = 8
@@ -34,7 +35,7 @@ def write(folder: Path, page: Path) -> None:
     """
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} holds no run: there is no metrics.jsonl")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = files.read_lines(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     config = json.loads((folder / "config.json").read_text())
@@ -54,7 +55,8 @@ def write(folder: Path, page: Path) -> None:
         curves=_curves(train, evaluations),
         groups=groups,
     )
-    page.write_text(html)
+    with files.whole(page) as draft:
+        draft.write_text(html)
 
 
 def gains(folder: Path) -> list[dict[str, Any]]:

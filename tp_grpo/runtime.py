@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -75,6 +75,25 @@ class Runtime:
     def explain(self, error: BaseException) -> str | None:
         """Which rank is gone, where that is what an error is about; None where it is not."""
         return self.peers.explain(error, self.timeout_s) if self.peers else None
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Place by place, the largest of all ranks' values; fp32, cheap enough for every batch."""
+        if self.world_size == 1:
+            return list(values)
+        own = torch.tensor([list(values)], dtype=torch.float32, device=self.device)
+        most: list[float] = self.gather(own).max(0).values.tolist()
+        return most
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Rank 0 works while the others wait; an OSError of its is raised on all ranks alike."""
+        error: OSError | None = None
+        if self.is_main:
+            try:
+                work()
+            except OSError as raised:
+                error = raised
+        error = self.share(error)[0]
+        if error is not None:
+            raise error
 
     def say(self, text: str) -> None:
         """A line on the terminal, from the main process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tp_grpo import files
+from tp_grpo.checkpoint import Checkpoint
 
 TRACKERS = ("tensorboard", "wandb")
 THUMBNAIL = 96  # pixels; larger images are shrunk by whole factors
@@ -36,16 +40,34 @@ def check_trackers(names: Any) -> tuple[str, ...]:
 
 
 class Tracker:
-    """Writes from the main process alone; the others call it and nothing happens."""
+    """Writes from the main process alone; the others call it and nothing happens.
 
-    def __init__(self, accelerator: Accelerator, folder: Path, config: Mapping[str, Any], project: str) -> None:
+    resumes: the checkpoint that the run goes on from. Trackers know the run by `run_id`, which it holds, and go on in
+    the same curves; tensorboard forgets what it was told of later epochs.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        config: Mapping[str, Any],
+        project: str,
+        resumes: Checkpoint | None = None,
+    ) -> None:
         self.accelerator, self.folder, self.main = accelerator, folder, accelerator.is_main_process
         self.metrics = folder / "metrics.jsonl"
+        self.run_id = (resumes and resumes.tracker) or secrets.token_hex(
+            4
+        )  # never from the global generators: they are the run's
         if self.main:
             (folder / "ladders").mkdir(parents=True, exist_ok=True)
             (folder / "evaluations").mkdir(exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        settings = {"wandb": {"dir": str(folder), "name": folder.name}}
+            with files.whole(folder / "config.json") as draft:
+                draft.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        settings = {
+            "wandb": {"dir": str(folder), "name": folder.name, "id": self.run_id, "resume": "allow"},
+            "tensorboard": {"purge_step": resumes.epoch + 1} if resumes else {},
+        }
         flat = {name: v if isinstance(v, int | float | str | bool) else str(v) for name, v in config.items()}
         accelerator.init_trackers(project, flat, init_kwargs=settings)
 
@@ -54,12 +76,20 @@ class Tracker:
         return (self.folder / "evaluations" / f"epoch-{epoch}.safetensors").is_file()
 
     def rewind(self, epoch: int) -> None:
-        """Forget what was logged after `epoch`: a resumed run says it again."""
-        if self.main and self.metrics.is_file():
-            kept = [line for line in self.metrics.read_text().splitlines(keepends=True) if _epoch_of(line) <= epoch]
-            draft = self.metrics.with_suffix(".draft")
-            draft.write_text("".join(kept))
-            draft.replace(self.metrics)
+        """Forget what was logged and kept after `epoch`: a resumed run says it again."""
+        if not self.main:
+            return
+        if self.metrics.is_file():
+            kept = [line for line in files.read_lines(self.metrics) if self._counts(line, epoch)]
+            with files.whole(self.metrics) as draft:
+                draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        for path in self.folder.glob("*/epoch-*.safetensors"):
+            if int(path.stem.removeprefix("epoch-")) > epoch:
+                path.unlink()
+
+    def _counts(self, line: Mapping[str, Any], epoch: int) -> bool:
+        """An evaluation counts when its file is there: without, it is made again."""
+        return line["epoch"] <= epoch and (line["kind"] != "eval" or self.has_evaluation(line["epoch"]))
 
     def log(self, kind: str, epoch: int, values: Mapping[str, float]) -> None:
         """A line `{"kind", "epoch", ...}` in metrics.jsonl, and the values to every tracker."""
@@ -67,8 +97,7 @@ class Tracker:
             return
         # JSON has no NaN, and a reader of the line need not be Python.
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, "epoch": epoch, **known}) + "\n")
+        files.append_line(self.metrics, {"kind": kind, "epoch": epoch, **known})
         self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=epoch)
 
     def save_ladders(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
@@ -82,7 +111,8 @@ class Tracker:
     def _save(self, kind: str, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
         if self.main:
             owned = {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors shares nothing
-            save_file(owned, self.folder / kind / f"epoch-{epoch}.safetensors", {"prompts": json.dumps(prompts)})
+            with files.whole(self.folder / kind / f"epoch-{epoch}.safetensors") as draft:
+                save_file(owned, draft, {"prompts": json.dumps(prompts)})
 
 
 class Clock:
@@ -115,10 +145,3 @@ def thumbnails(images: np.ndarray) -> Tensor:
     cropped = images[..., : height * factor, : width * factor, :]
     blocks = cropped.reshape(*images.shape[:-3], height, factor, width, factor, 3)
     return torch.from_numpy(blocks.mean(axis=(-4, -2)).round().astype(np.uint8))
-
-
-def _epoch_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line cut off by a kill

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tp_grpo import checkpoint, credit, modelcard, models, prompts, report, sharding, tracking
+from tp_grpo import agreement, credit, models, prompts, sharding, tracking
 from tp_grpo.advantage import group_normalize, zero_std_share
-from tp_grpo.evaluate import Evaluation, evaluate
+from tp_grpo.evaluate import evaluate
+from tp_grpo.keeper import Keeper
 from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.preemption import Preempted, Preemption
 from tp_grpo.rewards import Rewards, RewardSet
 from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
 from tp_grpo.runtime import Runtime
@@ -50,11 +52,14 @@ class Trainer:
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
         for chosen in (self.prompts, self.eval_prompts):
             self.rewards.check_prompts(chosen.prompts, chosen.metadata)
-        self.resumed = self._find_resume()
+        settings = json.loads(config.to_json_best_effort())
+        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings)
+        self.checkpoints = self.keeper.checkpoints
+        self.preemption = Preemption(self.runtime, config.checkpoint.grace)
         self.runtime.seed(config.seed)
         self._build()
         self.tracker = tracking.Tracker(
-            self.runtime.accelerator, self.folder, self._settings(), config.tracking.project
+            self.runtime.accelerator, self.folder, settings, config.tracking.project, self.keeper.found
         )
         self.clock = tracking.Clock()  # last: loading is no part of the first epoch
 
@@ -64,7 +69,14 @@ class Trainer:
         if c.model.text_encoders == "drop":
             self._encode_ahead()
         self.learner = Learner(self.runtime, self.backbone, c)
-        self.updater = Updater(self.runtime.accelerator, self.learner, self.plan, sample=c.sample, train=c.train)
+        self.updater = Updater(
+            self.runtime.accelerator,
+            self.learner,
+            self.plan,
+            sample=c.sample,
+            train=c.train,
+            boundary=self.preemption.boundary,
+        )
 
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
@@ -74,26 +86,60 @@ class Trainer:
         self.runtime.accelerator.wait_for_everyone()
 
     def run(self) -> Path:
-        """Train to `config.epochs` and write the report; returns its path."""
-        start = self._resume()
-        if start == 0 or not self.tracker.has_evaluation(0):
+        """Train to `config.epochs` and write the report; returns its path.
+
+        Raises Preempted when a signal stopped it: the newest checkpoint is whole, and another Trainer goes on from it.
+        """
+        with self.preemption.watching():
+            start = self._resume()
+            for epoch in range(start, self.config.epochs):
+                with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
+                    self._epoch(epoch)
+                    self._close(epoch + 1)
+                if epoch + 1 < self.config.epochs:
+                    self.preemption.between_epochs()
+            return self._finish()
+
+    def _resume(self) -> int:
+        """Load the checkpoint found and make up for evaluations that are missing; returns the epoch to begin with."""
+        start = self.keeper.restore(self.learner)
+        self.tracker.rewind(start if start else -1)
+        self._check_weights("at the start")
+        first, here = self.runtime.share([self.tracker.has_evaluation(epoch) for epoch in (0, start)])[0]
+        if not first:
             with self.learner.policy.reference():
-                self._evaluate(0)
-        for epoch in range(start, self.config.epochs):
-            self._epoch(epoch)
-            done = epoch + 1
-            if done % self.config.eval.every == 0 or done == self.config.epochs:
-                self._evaluate(done)
-            self._save(done)
-        return self._finish()
+                self.keeper.check_best(self._evaluate(0))
+        if start and not here and self._evaluation_due(start):
+            self.keeper.add_scores(start, self._evaluate(start))
+        return start
+
+    def _evaluation_due(self, epoch: int) -> bool:
+        return epoch % self.config.eval.every == 0 or epoch == self.config.epochs
+
+    def _close(self, epoch: int) -> None:
+        """Evaluate if it is due, and save; an evaluation that is stopped costs itself, not the epoch."""
+        scores, stopped = {}, None
+        if self._evaluation_due(epoch):
+            try:
+                scores = self._evaluate(epoch)
+            except Preempted as why:
+                stopped = why
+        self._save(epoch, scores)
+        if stopped:
+            raise stopped
+
+    def _save(self, epoch: int, scores: dict[str, float]) -> None:
+        self.keeper.save(self.learner, epoch, scores, self.tracker.run_id)
 
     def _epoch(self, epoch: int) -> None:
         done = epoch + 1
         keep = done % self.config.tracking.images_every == 0 or done == self.config.epochs
+        groups = prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
+        self._check_plan(epoch, groups)
         with self.clock.phase("rollout"):
-            pending = self._roll_out(epoch, keep_images=keep)
+            pending = self._roll_out(epoch, groups, keep_images=keep)
         with self.clock.phase("score_wait"):
-            finished = [p.finish() for p in pending]
+            finished = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.share)
         rollouts = [rollout for rollout, _ in finished]
         ladder, group_id = self._gather([r.ladder for r in rollouts]), self._gather([r.group_id for r in rollouts])
@@ -101,15 +147,25 @@ class Trainer:
         failed = self.rewards.check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
         with self.clock.phase("update"):
             stats = self._update(rollouts, advantages)
+        self._check_weights(f"after the updates of epoch {done}")
         if keep:
             self._keep_ladders(done, pending, ladder, group_id, step_credit, advantages)
         zero_std = zero_std_share(step_credit.reward, group_id).item()
         self._log(done, [r for _, r in finished], step_credit, stats | {"failed": failed, "zero_std": zero_std})
 
-    def _roll_out(self, epoch: int, *, keep_images: bool) -> list[Pending]:
+    def _check_plan(self, epoch: int, groups: list[int]) -> None:
+        """All ranks are about to do the same: an epoch of the same prompts and window."""
+        texts = [self.prompts.prompts[group] for group in groups]
+        own = {"as epoch": epoch + 1, "as plan": self.plan, "as prompt ids": groups, "as prompts": texts}
+        advice = "every node must have the same prompt files and the same version of this repository"
+        agreement.check(self.runtime, own, advice)
+
+    def _check_weights(self, when: str) -> None:
+        agreement.check_weights(self.runtime, self.learner.policy.parameters, when)
+
+    def _roll_out(self, epoch: int, groups: list[int], *, keep_images: bool) -> list[Pending]:
         """This rank's share of the epoch; scoring goes on beside it."""
         c = self.config
-        groups = prompts.epoch_groups(len(self.prompts), seed=c.seed, epoch=epoch, groups=self.plan.groups)
         batches = [
             self.prompts.batch([groups[slot] for slot, _ in slots], [member for _, member in slots])
             for slots in self.plan.batches(self.runtime.rank)
@@ -127,7 +183,7 @@ class Trainer:
                 key=(c.seed, epoch),
                 keep_images=keep_images,
             )
-            for batch in self.runtime.bar(batches, f"epoch {epoch + 1} sample")
+            for batch in self.preemption.between(self.runtime.bar(batches, f"epoch {epoch + 1} sample"))
         ]
 
     def _credit(self, ladder: Tensor, group_id: Tensor) -> tuple[Credit, Tensor]:
@@ -171,10 +227,18 @@ class Trainer:
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
 
-    def _evaluate(self, epoch: int) -> Evaluation:
-        """Held-out prompts, seeded noise, EMA weights."""
-        with self.clock.phase("evaluate"), self.learner.averaged() if epoch else contextlib.nullcontext():
-            result = evaluate(self.runtime, self.backbone, self.rewards, self.eval_prompts, config=self.config)
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """Held-out prompts, seeded noise, EMA weights; returns the mean scores."""
+        averaged = self.learner.averaged() if epoch else contextlib.nullcontext()
+        with self.clock.phase("evaluate"), self.preemption.evaluation(), averaged:
+            result = evaluate(
+                self.runtime,
+                self.backbone,
+                self.rewards,
+                self.eval_prompts,
+                config=self.config,
+                boundary=self.preemption.boundary,
+            )
         self.rewards.check_failed(result.scores, self.config.rewards.max_failed)
         summary = result.summary()
         self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
@@ -183,7 +247,7 @@ class Trainer:
         shown = [name for name in summary if not name.endswith("_se")]
         parts = (f"{name.rpartition('/')[2]} {summary[name]:.3f} ± {summary[name + '_se']:.3f}" for name in shown)
         self.runtime.say(f"held-out after epoch {epoch}: " + "  ".join(parts))
-        return result
+        return summary
 
     def _log(self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float]) -> None:
         reached = {"reward": self._gather([r.total for r in rewards])[:, -1]}
@@ -227,59 +291,9 @@ class Trainer:
         shown = group_id[: len(first)].tolist()
         self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in shown])
 
-    def _find_resume(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint to go on from, checked before any weights load."""
-        how = self.config.checkpoint.resume
-        self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep_every)
-        if how == "never":
-            if self.checkpoints.epochs():
-                raise ValueError(
-                    f"checkpoint.resume = 'never', but {self.folder} holds a run at epoch "
-                    f"{self.checkpoints.epochs()[-1]}; give another run_name, or move that folder away"
-                )
-            return None
-        found = self.checkpoints.newest() if how == "auto" else checkpoint.load(Path(how))
-        if found:
-            checkpoint.check_same_run(found.config, self._settings(), self.folder)
-        return found
-
-    def _resume(self) -> int:
-        """Load the checkpoint found; returns the epoch to begin with."""
-        found, self.resumed = self.resumed, None
-        self.tracker.rewind(found.epoch if found else -1)
-        if found is None:
-            return 0
-        if self.runtime.is_main:
-            self.checkpoints.forget_after(found.epoch)
-        self.learner.restore(found)
-        self.runtime.say(f"going on from epoch {found.epoch} of {self.folder}")
-        return found.epoch
-
-    def _save(self, epoch: int) -> None:
-        if self.runtime.is_main:
-            self.checkpoints.save(self.learner.snapshot(epoch, self._settings()), self._export)
-        self.runtime.accelerator.wait_for_everyone()
-
-    def _export(self, folder: Path) -> None:
-        """The averaged policy with a card that says what it is."""
-        self.learner.export(folder)
-        (folder / "README.md").write_text(modelcard.write(self._settings(), report.gains(self.folder)))
-
     def _finish(self) -> Path:
-        """Export the averaged policy, close the trackers, write the report."""
-        page = self.folder / "report.html"
-        if self.runtime.is_main:
-            self._export(self.folder / "adapter")
-            report.write(self.folder, page)
-            for row in report.gains(self.folder)[:1]:
-                self.runtime.say(
-                    f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
-                    f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"
-                )
+        """Export the averaged policy, write the report, close the trackers."""
+        page = self.keeper.finish(self.learner)
         self.rewards.close()
         self.runtime.accelerator.end_training()
         return page
-
-    def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = json.loads(self.config.to_json_best_effort())
-        return settings

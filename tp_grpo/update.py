@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,15 +20,29 @@ class RatioError(RuntimeError):
     """Sampling and training do not compute the same velocity."""
 
 
+class GradientError(RuntimeError):
+    """Too many updates in a row had a gradient that is not finite."""
+
+
 STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
 
 
 class Updater:
     """Holds the optimizer; `step` is one update of the policy."""
 
-    def __init__(self, accelerator: Accelerator, learner: Learner, plan: Plan, *, sample: Any, train: Any) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        learner: Learner,
+        plan: Plan,
+        *,
+        sample: Any,
+        train: Any,
+        boundary: Callable[[], None] = lambda: None,
+    ) -> None:
+        """boundary: called before each batch, on all ranks; the way out of an update in its midst."""
         self.accelerator, self.learner, self.backbone = accelerator, learner, learner.backbone
-        self.plan, self.sample, self.train = plan, sample, train
+        self.plan, self.sample, self.train, self.boundary = plan, sample, train, boundary
         self.sigmas = self.backbone.sigmas(plan.steps)
         self.weights = torch.ones(len(plan.window), device=self.backbone.device)
         if train.step_weight == "velocity":
@@ -39,12 +53,14 @@ class Updater:
 
         `fresh`: the policy has not moved since they were sampled; the old mean is then the new one, detached, and how
         far the stored means are from it is reported as ratio_dev. An update whose gradient is not finite is left out.
-        Raises RatioError, before it descends, when ratio_dev exceeds `train.max_ratio_dev`.
+        Raises RatioError, before it descends, when ratio_dev exceeds `train.max_ratio_dev`; GradientError when more
+        than `train.max_skipped` updates in a row were left out.
         """
         stats: list[LossStats] = []
         deviations: list[Tensor] = []
         total = len(rollouts) * len(self.plan.window)
         for rollout, advantage in zip(rollouts, advantages, strict=True):
+            self.boundary()
             for column in range(len(self.plan.window)):
                 last = len(stats) == total - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.backbone.transformer):
@@ -61,6 +77,8 @@ class Updater:
         if finite or self.accelerator.scaler is not None:  # a loss scaler skips by itself, and learns from it
             self.learner.optimizer.step()
         self.learner.optimizer.zero_grad(set_to_none=True)
+        self.learner.skipped = 0 if finite else self.learner.skipped + 1
+        self._check_skipped()
         means = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
         report = dict(zip(STATS, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
@@ -72,6 +90,17 @@ class Updater:
                 f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
                 f"{limit:g}: sampling and training do not compute the same velocity; likely a low-precision kernel "
                 "whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
+            )
+
+    def _check_skipped(self) -> None:
+        skipped, limit = self.learner.skipped, self.train.max_skipped
+        if skipped > limit:
+            raise GradientError(
+                f"{skipped} updates in a row had a gradient that is NaN or infinite and were left out; "
+                f"train.max_skipped = {limit} allows {limit}. Likely causes: train.learning_rate = "
+                f"{self.train.learning_rate:g} is too high and the policy has diverged (look at grad_norm and "
+                "approx_kl in metrics.jsonl; go back with --config.checkpoint.resume=FOLDER/checkpoints/epoch-N); fp16 "
+                "overflows (try model.dtype = 'bf16' or 'fp32'); or the weights that the run started from hold NaN"
             )
 
     def _micro_batch(

@@ -1,0 +1,107 @@
+"""Files and folders that are whole or not there, whatever moment a run is killed at, and disks that are full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DOOMED = ".doomed-"  # prefix of folders being removed
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoRoomError(OSError):
+    """The disk is full. The message says where, how many bytes were needed and how many were free."""
+
+
+@contextmanager
+def whole(path: Path, needed: int = 0) -> Iterator[Path]:
+    """Inside, write a file or a folder at the path given; afterwards it is flushed and takes the name `path`.
+
+    What was called `path` stays as it was when anything goes wrong; a folder is gone for the moment between two
+    renames. needed: bytes about to be written, 0 when not known. Raises NoRoomError when the disk has no room for them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".draft-{path.name}")
+    remove(draft)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise _no_room(path, needed, free)
+    try:
+        yield draft
+        for part in (*draft.rglob("*"), draft):
+            flush(part)
+    except BaseException as error:
+        full = _says_full(error) or shutil.disk_usage(path.parent).free < needed - size(draft)
+        remove(draft)
+        if full and isinstance(error, Exception):
+            raise _no_room(path, needed, free) from error
+        raise
+    if path.is_dir():
+        remove(path)
+    draft.replace(path)
+    flush(path.parent)
+
+
+def remove(path: Path) -> None:
+    """A folder or a file, if it is there; a folder loses its name first, so that half of it is never found."""
+    if path.is_dir():
+        doomed = path.with_name(f"{DOOMED}{path.name.lstrip('.')}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """What was written is on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """A JSON line in one write. Raises NoRoomError."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise _no_room(path, 0, shutil.disk_usage(path.parent).free) from error
+        raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a line that was cut short is as good as none."""
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+
+
+def _says_full(error: BaseException) -> bool:
+    # safetensors has an exception of its own for what is an OSError elsewhere.
+    return (isinstance(error, OSError) and error.errno in _NO_SPACE) or "No space left on device" in str(error)
+
+
+def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
+    wanted = f"about {needed:,} bytes were needed and " if needed else ""
+    return NoRoomError(errno.ENOSPC, f"the disk is full: {wanted}{free:,} were free for {path}")

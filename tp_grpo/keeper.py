@@ -1,0 +1,112 @@
+"""A run's checkpoints: which one it goes on from, when one is written, and the policy exported beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tp_grpo import agreement, checkpoint, files, modelcard, report
+from tp_grpo.learner import Learner
+from tp_grpo.rewards import RewardError
+from tp_grpo.runtime import Runtime
+
+
+class Keeper:
+    """`found` is the checkpoint to go on from, None for a run that begins; it is let go of once it is restored."""
+
+    def __init__(self, runtime: Runtime, folder: Path, options: Any, settings: dict[str, Any]) -> None:
+        """options: `config.checkpoint`; settings: the whole config, for the checkpoints.
+
+        Raises ValueError for a run that cannot or must not be gone on with, DisagreementError when ranks see other
+        checkpoints or have another config.
+        """
+        self.runtime, self.folder, self.options, self.settings = runtime, folder, options, settings
+        self.checkpoints = checkpoint.Checkpoints(
+            folder / "checkpoints", options.keep_every, options.keep, options.best
+        )
+        agreement.check(
+            runtime,
+            {f"config.{name} =": value for name, value in checkpoint.flatten(settings).items()},
+            "every node must be started with the same command, from the same version of this repository",
+        )
+        self.found = self._find(options.resume)
+        agreement.check(
+            runtime,
+            {"as last epoch": self.found.epoch if self.found else "none"},
+            f"every node must see the same output_dir: is {folder} on a file system that all share?",
+        )
+
+    def _find(self, how: str) -> checkpoint.Checkpoint | None:
+        if how == "never":
+            if self.checkpoints.epochs():
+                raise ValueError(
+                    f"checkpoint.resume = 'never', but {self.folder} holds a run at epoch "
+                    f"{self.checkpoints.epochs()[-1]}; give another run_name, or move that folder away"
+                )
+            return None
+        found = self.checkpoints.newest() if how == "auto" else checkpoint.load(Path(how))
+        if found:
+            checkpoint.check_same_run(found.config, self.settings, self.folder)
+            checkpoint.warn_of_versions(found)
+        return found
+
+    def restore(self, learner: Learner) -> int:
+        """Load what was found; what came after it is forgotten. Returns the epoch to begin with."""
+        found, self.found = self.found, None
+        if found is None:
+            return 0
+        if self.runtime.is_main:
+            self.checkpoints.forget_after(found.epoch)
+        learner.restore(found)
+        self.runtime.say(f"going on from epoch {found.epoch} of {self.folder}")
+        return found.epoch
+
+    def save(self, learner: Learner, epoch: int, scores: dict[str, float], tracker: str) -> None:
+        """Rank 0 writes, the others wait. Raises NoRoomError on all ranks when the disk is full."""
+
+        def write() -> None:
+            self.checkpoints.save(
+                learner.snapshot(epoch, self.settings, scores, tracker), lambda out: self._policy(learner, out)
+            )
+
+        self.runtime.on_main(write)
+
+    def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
+        """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""
+
+        def write() -> None:
+            if epoch in self.checkpoints.epochs():
+                self.checkpoints.add_scores(epoch, scores)
+
+        self.runtime.on_main(write)
+
+    def check_best(self, scores: Mapping[str, float]) -> None:
+        """Raises RewardError when the first evaluation has no score of the name that is to mark the best."""
+        if self.options.best and self.options.best not in scores:
+            known = [name for name in scores if not name.endswith("_se")]
+            raise RewardError(
+                f"checkpoint.best = {self.options.best!r}: the evaluation has no such score, only {', '.join(known)}"
+            )
+
+    def finish(self, learner: Learner) -> Path:
+        """Rank 0 writes the averaged policy into `adapter/` and the report, and says what was gained; its path."""
+        page = self.folder / "report.html"
+
+        def write() -> None:
+            with files.whole(self.folder / checkpoint.ADAPTER) as draft:
+                self._policy(learner, draft)
+            report.write(self.folder, page)
+            for row in report.gains(self.folder)[:1]:
+                self.runtime.say(
+                    f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
+                    f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"
+                )
+
+        self.runtime.on_main(write)
+        return page
+
+    def _policy(self, learner: Learner, folder: Path) -> None:
+        """The averaged policy with a card that says what it is."""
+        learner.export(folder)
+        (folder / "README.md").write_text(modelcard.write(self.settings, report.gains(self.folder)))

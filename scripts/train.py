@@ -33,7 +33,8 @@ def main(_: list[str]) -> int:
         return _stopped(trainer, "stopped by Ctrl-C", 130)
     except Preempted as why:
         code = _stopped(trainer, f"stopped by {why}", 0)
-        trainer.runtime.accelerator.end_training()
+        if trainer is not None:
+            trainer.runtime.accelerator.end_training()  # all ranks are here; one that left without would abort
         return code
     except (RewardError, RatioError, GradientError, DisagreementError) as error:
         return _stopped(trainer, f"error: {error}", 3)

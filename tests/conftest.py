@@ -18,6 +18,10 @@ torch.set_num_threads(1)
 ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="kill runs 200 times instead of 20 (tests/faults)")
+
+
 @pytest.fixture(scope="session")
 def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_sd3(tmp_path_factory.mktemp("random-sd3"))

@@ -1,0 +1,185 @@
+"""scripts/train.py in processes forked with their imports done; each can tell when it is where it is to be hurt."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
+SHORT = {"epochs": 3, "eval.every": 3, "eval.prompts": 2, "tracking.images_every": 3, "checkpoint.keep_every": 100}
+SLOW_FLUSH = 0.02  # seconds added to every flush, so that there is a midst of writing
+DEADLINE = 120  # seconds for any process
+
+# Where a process announces itself: the function that is then called.
+PHASES = {
+    "sample": "tp_grpo.trainer.roll_out",
+    "score": "tp_grpo.scoring.Lane._score",
+    "update": "tp_grpo.update.Updater.step",
+    "evaluate": "tp_grpo.evaluate.ode_images",
+    "write": "tp_grpo.checkpoint.Checkpoints.save",
+    "rename": "tp_grpo.checkpoint.Checkpoints.tidy",
+}
+
+
+@dataclass
+class Process:
+    """A run in work. `reached` waits for its moment; `wait` gives its exit status and what it printed."""
+
+    process: Any
+    heard: Connection
+    log: Path
+    killed: bool = field(default=False)
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    def reached(self) -> bool:
+        """True at the moment; False when the process ended without coming to it."""
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            if self.heard.poll(0.01):
+                try:
+                    return bool(self.heard.recv())
+                except EOFError:
+                    return False
+        raise TimeoutError(self.log.read_text())
+
+    def wait(self) -> tuple[int, str]:
+        self.process.join(DEADLINE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.log.read_text())
+        return self.process.exitcode, self.log.read_text()
+
+
+def start(
+    folder: Path,
+    name: str,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    at: tuple[str, int] | None = None,
+    ranks: int = 1,
+    spoil: Mapping[int, str] | None = None,
+) -> list[Process]:
+    """A process a rank; `at`: (phase, how many times it must have begun) is announced by each.
+
+    spoil: rank -> "module.function" that is called before the run.
+    """
+    chosen = {"output_dir": folder, "run_name": name, **SHORT, **(fields or {})}
+    arguments = [CONFIG, *(f"--config.{field}={value}" for field, value in chosen.items())]
+    environments = _environments(ranks)
+    return [
+        _start(arguments, environment, folder / f"{name}-{rank}-{time.monotonic_ns()}.log", at, (spoil or {}).get(rank))
+        for rank, environment in enumerate(environments)
+    ]
+
+
+def finish(folder: Path, name: str, fields: Mapping[str, Any] | None = None) -> str:
+    """A run to its end; returns what it printed."""
+    (process,) = start(folder, name, fields)
+    code, output = process.wait()
+    assert code == 0, output
+    return output
+
+
+def _environments(ranks: int) -> list[dict[str, str]]:
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true"}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _start(
+    arguments: Sequence[str], environment: dict[str, str], log: Path, at: tuple[str, int] | None, spoil: str | None
+) -> Process:
+    heard, tell = multiprocessing.Pipe(duplex=False)
+    process = fork(_train, arguments, environment, log, tell, at, spoil)
+    tell.close()
+    return Process(process, heard, log)
+
+
+def fork(work: Callable[..., None], *arguments: Any) -> Any:
+    """A process that has imported `warm` already."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.warm"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def _train(
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    log: Path,
+    tell: Connection,
+    at: tuple[str, int] | None,
+    spoil: str | None,
+) -> None:
+    os.environ.update(environment)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.chdir(ROOT)
+    if at:
+        _announce(at, tell)
+    if spoil:
+        owner, name = _owner(spoil)
+        getattr(owner, name)()
+    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.argv = ["scripts/train.py", *arguments]
+    runpy.run_path("scripts/train.py", run_name="__main__")
+
+
+def _announce(at: tuple[str, int], tell: Connection) -> None:
+    """Wrap the phase's function to tell when it begins for the nth time, and flush slowly."""
+    phase, nth = at
+    calls = 0
+
+    def before() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            tell.send(True)
+
+    wrap(PHASES[phase], before)
+    wrap("tp_grpo.files.flush", lambda: time.sleep(SLOW_FLUSH))
+
+
+def wrap(path: str, before: Callable[[], None]) -> None:
+    """From now on `before` is called before the function or method."""
+    owner, name = _owner(path)
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        before()
+        return function(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def _owner(path: str) -> tuple[Any, str]:
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        owner: Any = sys.modules.get(".".join(parts[:cut]))
+        if owner is not None:
+            for part in parts[cut:-1]:
+                owner = getattr(owner, part)
+            return owner, parts[-1]
+    raise ValueError(path)

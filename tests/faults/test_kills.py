@@ -1,0 +1,140 @@
+"""kill -9 at any moment, and a full disk: the run goes on, and ends with the weights of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults import runs
+from tp_grpo.checkpoint import STATE, WEIGHTS, Checkpoint, Checkpoints, load
+from tp_grpo.files import NoRoomError, read_lines
+
+WIDTH = {"sample": 0.15, "score": 0.02, "update": 0.1, "evaluate": 0.1, "write": 0.25, "rename": 0.1}  # seconds
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    runs.finish(folder, "run")
+    return folder / "run"
+
+
+def assert_same(hurt: Path, whole: Path) -> None:
+    """Trained weights, their average and what was logged of the training; seconds differ."""
+    for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
+        assert (hurt / name).read_bytes() == (whole / name).read_bytes(), f"{hurt / name} differs"
+    ours, theirs = ([_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole))
+    assert ours == theirs
+    assert (hurt / "report.html").is_file() and len(list(hurt.glob("evaluations/*.safetensors"))) == 2
+
+
+def _told(line: dict) -> dict:
+    return {name: value for name, value in line.items() if not name.startswith("seconds")}
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_left_alone(
+    tmp_path: Path, undisturbed: Path, kills: int
+) -> None:
+    draw = random.Random(5)
+    left, number = kills, 0
+    while left:
+        number += 1
+        name = f"hurt-{number}"
+        while left and _killed(tmp_path, name, draw, phase=list(runs.PHASES)[left % len(runs.PHASES)]):
+            left -= 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # "damaged; trying the one before it"
+                Checkpoints(tmp_path / name / "checkpoints", 100).newest()
+        if not (tmp_path / name / "report.html").is_file():
+            runs.finish(tmp_path, name)
+        assert_same(tmp_path / name, undisturbed)
+
+
+def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool:
+    """Start or go on, and kill a random moment after the phase begins; False when the run ended before."""
+    (process,) = runs.start(folder, name, at=(phase, draw.randint(1, 3 if phase in ("sample", "update") else 2)))
+    wait = draw.uniform(0, WIDTH[phase])
+    if not process.reached():
+        code, output = process.wait()
+        assert code == 0, output
+        return False
+    time.sleep(wait)
+    process.process.kill()
+    return process.wait()[0] == -9
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """16 MB; a checkpoint of the run takes 3."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a small tmpfs can only be mounted by root, outside of most containers")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> Path:
+    filler = disk / "filler"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    filler.write_bytes(bytes(free - leave))
+    return filler
+
+
+def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(small_disk: Path, undisturbed: Path) -> None:
+    runs.finish(small_disk, "run", {"epochs": 1})
+    filler = fill(small_disk, leave=1 << 20)
+    (process,) = runs.start(small_disk, "run")
+    code, output = process.wait()
+    assert code == 4 and "Traceback" not in output, output
+    assert "error: the disk is full: about 3,1" in output and "were free for" in output, output
+    assert "everything up to epoch 1 is in" in output
+    assert load(small_disk / "run/checkpoints/epoch-1").epoch == 1
+    assert [path.name for path in (small_disk / "run/checkpoints").iterdir() if path.name.startswith(".")] == []
+    filler.unlink()
+    runs.finish(small_disk, "run")
+    for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
+        assert (small_disk / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize("full", [WEIGHTS, STATE, "adapter"])
+def test_a_disk_that_fills_up_while_a_file_is_written(
+    small_disk: Path, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(small_disk / "checkpoints", 10)
+    tensor = torch.zeros(1 << 18)  # 1 MB
+
+    def export(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes(3 << 20))
+
+    def save(epoch: int) -> None:
+        checkpoints.save(Checkpoint(epoch, {"a": tensor}, {"b": tensor}, {}), export)
+
+    save(1)
+    fill(small_disk, leave={WEIGHTS: 1 << 19, STATE: 3 << 19, "adapter": 3 << 20}[full])
+    # As if the disk had room when writing began, and another process filled it.
+    disk_usage, asked = shutil.disk_usage, []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        return disk_usage(path)._replace(free=5 << 20) if len(asked) == 1 else disk_usage(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(NoRoomError, match=r"the disk is full: about 5,2.* were needed .*were free for .*epoch-2"):
+        save(2)
+    assert checkpoints.epochs() == [1] and load(small_disk / "checkpoints" / "epoch-1").epoch == 1
+    assert not list((small_disk / "checkpoints").glob(".*"))

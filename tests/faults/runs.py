@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -17,7 +18,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
-SHORT = {"epochs": 3, "eval.every": 3, "eval.prompts": 2, "tracking.images_every": 3, "checkpoint.keep_every": 100}
+SHORT = {
+    "epochs": 3,
+    "sample.steps": 3,
+    "sample.group_size": 2,
+    "sample.batch_size": 2,
+    "eval.every": 3,
+    "eval.prompts": 2,
+    "eval.steps": 2,
+    "tracking.images_every": 3,
+    "checkpoint.keep_every": 100,
+}
 SLOW_FLUSH = 0.02  # seconds added to every flush, so that there is a midst of writing
 DEADLINE = 120  # seconds for any process
 
@@ -139,8 +150,8 @@ def _train(
     if at:
         _announce(at, tell)
     if spoil:
-        owner, name = _owner(spoil)
-        getattr(owner, name)()
+        module, _, name = spoil.rpartition(".")
+        getattr(importlib.import_module(module), name)()
     sys.path.insert(0, str(ROOT / "scripts"))
     sys.argv = ["scripts/train.py", *arguments]
     runpy.run_path("scripts/train.py", run_name="__main__")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.faults import runs
 from tp_grpo.checkpoint import STATE, WEIGHTS, Checkpoint, Checkpoints, load
@@ -29,10 +30,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def assert_same(hurt: Path, whole: Path) -> None:
-    """Trained weights, their average and what was logged of the training; seconds differ."""
+def assert_same_weights(hurt: Path, whole: Path) -> None:
+    """The trained ones and their average, bit for bit."""
     for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
-        assert (hurt / name).read_bytes() == (whole / name).read_bytes(), f"{hurt / name} differs"
+        tensors, expected = load_file(hurt / name), load_file(whole / name)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected), f"{hurt / name} differs"
+
+
+def assert_same(hurt: Path, whole: Path) -> None:
+    """Weights, and what was logged; seconds differ."""
+    assert_same_weights(hurt, whole)
     ours, theirs = ([_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole))
     assert ours == theirs
     assert (hurt / "report.html").is_file() and len(list(hurt.glob("evaluations/*.safetensors"))) == 2
@@ -106,8 +114,7 @@ def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(small_disk
     assert [path.name for path in (small_disk / "run/checkpoints").iterdir() if path.name.startswith(".")] == []
     filler.unlink()
     runs.finish(small_disk, "run")
-    for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
-        assert (small_disk / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert_same_weights(small_disk / "run", undisturbed)
 
 
 @pytest.mark.parametrize("full", [WEIGHTS, STATE, "adapter"])

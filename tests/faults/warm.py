@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+
 import diffusers
 import torch
 import transformers
 
-import config.tp_grpo
-import reward_models.shapes
-import tp_grpo.shapes.captions
-import tp_grpo.trainer
-
-# Classes that the libraries import when they are first asked for.
-WARM = (
-    config.tp_grpo,
-    reward_models.shapes,
-    tp_grpo.shapes.captions,
-    tp_grpo.trainer,
+MODULES = (
+    "config.tp_grpo",
+    "matplotlib.backends.backend_svg",
+    "networkx",
+    "reward_models.shapes",
+    "torch._inductor.codecache",
+    "tp_grpo.models.export",
+    "tp_grpo.models.sd3",
+    "tp_grpo.shapes.captions",
+    "tp_grpo.trainer",
+)
+for module in MODULES:
+    importlib.import_module(module)
+# These the libraries import when they are first asked for.
+CLASSES = (
     diffusers.StableDiffusion3Pipeline,
     transformers.CLIPTextModelWithProjection,
     transformers.T5EncoderModel,

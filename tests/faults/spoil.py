@@ -1,0 +1,28 @@
+"""What goes wrong on one rank: called there before the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import tp_grpo.prompts
+from tp_grpo.update import Updater
+
+
+def weights() -> None:
+    """Every update leaves the last bit of one weight other than it should be."""
+    step = Updater.step
+
+    def spoiled(self: Updater, *arguments: Any, **options: Any) -> dict[str, float]:
+        report = step(self, *arguments, **options)
+        with torch.no_grad():
+            self.learner.parameters[3].view(-1)[7].nextafter_(torch.tensor(torch.inf))
+        return report
+
+    Updater.step = spoiled  # type: ignore[method-assign]
+
+
+def prompts() -> None:
+    """Every epoch draws the first prompts, backwards."""
+    tp_grpo.prompts.epoch_groups = lambda n, *, groups, **_: list(range(groups))[::-1]  # type: ignore[assignment]

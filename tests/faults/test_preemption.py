@@ -1,0 +1,149 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: where a run stops, what it says, and that it goes on, on other ranks too."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults import runs
+from tp_grpo import preemption
+from tp_grpo.checkpoint import Checkpoints, load
+from tp_grpo.files import read_lines
+from tp_grpo.preemption import Preempted, Preemption
+
+
+def epochs(folder: Path) -> list[int]:
+    return Checkpoints(folder / "checkpoints", 100).epochs()
+
+
+def logged(folder: Path, kind: str) -> list[int]:
+    return [line["epoch"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(tmp_path: Path) -> None:
+    (process,) = runs.start(tmp_path, "run", {"checkpoint.grace": 0}, at=("sample", 3))  # two an epoch
+    assert process.reached()
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = process.wait()
+    assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
+    assert f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there." in output
+    assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
+
+
+def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path: Path) -> None:
+    fields = {"checkpoint.grace": 0, "eval.every": 2, "eval.batch_size": 1}
+    (process,) = runs.start(tmp_path, "run", fields, at=("evaluate", 3))  # two images, and two after epoch 2
+    assert process.reached()
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = process.wait()
+    assert code == 0 and "stopped at once" in output, output
+    folder = tmp_path / "run"
+    assert epochs(folder) == [1, 2] and logged(folder, "eval") == [0], "the trained epoch is kept"
+    runs.finish(tmp_path, "run", fields)
+    assert logged(folder, "eval") == [0, 2, 3] and logged(folder, "train") == [1, 2, 3]
+    assert "total" in load(folder / "checkpoints/epoch-2").scores
+
+
+def test_a_signal_to_rank_1_stops_both_after_the_epoch_and_one_process_goes_on(tmp_path: Path) -> None:
+    fields = {"checkpoint.grace": 600, "sample.batch_size": 1}
+    processes = runs.start(tmp_path, "run", fields, at=("update", 3), ranks=2)  # in epoch 2
+    assert all(process.reached() for process in processes)
+    os.kill(processes[1].pid, signal.SIGUSR1)
+    for code, output in [process.wait() for process in processes]:
+        assert code == 0 and "stopped by SIGUSR1: stopped after the epoch" in output, output
+    assert epochs(tmp_path / "run") == [1, 2]
+    runs.finish(tmp_path, "run", fields)
+    assert logged(tmp_path / "run", "train") == [1, 2, 3] and logged(tmp_path / "run", "eval") == [0, 3]
+
+
+def test_weights_that_differ_on_a_rank_stop_both_before_they_are_saved(tmp_path: Path) -> None:
+    fields = {"sample.batch_size": 1}
+    processes = runs.start(tmp_path, "run", fields, ranks=2, spoil={1: "tests.faults.spoil.weights"})
+    for code, output in [process.wait() for process in processes]:
+        assert code == 3 and "error: the ranks disagree:\n  rank 1 has weights of " in output, output
+        assert "where rank 0 has" in output and "seen after the updates of epoch 1" in output
+    assert epochs(tmp_path / "run") == []
+
+
+def test_prompts_that_differ_on_a_rank_stop_both_before_they_are_drawn(tmp_path: Path) -> None:
+    fields = {"sample.batch_size": 1}
+    processes = runs.start(tmp_path, "run", fields, ranks=2, spoil={1: "tests.faults.spoil.prompts"})
+    for code, output in [process.wait() for process in processes]:
+        assert code == 3 and "  rank 1 has as prompt ids [1, 0], where rank 0 has [" in output, output
+        assert "the same prompt files" in output
+
+
+def _hang(pressed: str) -> None:
+    """In C, where Python's handlers do not run; the lock of the interpreter is free."""
+    preemption.stop_on_second_ctrl_c("twice")
+    Path(pressed).touch()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+
+
+def test_a_second_ctrl_c_stops_a_process_that_hangs_in_c(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    process = runs.fork(_hang, str(ready))
+    while not ready.exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(0.3)
+    assert process.exitcode is None, "the first waits for Python"
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+
+
+class Alone:
+    def largest(self, values: list[float]) -> list[float]:
+        return values
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "grace, evaluates, stops",
+    [(6, False, False), (4, False, True), (6, True, True), (16, True, False)],
+)
+def test_the_epoch_is_finished_when_the_grace_allows(
+    grace: float, evaluates: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs take 8 s, evaluations 10; 3 s after its begin, an epoch needs 5 s more, or 15 with an evaluation."""
+    clock = Clock()
+    monkeypatch.setattr(preemption, "time", clock)
+    preempted = Preemption(Alone(), grace)  # type: ignore[arg-type]
+    with preempted.epoch(evaluates=True):
+        clock.now += 7
+        with preempted.evaluation():
+            clock.now += 10
+        clock.now += 1
+    preempted.between_epochs()
+    with pytest.raises(Preempted, match="SIGTERM"), preempted.watching(), preempted.epoch(evaluates=evaluates):
+        clock.now += 3
+        preempted.boundary()
+        signal.raise_signal(signal.SIGTERM)
+        if stops:
+            preempted.boundary()
+            pytest.fail("it went on")
+        preempted.boundary()
+        clock.now += grace + 1
+        preempted.boundary()
+        pytest.fail("it went on after the grace was over")
+
+
+def test_before_an_epoch_was_timed_it_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    preempted = Preemption(Alone(), 1e9)  # type: ignore[arg-type]
+    before = signal.getsignal(signal.SIGUSR1)
+    with preempted.watching(), pytest.raises(Preempted, match="SIGUSR1: stopped at once"):
+        signal.raise_signal(signal.SIGUSR1)
+        list(preempted.between([1]))
+    assert signal.getsignal(signal.SIGUSR1) == before

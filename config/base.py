@@ -29,9 +29,10 @@ def get_config() -> ConfigDict:
 
     c.sample = _sample()
     c.credit = ConfigDict()
-    c.credit.name = "turning_point"  # terminal (Flow-GRPO) | incremental | turning_point (TP-GRPO)
+    c.credit.name = "turning_point"  # terminal (Flow-GRPO) | incremental | turning_point (TP-GRPO) | value
     c.credit.constraint = True  # turning_point: the step must also agree in sign with what follows it
     c.credit.balance = True  # turning_point: keep as many positive as negative turning points
+    c.credit.lam = 1.0  # value: from 0 (what the step itself added; biased) to 1 (all that follows it; unbiased)
 
     c.advantage = ConfigDict()
     c.advantage.global_std = False  # divide by the std of the whole epoch's column, not of the prompt's group
@@ -113,6 +114,14 @@ def _sample() -> ConfigDict:
     c.group_size = 24  # images a prompt
     c.batch_size = 9  # images a model call; also rows of a training micro-batch
     c.max_rows = 36  # ODE branches a model call
+    # How states are completed: euler (every step) | reuse (but those from a sigma below 0.02, where the last velocity
+    # serves again) | multistep (second order) | strided (every so many steps) | tweedie (the x_0 the state predicts)
+    c.completion = "euler"
+    c.completion_steps = 3  # multistep: evaluations a completion, a branch's own state included
+    c.completion_stride = 2  # strided
+    c.branch_from = 0  # the first state of the window that is completed; 0: the ODE baseline is the ladder's foot
+    c.branch_every = 1  # states from one that is completed to the next; the steps between share the credit
+    c.same_latent = False  # the images of a prompt start from one noise, so that they have one baseline
     c.store_on_cpu = False  # keep an epoch's trajectories and conditions in host memory until the update
     return c
 

@@ -96,8 +96,8 @@ def _plan(config: Any, found: Estimate) -> str:
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
         ("ranks", f"{p.world_size}"),
         ("images", f"{p.images} an epoch: {p.groups} prompts x {p.group_size}"),
-        ("sampling", f"{p.nfe} model evaluations an image, {p.nfe * p.images} an epoch; {p.steps} steps"),
-        ("scored", f"{p.images * p.ladder} images an epoch in {p.images // p.batch_size} calls of each scorer"),
+        ("sampling", f"{p.nfe} model evaluations an image, {p.epoch_nfe} an epoch; {p.steps} steps"),
+        ("scored", f"{p.epoch_images} images an epoch in {p.images // p.batch_size} calls of each scorer"),
         ("update", f"{p.updates} an epoch, each of {p.images // p.updates} images"),
         ("", f"a rank: {p.micro_batches} micro-batches of {p.batch_size} accumulated "
              f"({p.batches_per_update} rollout batches x {len(p.window)} steps)"),

@@ -21,6 +21,11 @@ def schedule(steps: int) -> Tensor:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 0.8
 
 
+def alone(window: range, steps: int) -> dict[int, range]:
+    """No branches: only the trajectory's own end."""
+    return {len(window): range(window.stop, steps)}
+
+
 class Recorder:
     """A velocity that differs by sample and by step, and remembers its calls."""
 
@@ -82,7 +87,9 @@ def test_calls(steps, window, max_rows):
         assert len(branch_calls) == expected
 
     velocity.calls.clear()
-    _, clean = staircase(velocity, randn(B, *LATENT), schedule(steps), noise, branches=False, **options)
+    _, clean = staircase(
+        velocity, randn(B, *LATENT), schedule(steps), noise, completions=alone(window, steps), **options
+    )
     assert velocity.calls == [(i, [0, 1, 2]) for i in range(steps)]
     assert clean.shape == (B, 1, *LATENT)
 
@@ -91,7 +98,7 @@ def test_branches_do_not_touch_the_trajectory():
     x, sigmas, noise = randn(B, *LATENT), schedule(6), randn(B, 4, *LATENT, seed=1)
     options = {"window": range(1, 5), "kind": "sde", "noise_level": 0.7, "max_rows": 2}
     (with_branches, ladder), (without, end) = (
-        staircase(Recorder(), x, sigmas, noise, branches=b, **options) for b in (True, False)
+        staircase(Recorder(), x, sigmas, noise, completions=c, **options) for c in (None, alone(range(1, 5), 6))
     )
     assert torch.equal(with_branches.x, without.x) and torch.equal(with_branches.log_prob, without.log_prob)
     assert torch.equal(ladder[:, -1:], end)
@@ -165,7 +172,8 @@ def mixture_samples(kind: str, steps: int, count: int = 20_000) -> Tensor:
         return ode(velocity, x, sigmas)[:, 0]
     noise, noise_level = randn(count, steps, 1, seed=steps + 1), 1.0 if kind == "sde" else 1 / math.sqrt(steps)
     window = range(steps)
-    options = {"window": window, "kind": kind, "noise_level": noise_level, "branches": False, "max_rows": 1}
+    options = {"window": window, "kind": kind, "noise_level": noise_level, "max_rows": 1}
+    options["completions"] = alone(window, steps)
     return staircase(velocity, x, sigmas, noise, **options)[1][:, 0, 0]
 
 

@@ -5,6 +5,7 @@ The real classes run on the meta device with the config's own shapes; nothing is
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ def estimate(config: Any, world_size: int) -> Estimate:
         raise ValueError(f"model.dtype = {config.model.dtype!r} is not one of {', '.join(base.DTYPES)}")
     shapes = architecture.read(config.model)
     backbone = architecture.build(shapes, config.model)
+    plan = plan.at(_schedule(backbone, plan.steps))
     # Counted with a copy of the frozen model on the device; without a KL term it waits in host memory.
     policy = Policy(
         backbone.transformer,
@@ -92,6 +94,13 @@ def estimate(config: Any, world_size: int) -> Estimate:
     flops = _flops(config, plan, measured, decode_flops)
     memory = _memory(config, plan, shapes, backbone, policy, measured, decode_peak)
     return Estimate(plan, _counts(policy), flops, memory)
+
+
+def _schedule(backbone: Any, steps: int) -> list[float]:
+    """The model's own sigmas, as numbers: the meta device has none."""
+    here = copy.copy(backbone)
+    here.device = torch.device("cpu")
+    return list(here.sigmas(steps).tolist())
 
 
 def measure(backbone: Any, policy: Policy, shapes: Architecture, config: Any, plan: Plan) -> Measured:
@@ -156,8 +165,8 @@ def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
     steps = len(plan.window) * config.train.inner_epochs
     evaluated = _evaluated(config)
     return Flops(
-        sample=plan.images * plan.nfe * forward,
-        decode=plan.images * plan.ladder * decode,
+        sample=plan.epoch_nfe * forward,
+        decode=plan.epoch_images * decode,
         train=plan.images * steps * measured.update_flops / plan.batch_size,
         evaluate=None if evaluated is None else evaluated * (config.eval.steps * forward + decode) / config.eval.every,
         forward=forward,

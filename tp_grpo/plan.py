@@ -5,15 +5,19 @@ The config states global units; the plan derives what each rank does, or refuses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
+SMALL_SIGMA = (
+    0.02  # below it a completion that saves evaluations makes none: v moves the image by sigma times its error
+)
 CHOICES = (
     ("model", "text_encoders", ("offload", "resident", "drop")),
     ("model", "vae_dtype", ("fp32", "bf16")),
     ("sample", "kind", ("sde", "cps")),
+    ("sample", "completion", ("euler", "reuse", "multistep", "strided", "tweedie")),
     ("train", "optimizer", ("adamw", "adamw_8bit")),
     ("train", "step_weight", ("uniform", "velocity")),
 )
@@ -26,12 +30,19 @@ class Plan:
     world_size: int
     steps: int
     window: range
-    branches: bool
+    branches: tuple[
+        int, ...
+    ]  # states of the window, by SDE steps before them, that are completed by the ODE; ascending
     groups: int  # an epoch
     group_size: int
     updates: int  # an epoch
     batch_size: int  # rows of a rollout call and of a training micro-batch
     batches_per_update: int  # on each rank
+    completion: str = "euler"
+    completion_steps: int = 1  # of `multistep`
+    completion_stride: int = 1  # of `strided`
+    same_latent: bool = False
+    small: int | None = None  # the first step that starts below SMALL_SIGMA; None until the schedule is known
 
     @property
     def images(self) -> int:
@@ -40,15 +51,72 @@ class Plan:
 
     @property
     def ladder(self) -> int:
-        """Clean images a trajectory, all of them decoded and scored: K + 1, or 1 without branches."""
-        return len(self.window) + 1 if self.branches else 1
+        """Clean images a trajectory, the length J of its reward ladder: K + 1 with all branches, 1 with none."""
+        return len(self.branches) + 1
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """The states (J,) that the ladder's columns stand for, by the SDE steps before them; the last is K."""
+        return (*self.branches, len(self.window))
+
+    @property
+    def solver(self) -> str:
+        """Of the completions, as the sampler names it."""
+        return "adams_bashforth" if self.completion == "multistep" else "euler"
+
+    @property
+    def completions(self) -> dict[int, tuple[int, ...]]:
+        """For each of `states` the steps at which its completion evaluates the velocity, beside a branch's first."""
+        return {state: self._evaluated(state) for state in self.states}
 
     @property
     def nfe(self) -> int:
-        """Model evaluations a trajectory while sampling: T + K (T - s - 1) - K (K - 1) / 2 with branches."""
-        k = len(self.window)
-        born = k * (self.steps - self.window.start - 1) - k * (k - 1) // 2
-        return self.steps + (born if self.branches else 0)
+        """Model evaluations a trajectory while sampling, a shared baseline counted for each.
+
+        T + K (T - s - 1) - K (K - 1) / 2 with `euler` and all branches.
+        """
+        return self.window.stop + sum(map(len, self.completions.values()))
+
+    @property
+    def epoch_nfe(self) -> int:
+        """Model evaluations of an epoch's sampling; the baseline of one latent is computed once a rollout batch."""
+        return self.images * self.nfe - self._shared * len(self.completions.get(0, ()))
+
+    @property
+    def epoch_images(self) -> int:
+        """Images decoded, and scored, an epoch."""
+        return self.images * self.ladder - self._shared
+
+    @property
+    def _shared(self) -> int:
+        """Baselines an epoch that another member of the group in the same rollout batch has made already."""
+        if not (self.same_latent and 0 in self.branches):
+            return 0
+        batches = [batch for rank in range(self.world_size) for batch in self.batches(rank)]
+        return sum(len(batch) - len({group for group, _ in batch}) for batch in batches)
+
+    def _evaluated(self, state: int) -> tuple[int, ...]:
+        start, end = self.window.start + state, state == len(self.window)
+        stop = self.steps if self.small is None else self.small
+        if self.completion == "reuse" and end and start >= stop:
+            return ()  # the velocity of the last SDE step serves once more
+        steps = self._visited(start, max(stop, start + 1))
+        return tuple(steps if end else steps[1:])
+
+    def _visited(self, start: int, stop: int) -> Sequence[int]:
+        """The steps at which a completion from `start` needs the velocity; `stop`: the first that starts too low."""
+        if self.completion == "tweedie":
+            return [start]
+        if self.completion == "strided":
+            return range(start, stop, self.completion_stride)
+        if self.completion == "multistep":
+            count = min(self.completion_steps, stop - start)
+            return [start + i * (stop - start) // count for i in range(count)]
+        return range(start, self.steps if self.completion == "euler" else stop)
+
+    def at(self, sigmas: Sequence[float]) -> Plan:
+        """The plan for a model's own schedule (T+1,), on which it depends which steps a completion can spare."""
+        return replace(self, small=next(i for i, sigma in enumerate(sigmas) if sigma < SMALL_SIGMA))
 
     @property
     def micro_batches(self) -> int:
@@ -71,6 +139,8 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     """Raises ValueError with the numbers and the nearest that work, for what does not fit together."""
     sample, train = config.sample, config.train
     _positive(sample, "sample", ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"))
+    _positive(sample, "sample", ("branch_every", "completion_steps", "completion_stride"))
+    _within(config.credit, "credit", "lam", 0, 1)
     _positive(config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size"))
     _positive(config.advantage, "advantage", ("clip",))
     _within(config, "config", "seed", 0, 2**63 - 1)
@@ -103,12 +173,16 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
         world_size=world_size,
         steps=sample.steps,
         window=range(sample.window_start, sample.window_start + sample.window_size),
-        branches=branches,
+        branches=tuple(range(sample.branch_from, sample.window_size, sample.branch_every)) if branches else (),
         groups=sample.groups_per_epoch,
         group_size=sample.group_size,
         updates=train.updates_per_epoch,
         batch_size=sample.batch_size,
         batches_per_update=per_rank // sample.batch_size,
+        completion=sample.completion,
+        completion_steps=sample.completion_steps,
+        completion_stride=sample.completion_stride,
+        same_latent=sample.same_latent,
     )
 
 
@@ -131,6 +205,11 @@ def _check_window(sample: Any) -> None:
             f"covers steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step "
             f"({sample.steps - 1}) ends at sigma 0, where no noise is left to act on; the largest window_size "
             f"from there is {max(0, sample.steps - 1 - max(0, sample.window_start))}"
+        )
+    if not 0 <= sample.branch_from < sample.window_size:
+        raise ValueError(
+            f"sample.branch_from = {sample.branch_from}: the first state to be completed must be one of the window's, "
+            f"0 to {sample.window_size - 1} (window_size = {sample.window_size})"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tp_grpo.plan import Plan
 from tp_grpo.rewards import Rewards, RewardSet, to_uint8
 from tp_grpo.types import PromptBatch, Rollout, cat, index, to
 
-TRAINING, EVALUATION = 0, 1  # what a noise is for is part of its key
+TRAINING, EVALUATION, COMMON = 0, 1, 2  # what a noise is for is part of its key
 
 
 def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -> Tensor:
@@ -49,22 +49,23 @@ def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: f
 class Pending:
     """A rollout whose scores are still on the reward thread.
 
-    size: (B, R), R the ladder's length; images: (B, R, H, W, 3) uint8 where they are to be kept.
+    place: (B, J), J the ladder's length: the scored image that each entry stands for; images: (B, J, H, W, 3) uint8
+    where they are to be kept.
     """
 
     rollout: Rollout
     rewards: Future[Rewards]
-    size: tuple[int, int]
+    place: Tensor
     images: np.ndarray | None
 
     def finish(self) -> tuple[Rollout, Rewards]:
-        """Wait for the scores; the rollout with its ladder, and the rewards as (B, R). Raises RewardError."""
-        size, done = self.size, self.rewards.result()
-        total = done.total.reshape(size)
+        """Wait for the scores; the rollout with its ladder, and the rewards as (B, J). Raises RewardError."""
+        place, done = self.place, self.rewards.result()
+        total = done.total[place]
         rewards = Rewards(
             total,
-            {name: score.reshape(size) for name, score in done.scores.items()},
-            {name: extra.reshape(size) for name, extra in done.extras.items()},
+            {name: score[place] for name, score in done.scores.items()},
+            {name: extra[place] for name, extra in done.extras.items()},
         )
         old = self.rollout
         return Rollout(old.cond, old.trajectory, total, old.group_id, rewards.scores), rewards
@@ -83,7 +84,11 @@ def roll_out(
 ) -> Pending:
     """Sample a batch with its branches, decode every completion and hand them to the reward thread."""
     sigmas = backbone.sigmas(plan.steps)
-    noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape)).to(backbone.device)
+    noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape))
+    origin = first_of_group(batch.group_id) if plan.same_latent else torch.arange(len(noise))
+    if plan.same_latent:
+        noise[:, 0] = draw_noise((COMMON, *key), replace(batch, member=0 * batch.member), backbone.latent_shape)
+    noise = noise.to(backbone.device)
     trajectory, clean = sampler.staircase(
         velocity_of(backbone, sigmas, cond, sample.guidance_scale),
         noise[:, 0],
@@ -92,18 +97,34 @@ def roll_out(
         window=plan.window,
         kind=sample.kind,
         noise_level=sample.noise_level,
-        branches=plan.branches,
         max_rows=sample.max_rows,
+        completions=plan.completions,
+        solver=plan.solver,
+        origin=origin,
     )
     if sample.store_on_cpu:
         trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
-    images = to_uint8(backbone.decode(clean.flatten(0, 1)))
-    prompts = [prompt for prompt in batch.prompts for _ in range(plan.ladder)]
-    metadata = [data for data in batch.metadata for _ in range(plan.ladder)]
-    future = rewards.submit(images, prompts, metadata)
-    size = (len(batch.prompts), plan.ladder)
-    unscored = Rollout(cond, trajectory, torch.empty(size[0], 0), batch.group_id, {})
-    return Pending(unscored, future, size, images.reshape(*size, *images.shape[1:]) if keep_images else None)
+    image_of = _image_of(origin, plan)
+    different = image_of.unique()
+    images = to_uint8(backbone.decode(clean.flatten(0, 1)[different.to(clean.device)]))
+    owners = (different // plan.ladder).tolist()
+    future = rewards.submit(images, [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners])
+    place = torch.searchsorted(different, image_of)
+    unscored = Rollout(cond, trajectory, torch.empty(len(place), 0), batch.group_id, {})
+    return Pending(unscored, future, place, images[place.numpy()] if keep_images else None)
+
+
+def first_of_group(group_id: Tensor) -> Tensor:
+    """For each sample (B,) the first of the batch in its group -> (B,) int64."""
+    return (group_id[:, None] == group_id).to(torch.uint8).argmax(1)
+
+
+def _image_of(origin: Tensor, plan: Plan) -> Tensor:
+    """Which of all B x J completions, each entry of the ladder shows -> (B, J); a common baseline is one."""
+    entry = torch.arange(len(origin) * plan.ladder).reshape(-1, plan.ladder)
+    if 0 in plan.branches:
+        entry[:, 0] = entry[origin, 0]
+    return entry
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ class Trainer:
         self.backbone = models.load(c.model, self.runtime.device)
         if c.model.text_encoders == "drop":
             self._encode_ahead()
+        self.plan = self.plan.at(self.backbone.sigmas(self.plan.steps).tolist())
         self.learner = Learner(self.runtime, self.backbone, c)
         self.updater = Updater(
             self.runtime.accelerator,
@@ -190,7 +191,14 @@ class Trainer:
         """Credit and advantages (N, K) of all ranks' samples."""
         c = self.config
         options = {name: c.credit[name] for name in credit.METHODS[c.credit.name].options}
-        steps = credit.assign(c.credit.name, ladder, steps=len(self.plan.window), **options)
+        steps = credit.assign(
+            c.credit.name,
+            ladder,
+            steps=len(self.plan.window),
+            states=self.plan.states,
+            group_id=group_id,
+            **options,
+        )
         norm = c.advantage
         return steps, group_normalize(steps.reward, group_id, global_std=norm.global_std, clip=norm.clip)
 
@@ -256,7 +264,7 @@ class Trainer:
         values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
         turning = step_credit.turning.float().mean(0).tolist()
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
-        values |= stats | {"updates": self.learner.updates, "nfe": self.plan.nfe * self.plan.images * epoch}
+        values |= stats | {"updates": self.learner.updates, "nfe": self.plan.epoch_nfe * epoch}
         values |= self.clock.lap()
         self.tracker.log("train", epoch, values)
         left = (self.config.epochs - epoch) * values["seconds"]

@@ -132,18 +132,20 @@ def test_balance_keeps_equal_counts_of_the_largest():
 
 @pytest.mark.parametrize("name", credit.METHODS)
 def test_every_method_flips_permutes_and_ignores_a_constant(name):
-    R = random_ladder(12, 5)
-    got = credit.assign(name, R, steps=5)
+    R, group = random_ladder(12, 5), torch.arange(4).repeat_interleave(3)
+    got = credit.assign(name, R, steps=5, group_id=group)
+    flipped = credit.assign(name, -R, steps=5, group_id=group)
     for field in ("reward", "increment"):
-        assert torch.equal(getattr(credit.assign(name, -R, steps=5), field), -getattr(got, field))
+        assert torch.equal(getattr(flipped, field), -getattr(got, field))
     rows = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    permuted = credit.assign(name, R[rows], steps=5)
+    permuted = credit.assign(name, R[rows], steps=5, group_id=group[rows])
     for field in ("reward", "increment", "turning"):
-        assert torch.equal(getattr(permuted, field), getattr(got, field)[rows])
+        torch.testing.assert_close(getattr(permuted, field), getattr(got, field)[rows])
     torch.testing.assert_close(got.increment.sum(1), R[:, -1] - R[:, 0])
-    flat = credit.assign(name, torch.full((4, 6), 0.7).double(), steps=5)
+    flat = credit.assign(name, torch.full((4, 6), 0.7).double(), steps=5, group_id=group[:4])
     assert not flat.increment.any() and not flat.turning.any()
-    assert torch.equal(flat.reward, torch.full((4, 5), 0.7 if name == "terminal" else 0.0).double())
+    # What is the same for a whole group is no advantage: the value estimate leaves it in.
+    assert torch.equal(flat.reward, torch.full((4, 5), 0.7 if name in ("terminal", "value") else 0.0).double())
 
 
 def test_terminal():
@@ -190,14 +192,14 @@ def test_nan_in_the_other_methods():
 
 
 def test_registry():
-    assert [credit.needs_branches(name) for name in credit.METHODS] == [False, True, True]
+    assert [credit.needs_branches(name) for name in credit.METHODS] == [False, True, True, True]
     R = random_ladder(4, 3)
     free = credit.assign("turning_point", R, steps=3, constraint=False, balance=False)
     assert torch.equal(free.reward, credit.turning_point(R, constraint=False, balance=False).reward)
     assert torch.equal(credit.assign("incremental", R, steps=3).reward, R.diff(dim=1))
     assert credit.assign("terminal", R[:, :1], steps=3).reward.shape == (4, 3)
     for call in (lambda: credit.assign("turnip", R, steps=3), lambda: credit.needs_branches("turnip")):
-        with pytest.raises(ValueError, match=r"'turnip'.*terminal, incremental, turning_point"):
+        with pytest.raises(ValueError, match=r"'turnip'.*terminal, incremental, turning_point, value"):
             call()
     with pytest.raises(ValueError, match=r"'incremental' takes no options, not .'balance'"):
         credit.assign("incremental", R, steps=3, balance=True)

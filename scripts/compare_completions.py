@@ -30,9 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "`reuse`": {"completion": "reuse"},
     "`multistep`, 4": {"completion": "multistep", "completion_steps": 4},
     "`multistep`, 3": {"completion": "multistep", "completion_steps": 3},
-    "`multistep`, 2": {"completion": "multistep", "completion_steps": 2},
     "`strided`, 2": {"completion": "strided", "completion_stride": 2},
-    "`strided`, 3": {"completion": "strided", "completion_stride": 3},
     "`tweedie`": {"completion": "tweedie"},
 }
 
@@ -89,7 +87,9 @@ def table(ladders: dict[str, list[Any]], seconds: dict[str, list[float]], plans:
     from tp_grpo import credit
 
     exact = [credit.turning_point(R, balance=False) for R in ladders["`euler`"]]
-    lines = ["| completion | evaluations | seconds | correlation | least, at a step | sign kept | turning points, IoU |"]
+    lines = [
+        "| completion | evaluations | seconds | correlation | least, at a step | sign kept | turning points, IoU |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for name, plan in plans.items():
         own = [credit.turning_point(R, balance=False) for R in ladders[name]]

@@ -44,7 +44,7 @@ def test_the_gradient_is_unbiased_and_quieter_than_the_terminal_rewards() -> Non
 def test_a_baseline_fitted_on_its_own_samples_would_be_biased() -> None:
     """Few and small groups, fitted many times: held out there is no bias, in fit there is."""
     truth, found = torch.tensor([1.0, 2.0]).double(), {True: [], False: []}  # type: dict[bool, list[Tensor]]
-    for seed in range(3000):
+    for seed in range(2000):
         R, actions, group = bandit(3, 3, seed)
         for held_out, means in found.items():
             b = credit.slopes(R, group, held_out=held_out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import flow
@@ -40,21 +39,7 @@ def adams_bashforth(now: Point, sigma_next: Tensor, before: Point | None) -> Ten
     return flow.ode_step(now.x, now.v + slope * (sigma_next - now.sigma) / 2, now.sigma, sigma_next)
 
 
-def dpm_solver(now: Point, sigma_next: Tensor, before: Point | None) -> Tensor:
-    """DPM-Solver++(2M), arXiv 2211.01095: second order in the predicted x_0 over lambda = log((1 - sigma) / sigma).
-
-    Euler's in the first step and where lambda is infinite: after a step that began at sigma = 1, and to sigma = 0.
-    """
-    if before is None or before.sigma == 1 or sigma_next == 0:
-        return euler(now, sigma_next, before)
-    past, here, there = (torch.log1p(-s) - torch.log(s) for s in (before.sigma, now.sigma, sigma_next))
-    clean = now.x - now.sigma * now.v
-    trend = (clean - (before.x - before.sigma * before.v)) / (here - past)
-    ahead = clean + trend * (there - here) / 2
-    return sigma_next / now.sigma * now.x - (1 - sigma_next) * torch.expm1(here - there) * ahead
-
-
-SOLVERS: dict[str, Solver] = {"euler": euler, "adams_bashforth": adams_bashforth, "dpm_solver": dpm_solver}
+SOLVERS: dict[str, Solver] = {"euler": euler, "adams_bashforth": adams_bashforth}
 
 
 class Branch:

@@ -1,8 +1,12 @@
-"""One policy update: micro-batches over (rollout batch x step), accumulated into one optimizer step."""
+"""One policy update: micro-batches over (rollout batch x step), accumulated into one optimizer step.
+
+Without a KL term a micro-batch whose advantages are all zero has no gradient, and is not made. The divisor stays.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +51,8 @@ class Updater:
         self.weights = torch.ones(len(plan.window), device=self.backbone.device)
         if train.step_weight == "velocity":
             self.weights = flow.step_weights(sample.kind, self.sigmas, plan.window, noise_level=sample.noise_level)
+        # The frozen model's step means by rollout and step, as long as the rollout lives; kept if they are used again.
+        self._references: weakref.WeakKeyDictionary[Rollout, dict[int, Tensor]] = weakref.WeakKeyDictionary()
 
     def step(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], *, fresh: bool) -> dict[str, float]:
         """Descend once on the mean loss of `rollouts` with `advantages` (B, K) each.
@@ -59,12 +65,14 @@ class Updater:
         stats: list[LossStats] = []
         deviations: list[Tensor] = []
         total = len(rollouts) * len(self.plan.window)
-        for rollout, advantage in zip(rollouts, advantages, strict=True):
+        parts = self._parts(advantages)
+        for batch, rollout in enumerate(rollouts):
             self.boundary()
-            for column in range(len(self.plan.window)):
-                last = len(stats) == total - 1
+            for column in parts[batch]:
+                last = len(stats) == sum(map(len, parts)) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.backbone.transformer):
-                    stat, deviation = self._micro_batch(rollout, advantage[:, column], column, fresh=fresh)
+                    advantage = advantages[batch][:, column]
+                    stat, deviation = self._micro_batch(rollout, advantage, column, fresh=fresh)
                     self.accelerator.backward(stat.loss / total)
                 stats.append(stat)
                 deviations.append(deviation)
@@ -79,9 +87,23 @@ class Updater:
         self.learner.optimizer.zero_grad(set_to_none=True)
         self.learner.skipped = 0 if finite else self.learner.skipped + 1
         self._check_skipped()
-        means = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
-        report = dict(zip(STATS, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        report = self._means(stats, total)
         return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
+
+    def _parts(self, advantages: Sequence[Tensor]) -> list[list[int]]:
+        """For each batch the columns to compute; at least one in all, for every rank joins in the gradients' sum."""
+        columns = list(range(len(self.plan.window)))
+        if self.train.beta > 0 or self.learner.runtime.shard:  # ranks that hold a share are asked equally often
+            return [columns for _ in advantages]
+        nonzero = [mask.tolist() for mask in (torch.stack(list(advantages)) != 0).any(1)]
+        parts = [[column for column in columns if mask[column]] for mask in nonzero]
+        return parts if any(parts) else [[0], *parts[1:]]
+
+    def _means(self, stats: Sequence[LossStats], total: int) -> dict[str, float]:
+        """Over all ranks; loss and policy over all micro-batches, the zeros that were not computed among them."""
+        made = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
+        share = torch.tensor([len(stats) / total if name in ("loss", "policy") else 1 for name in STATS]).to(made)
+        return dict(zip(STATS, self.accelerator.reduce(made * share, "mean").tolist(), strict=True))
 
     def _check_ratio(self, deviation: float) -> None:
         limit = self.train.max_ratio_dev
@@ -115,9 +137,7 @@ class Updater:
         ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored)
         divergence = None
         if self.train.beta > 0:
-            with torch.no_grad(), self.learner.policy.reference():
-                reference = self._transition(x, cond, column)
-            divergence = flow.kl(step, reference.mean)
+            divergence = flow.kl(step, self._reference(rollout, x, cond, column))
         stat = loss.grpo(
             ratio,
             advantage,
@@ -130,6 +150,17 @@ class Updater:
             return stat, stat.ratio_dev
         with torch.no_grad():
             return stat, flow.log_ratio(kind, x_next, step, stored).expm1().abs().max()
+
+    def _reference(self, rollout: Rollout, x: Tensor, cond: Any, column: int) -> Tensor:
+        """The frozen model's mean of the step (B, *L), computed once where there are more inner epochs."""
+        kept = self._references.setdefault(rollout, {})
+        if column in kept:
+            return kept[column].to(x.device)
+        with torch.no_grad(), self.learner.policy.reference():
+            mean: Tensor = self._transition(x, cond, column).mean
+        if self.train.inner_epochs > 1:
+            kept[column] = mean.to(rollout.trajectory.mean.device)
+        return mean
 
     def _transition(self, x: Tensor, cond: Any, column: int) -> Any:
         i = self.plan.window[column]

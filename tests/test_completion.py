@@ -147,7 +147,7 @@ def test_the_law_of_euler(window: range) -> None:
 
 def test_second_order_pays_on_the_mixture() -> None:
     """From the states of a trajectory, 4 evaluations of AB2 come nearer to the exact ODE than 4 of Euler."""
-    sigmas, window = torch.tensor(SD3[:-2] + [0.2, 0.0]).double(), range(9)
+    sigmas, window = torch.tensor([*SD3[:-2], 0.2, 0.0]).double(), range(9)
     x, noise = randn(200, 1), randn(200, 9, 1, seed=1)
     p = plan(sigmas, window, completion="multistep", completion_steps=4)
     options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 10_000}
@@ -178,7 +178,7 @@ def test_a_common_latent_has_one_baseline() -> None:
             return torch.sin(x * (1 + i)) + x.roll(1, dims=-1) * (1 + rows % 2).reshape(-1, 1, 1)
 
     each, once = Shared(), Shared()
-    t, apart = staircase(each, x, sigmas, noise, **options)
+    _, apart = staircase(each, x, sigmas, noise, **options)
     _, together = staircase(once, x, sigmas, noise, origin=torch.tensor([0, 1, 0]), **options)
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
     assert torch.equal(together[0, 0], together[2, 0]) and not torch.equal(together[0, 1], together[2, 1])

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = "scripts/multi_node/tp_grpo.sh"
 FIELDS = {"epochs": 3, "eval.every": 3, "runtime.timeout_s": 10, "train.beta": 1e-3}
 pytestmark = pytest.mark.slow
 
@@ -48,8 +49,7 @@ class Machines:
     def start(self, rank: int, out: Path, run_name: str = "two", **env: str) -> subprocess.Popen[str]:
         """The documented command on one of them."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[rank], "bash", "scripts/multi_node/tp_grpo.sh", str(rank)]
-            + fields(out, run_name),
+            ["ip", "netns", "exec", self.names[rank], "bash", SCRIPT, str(rank), *fields(out, run_name)],
             cwd=ROOT,
             env=environment(MASTER_ADDR="10.77.0.1", NUM_MACHINES="2", NUM_PROCESSES="2", MASTER_WAIT="60") | env,
             stdout=subprocess.PIPE,

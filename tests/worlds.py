@@ -1,4 +1,4 @@
-"""Runs on several ranks of this machine, one after the other: python tests/worlds.py '[{"name": ..., "ranks": 2, ...}]'.
+"""Runs on several ranks of this machine, one after another: python tests/worlds.py '[{"name": ..., "ranks": 2}]'.
 
 The ranks are forked, so that the libraries load once for all of them.
 """

@@ -75,8 +75,9 @@ def probe(config: Any, *, repeats: int) -> Probe:
             window=plan.window,
             kind=config.sample.kind,
             noise_level=config.sample.noise_level,
-            branches=plan.branches,
             max_rows=config.sample.max_rows,
+            completions=plan.completions,
+            solver=plan.solver,
         )
 
     sampled, (trajectory, clean) = _measure(roll_out, repeats, runtime.device)

@@ -75,6 +75,7 @@ class Runtime:
     def explain(self, error: BaseException) -> str | None:
         """Which rank is gone, where that is what an error is about; None where it is not."""
         return self.peers.explain(error, self.timeout_s) if self.peers else None
+
     def largest(self, values: Sequence[float]) -> list[float]:
         """Place by place, the largest of all ranks' values; fp32, cheap enough for every batch."""
         if self.world_size == 1:

@@ -78,7 +78,7 @@ def test_a_common_latent_saves_the_members_baselines(
     fields = {"sample__same_latent": True, "sample__batch_size": batch_size, "train__updates_per_epoch": 1}
     trainer = Trainer(smoke(**fields))
     counts, plan = Counts(trainer, monkeypatch), trainer.plan
-    pending = trainer._roll_out(0, keep_images=True)
+    pending = trainer._roll_out(0, list(range(plan.groups)), keep_images=True)
     rollouts = [p.finish()[0] for p in pending]
     trainer.rewards.close()
     assert sum(counts.rows) == plan.epoch_nfe == 8 * 9 - 3 * (8 - baselines)

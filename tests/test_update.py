@@ -31,7 +31,7 @@ def count(trainer: Trainer) -> list[torch.Tensor]:
 def updated(config: ConfigDict, advantages: torch.Tensor, rounds: int) -> tuple[dict, dict, int]:
     """Weights, the last report and the number of forwards after `rounds` updates of one rollout batch of four."""
     trainer = Trainer(config)
-    (batch, *_) = [p.finish()[0] for p in trainer._roll_out(0, keep_images=False)]
+    (batch, *_) = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
     seen = count(trainer)
     for number in range(rounds):
         report = trainer.updater.step([batch], [advantages], fresh=number == 0)
@@ -48,7 +48,7 @@ def test_what_has_no_gradient_is_left_out_and_nothing_changes(
     advantages = torch.tensor([[0.5, -1.0], [-0.5, 2.0], [1.5, 0.0], [-1.5, -1.0]])
     advantages[:, zero] = 0
     weights, report, forwards = updated(smoke(run_name="a", train__beta=beta), advantages, 2)
-    everything = [(0, 0), (0, 1)]
+    everything = [[0, 1]]
     monkeypatch.setattr(Updater, "_parts", lambda self, advantages: everything)
     same, full, all_forwards = updated(smoke(run_name="b", train__beta=beta), advantages, 2)
     assert all(torch.equal(weights[name], same[name]) for name in same)

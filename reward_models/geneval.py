@@ -12,8 +12,8 @@ import torch
 from reward_models.base import Metadata, Scores
 from reward_models.check import Case, Check, Weights, golden_images
 from reward_models.clip import load_open_clip
+from reward_models.geneval_detector import SIDE, ColorClassifier, load_detector
 from reward_models.geneval_detector import WEIGHTS as DETECTOR_WEIGHTS
-from reward_models.geneval_detector import ColorClassifier, load_detector
 from reward_models.geneval_logic import SCORINGS, TAGS, Detection, Found, Task, judge, parse, select, to_color
 from reward_models.loading import Source
 
@@ -36,7 +36,8 @@ class GenEval:
 
     scoring: "fixed", or "reference" with the public implementation's quirks (see `geneval_logic.grade`).
     path: folder or hub id of the Mask2Former; color_path: the CLIP's checkpoint file, a folder with it or a hub id;
-    color_model: its name in open_clip; detector, colors: these two, ready made.
+    color_model: its name in open_clip; side: pixels that the shorter side of an image is brought to before the detector
+    looks, 800 in the benchmark; detector, colors: these two, ready made.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class GenEval:
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int = 8,
+        side: int = SIDE,
         detector: Detector | None = None,
         colors: Colors | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class GenEval:
             raise ValueError(f"geneval: scoring = {scoring!r} is not one of {', '.join(SCORINGS)}")
         self.scoring = scoring
         settings: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
-        self.detector = detector or load_detector(path, **settings)
+        self.detector = detector or load_detector(path, **settings, side=side)
         self.colors = colors or ColorClassifier(load_open_clip(COLOR_WEIGHTS, color_model, path=color_path, **settings))
 
     def to(self, device: str | torch.device) -> GenEval:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, normalize, pad
 
 from reward_models.clip import OpenClip
 from reward_models.geneval_logic import CLASSES, COLORS, THRESHOLD, Detection
 from reward_models.loading import Source, check_batch_size, chunks, pick_device, pick_dtype
 
 WEIGHTS = Source("geneval", "facebook/mask2former-swin-small-coco-instance", "280 MB")
+SIDE, LONGEST = 800, 1333  # pixels: mmdet enlarges the shorter side to the one, the longer side to the other at most
+STRIDE = 32  # pixels of the image to one of the coarsest features; mmdet pads to whole ones
 TOP = 100  # pairs of query and class that mmdet keeps of an image
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GROUND = "#999"  # what a crop shows around the object
+
+
+class Frame(NamedTuple):
+    """What the model looks at, (height, width) of it: padded, and shown, the upper left part that is the image."""
+
+    padded: tuple[int, int]
+    shown: tuple[int, int]
 
 
 class Mask2FormerDetector:
@@ -45,38 +55,46 @@ class Mask2FormerDetector:
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:
-        inputs = self.processor(list(images), return_tensors="pt")
-        output = self.model(
-            pixel_values=inputs["pixel_values"].to(self.device, self.model.dtype),
-            pixel_mask=inputs["pixel_mask"].to(self.device),
-        )
-        size = (images.shape[1], images.shape[2])
+        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
+        h, w = pixels.shape[2:]
+        pixels = pad(pixels, (0, -w % STRIDE, 0, -h % STRIDE))
+        output = self.model(pixel_values=pixels.to(self.device, self.model.dtype))
+        frame, size = Frame(tuple(pixels.shape[2:]), (h, w)), (images.shape[1], images.shape[2])
         pairs = zip(output.class_queries_logits.float(), output.masks_queries_logits.float(), strict=True)
-        return [detections(classes, masks, size) for classes, masks in pairs]
+        return [detections(classes, masks, size, frame) for classes, masks in pairs]
 
 
 def load_detector(
-    path: str = "", device: str = "auto", dtype: str = "float32", batch_size: int = 8
+    path: str = "", device: str = "auto", dtype: str = "float32", batch_size: int = 8, side: int = SIDE
 ) -> Mask2FormerDetector:
-    """Raises ValueError where scipy or the weights are missing."""
+    """side: pixels that the shorter side of an image is brought to before the model looks.
+
+    Raises ValueError where scipy or the weights are missing.
+    """
     from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
     torch_dtype = pick_dtype(dtype)
     check_batch_size(batch_size)
     pick_device(device)
-    processor = WEIGHTS.pretrained(AutoImageProcessor.from_pretrained, path)
+    if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
+        raise ValueError(f"geneval: side = {side!r} must be a whole number of at least {STRIDE} pixels")
+    # The checkpoint's own processor makes squares of 384 pixels, and where told sides would stretch to whole strides.
+    size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
+    load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
+    processor = WEIGHTS.pretrained(load, path)
     # transformers 5 gives the backbone a last norm that older checkpoints lack and the pixel decoder never reads.
     unused = ("model.pixel_level_module.encoder.swin.layernorm.",)
     model = WEIGHTS.model(Mask2FormerForUniversalSegmentation, path, torch_dtype, unused)
     return Mask2FormerDetector(model, processor, device, batch_size)
 
 
-def detections(classes: Tensor, masks: Tensor, size: tuple[int, int]) -> list[Detection]:
+def detections(classes: Tensor, masks: Tensor, size: tuple[int, int], frame: Frame | None = None) -> list[Detection]:
     """One image's detections scored above THRESHOLD, as mmdet makes them of Mask2Former's output.
 
-    classes (Q, C + 1), logits whose last column is "no object"; masks (Q, h, w), logits; size (H, W) of the image.
-    Class probabilities are a softmax over all columns; the TOP pairs of query and class go on; a mask is where its
-    logit, brought to the image's size, exceeds 0; the score is the class probability x the mean sigmoid in the mask.
+    classes (Q, C + 1), logits whose last column is "no object"; masks (Q, h, w), logits; size (H, W) of the image;
+    frame: what the masks cover, the image alone if None. Class probabilities are a softmax over all columns; the TOP
+    pairs of query and class go on; a mask is where its logit, brought to the image's size, exceeds 0; the score is the
+    class probability x the mean sigmoid in the mask.
     """
     probability = classes.softmax(-1)[:, :-1]
     top = probability.flatten().topk(min(TOP, probability.numel()))
@@ -86,7 +104,11 @@ def detections(classes: Tensor, masks: Tensor, size: tuple[int, int]) -> list[De
     if len(index) == 0:
         return []
     queries, labels = index // probability.shape[1], index % probability.shape[1]
-    logits = interpolate(masks[queries][None], size=size, mode="bilinear", align_corners=False)[0]
+    logits = masks[queries][None]
+    if frame:
+        h, w = frame.shown
+        logits = interpolate(logits, size=frame.padded, mode="bilinear", align_corners=False)[..., :h, :w]
+    logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
     inside = logits > 0
     sure = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     found = zip(labels.tolist(), (chances * sure).tolist(), inside.cpu().numpy(), strict=True)

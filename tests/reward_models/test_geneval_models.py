@@ -15,6 +15,7 @@ from reward_models import build
 from reward_models.geneval import GenEval
 from reward_models.geneval_detector import (
     ColorClassifier,
+    Frame,
     crop,
     detections,
     extents,
@@ -70,6 +71,14 @@ def test_mask_logits_not_masks_are_brought_to_the_images_size() -> None:
     assert found[0].mask is not None and found[0].mask[0].tolist() == [True, True, True] + [False] * 5
     sigmoid = [1 / (1 + np.exp(-x)) for x in (1.0, 1.0, 0.5)]
     assert found[0].score == pytest.approx(np.mean(sigmoid), abs=1e-5)
+
+
+def test_a_mask_is_of_the_image_and_not_of_the_padding_beside_it() -> None:
+    frame = Frame(padded=(2, 8), shown=(2, 6))
+    found = detections(logits({CAT: 1 - 1e-6}), torch.tensor([[[-9.0, -9.0, 9.0, 9.0]]]), (2, 6), frame)
+    assert found[0].mask is not None and found[0].mask[0].tolist() == [False] * 4 + [True] * 2
+    beyond = torch.tensor([[[-9.0, -9.0, -9.0, 9.0]]])
+    assert detections(logits({CAT: 1 - 1e-6}), beyond, (2, 6), frame) == [], "the padding holds no object"
 
 
 def test_the_100_surest_pairs_of_query_and_class_go_on() -> None:
@@ -223,12 +232,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "color_path": str(tiny.save_open_clip(folder / "open_clip_model.pt")),
         "color_model": tiny.OPEN_CLIP,
         "device": "cpu",
+        "side": 64,
     }
 
 
 def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, Any]) -> None:
     images = tiny.images(3, side=48)
-    found = load_detector(weights["path"])(images)
+    found = load_detector(weights["path"], side=64)(images)
     assert len(found) == 3 and sum(map(len, found)) > 0
     for detection in (d for own in found for d in own):
         assert 0 <= detection.label < 80 and 0.3 < detection.score < 1
@@ -236,9 +246,44 @@ def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, 
         assert detection.box == extents(detection.mask)
 
 
+@pytest.mark.parametrize(
+    "side, image, looked_at, shown",
+    [
+        (800, (512, 512), (800, 800), (800, 800)),
+        (800, (512, 768), (800, 1216), (800, 1200)),
+        (800, (256, 768), (448, 1344), (444, 1333)),  # the longer side would be 2400: 1333 at most
+        (64, (48, 48), (64, 64), (64, 64)),
+    ],
+)
+def test_the_detector_looks_at_the_benchmarks_pixels(
+    weights: dict[str, Any], side: int, image: tuple[int, int], looked_at: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    detector = load_detector(weights["path"], device="cpu", side=side)
+    seen: list[torch.Tensor] = []
+
+    class Looks(Exception):
+        pass
+
+    def look(pixel_values: torch.Tensor) -> None:
+        seen.append(pixel_values)
+        raise Looks
+
+    detector.model.forward = look
+    with pytest.raises(Looks):
+        detector(np.full((1, *image, 3), 255, np.uint8))
+    assert seen[0].shape[2:] == looked_at
+    white = seen[0][0, 0] > 1
+    assert white[: shown[0], : shown[1]].all() and white.sum() == shown[0] * shown[1], "padded, not stretched"
+
+
+def test_the_detectors_side_is_checked(weights: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="geneval: side = 16 must be a whole number of at least 32"):
+        build("geneval", **(weights | {"side": 16}))
+
+
 def test_the_detector_sees_the_same_in_any_chunk_and_order(weights: dict[str, Any]) -> None:
     images, order = tiny.images(5, side=48), [3, 0, 4, 1, 2]
-    whole, parts = load_detector(weights["path"], batch_size=8), load_detector(weights["path"], batch_size=2)
+    whole, parts = (load_detector(weights["path"], batch_size=size, side=64) for size in (8, 2))
     for one, other in zip([whole(images)[i] for i in order], parts(images[order]), strict=True):
         assert [(d.label, d.box) for d in one] == [(d.label, d.box) for d in other]
         assert [d.score for d in one] == pytest.approx([d.score for d in other], abs=1e-5)

@@ -104,7 +104,7 @@ def save_detector(folder: Path, num_labels: int = 80) -> Path:
     model = _scatter(Mask2FormerForUniversalSegmentation(config), 0.2)
     model.class_predictor.weight.data *= 3  # sure enough of some classes to pass the threshold
     model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 384, "width": 384}).save_pretrained(folder)  # as the published one
     return folder
 
 

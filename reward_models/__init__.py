@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "names", "register", "target"]
+__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "macros", "names", "register", "target"]
 
 _FACTORIES: dict[str, str] = {
     "aesthetic": "reward_models.aesthetic:Aesthetic",
@@ -45,20 +46,40 @@ def target(name: str) -> str:
     return found
 
 
+def macros(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The macro means that these scorers declare, "scorer/mean" -> the "scorer/extra"s that it is the mean of.
+
+    Read off the classes: nothing is built. One that is served elsewhere and unknown here has none.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        try:
+            factory = _factory(name)
+        except ValueError:
+            continue
+        for mean, extras in getattr(factory, "macros", {}).items():
+            found[f"{name}/{mean}"] = tuple(f"{name}/{extra}" for extra in extras)
+    return found
+
+
 def build(name: str, /, **options: Any) -> Scorer:
     """Build the scorer `name`: a registered name or a "module:callable" of your own.
 
     Raises ValueError for an unknown name (with the nearest one), a module or callable that is not there, and options
     that the scorer does not take.
     """
-    where = target(name)
-    module, _, attribute = where.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}") from error
+    factory = _factory(name)
     try:
         scorer: Scorer = factory(**options)
     except TypeError as error:
         raise ValueError(f"rewards: the scorer {name!r} does not take the options {options}: {error}") from error
     return scorer
+
+
+def _factory(name: str) -> Any:
+    where = target(name)
+    module, _, attribute = where.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}") from error

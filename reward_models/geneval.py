@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,13 +32,18 @@ class GenEval:
     """score: the graded training reward, in [0, 1] when scored "fixed".
 
     extras: strict and nonstrict (the official metric), 0 or 1; "tag/counting" and "strict/counting" and so on, the same
-    for the rows of that tag, NaN for the others. `geneval_logic.macro_mean` of nonstrict is GenEval's overall score.
+    for the rows of that tag, NaN for the others. GenEval's overall score is the macro mean of the six of nonstrict.
 
     scoring: "fixed", or "reference" with the public implementation's quirks (see `geneval_logic.grade`).
     path: folder or hub id of the Mask2Former; color_path: the CLIP's checkpoint file, a folder with it or a hub id;
     color_model: its name in open_clip; side: pixels that the shorter side of an image is brought to before the detector
     looks, 800 in the benchmark; detector, colors: these two, ready made.
     """
+
+    macros: ClassVar[dict[str, tuple[str, ...]]] = {
+        "overall": tuple(f"tag/{tag}" for tag in TAGS),
+        "overall_strict": tuple(f"strict/{tag}" for tag in TAGS),
+    }
 
     def __init__(
         self,

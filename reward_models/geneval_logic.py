@@ -236,13 +236,3 @@ def judge(task: Task, found: Found, scoring: str = "fixed") -> Verdict:
     """The verdict on one image; `found` holds colours for what `to_color` lists."""
     graded, strict = grade(task, found, scoring)
     return Verdict(graded, float(strict), float(nonstrict(task, found)))
-
-
-def macro_mean(values: Sequence[float], tags: Sequence[str]) -> float:
-    """GenEval's overall score: the mean over tags of each tag's mean. NaN values are left out, and tags that have no
-    other; NaN where nothing is left. A figure to publish needs all six tags."""
-    by_tag: dict[str, list[float]] = {}
-    for value, tag in zip(values, tags, strict=True):
-        if not np.isnan(value):
-            by_tag.setdefault(tag, []).append(float(value))
-    return float(np.mean([np.mean(own) for own in by_tag.values()])) if by_tag else float("nan")

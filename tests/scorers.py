@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import time
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,17 @@ class Brightness:
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         return Scores((self.scale * images.mean(axis=(1, 2, 3)) / 255).astype(np.float32))
+
+
+class ByTag(Brightness):
+    """Brightness of the prompts of tag a and of tag b apart, and the mean of the two means."""
+
+    macros: ClassVar = {"overall": ("tag/a", "tag/b")}
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        score = super().__call__(images, prompts, metadata).score
+        own = {tag: np.array([data["tag"] == tag for data in metadata]) for tag in "ab"}
+        return Scores(score, {f"tag/{tag}": np.where(rows, score, np.float32(np.nan)) for tag, rows in own.items()})
 
 
 class Raises(Brightness):

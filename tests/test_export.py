@@ -201,11 +201,15 @@ def test_evaluate_goes_on_and_gives_the_same_for_any_batch_size(run: Path, tmp_p
     prompts.write_text("\n".join(map(json.dumps, rows)))
     common = (f"--checkpoint={run}/checkpoints/epoch-2", f"--prompts={prompts}", "--config.eval.prompts=0")
     # How bright an image is does not jump where two kernels round differently, as a count of objects may.
-    common += ("--rewards=tests.scorers:Brightness",)
+    common += ("--rewards=tests.scorers:ByTag",)
     said = script("evaluate", *common, f"--out={tmp_path / 'one'}", "--config.eval.batch_size=6")
     assert "| total | all |" in said and "| total | b |" in said
     table = json.loads((tmp_path / "one" / "table.json").read_text())
     assert {(row["tag"], row["n"]) for row in table if row["score"] == "total"} == {(None, 6), ("a", 4), ("b", 2)}
+    means = {(row["score"], row["tag"]): row["mean"] for row in table}
+    halves = [means["tests.scorers:ByTag", tag] for tag in "ab"]
+    assert means["tests.scorers:ByTag/overall", None] == pytest.approx(sum(halves) / 2)
+    assert means["tests.scorers:ByTag", None] != pytest.approx(sum(halves) / 2), "tags are weighed, not images"
 
     script("evaluate", *common, f"--out={tmp_path / 'two'}", "--config.eval.batch_size=2")
     lines = (tmp_path / "two" / "scores-0.jsonl").read_text().splitlines()

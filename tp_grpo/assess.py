@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from reward_models import macros
 from tp_grpo import tuned
 from tp_grpo.evaluate import columns_of, sample_images, samples
 from tp_grpo.ledger import Ledger, Sample, as_markdown, summarise
@@ -50,7 +51,7 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
         rewards.close()
     runtime.accelerator.wait_for_everyone()
     scores = ledger.read()
-    rows = summarise(scores, prompts.prompts, prompts.metadata)
+    rows = summarise(scores, prompts.prompts, prompts.metadata, macros(scorers))
     table = as_markdown(rows)
     if len(scores) < len(ids):
         runtime.say(f"{len(ids) - len(scores)} of {len(ids)} images have no score; the same command tries them again")

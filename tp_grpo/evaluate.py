@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tp_grpo.models.base import Backbone
 from tp_grpo.prompts import PromptSet
-from tp_grpo.rewards import Rewards, RewardSet, mean_and_error, to_uint8
+from tp_grpo.rewards import Rewards, RewardSet, macro_means, mean_and_error, to_uint8
 from tp_grpo.rollout import conditions_of, encode_once, ode_images
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import PromptBatch
@@ -22,19 +22,23 @@ from tp_grpo.types import PromptBatch
 class Evaluation:
     """n = prompts x members images: the first member of every prompt, then the second.
 
-    scores: "total", each scorer and its extras -> (n,) fp32; images: the first few as (m, H, W, 3) uint8.
+    scores: "total", each scorer and its extras -> (n,) fp32; images: the first few as (m, H, W, 3) uint8; macros: see
+    `RewardSet`.
     """
 
     scores: dict[str, Tensor]
     images: np.ndarray
     prompts: list[str]
+    macros: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
-        """Mean over prompts, and its standard error (suffix _se), of each score that was had."""
+        """Mean over prompts, and its standard error (suffix _se), of each score that was had; and the macro means."""
         report = {}
         for name, values in self.scores.items():
             if not values.isnan().all():
                 report[name], report[f"{name}_se"] = mean_and_error(values, self.prompts)
+        for name, (mean, error) in macro_means(self.scores, self.prompts, self.macros).items():
+            report[name], report[f"{name}_se"] = mean, error
         return report
 
 
@@ -90,9 +94,8 @@ def evaluate(
     columns = columns_of(done, rewards.scorers, rewards.extras)
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
     shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)
-    return Evaluation(
-        scores, _images(runtime, shown, min(settings.images, len(ids))), [prompts.prompts[i] for i in ids]
-    )
+    first = _images(runtime, shown, min(settings.images, len(ids)))
+    return Evaluation(scores, first, [prompts.prompts[i] for i in ids], rewards.macros)
 
 
 def columns_of(done: list[Rewards], scorers: Iterable[str], extras: Iterable[str]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tp_grpo import files
-from tp_grpo.rewards import mean_and_error
+from tp_grpo.rewards import macro_means, mean_and_error
 
 Sample = tuple[int, int]  # (prompt index, member)
 
@@ -64,12 +64,18 @@ class Ledger:
 
 
 def summarise(
-    scores: Mapping[Sample, Mapping[str, float]], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    scores: Mapping[Sample, Mapping[str, float]],
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    macros: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
-    """A row a score: mean over prompts, its standard error, images n; then the same for each "tag" in the metadata."""
+    """A row a score: mean over prompts, its standard error, images n; so of the macro means, see `RewardSet`; then
+    of the scores by "tag" in the metadata.
+    """
     samples = sorted(scores)
     tags = sorted({str(metadata[prompt]["tag"]) for prompt, _ in samples if "tag" in metadata[prompt]})
     rows = [_row(name, None, samples, scores, prompts) for name in _names(scores.values())]
+    rows += _macro_rows(macros, samples, scores, prompts)
     for tag in tags:
         own = [sample for sample in samples if str(metadata[sample[0]].get("tag")) == tag]
         rows += [_row(name, tag, own, scores, prompts) for name in _names(scores[sample] for sample in own)]
@@ -94,6 +100,25 @@ def _row(
     scores: Mapping[Sample, Mapping[str, float]],
     prompts: Sequence[str],
 ) -> dict[str, Any]:
-    values = torch.tensor([scores[sample].get(name, math.nan) for sample in samples])
+    values = _column(name, samples, scores)
     mean, error = mean_and_error(values, [prompts[prompt] for prompt, _ in samples])
     return {"score": name, "tag": tag, "mean": mean, "se": error, "n": int((~values.isnan()).sum())}
+
+
+def _macro_rows(
+    macros: Mapping[str, Sequence[str]],
+    samples: Sequence[Sample],
+    scores: Mapping[Sample, Mapping[str, float]],
+    prompts: Sequence[str],
+) -> list[dict[str, Any]]:
+    columns = {part: _column(part, samples, scores) for parts in macros.values() for part in parts}
+    found = macro_means(columns, [prompts[prompt] for prompt, _ in samples], macros)
+    counts = {name: sum(int((~columns[part].isnan()).sum()) for part in macros[name]) for name in found}
+    return [
+        {"score": name, "tag": None, "mean": mean, "se": error, "n": counts[name]}
+        for name, (mean, error) in found.items()
+    ]
+
+
+def _column(name: str, samples: Sequence[Sample], scores: Mapping[Sample, Mapping[str, float]]) -> Tensor:
+    return torch.tensor([scores[sample].get(name, math.nan) for sample in samples])

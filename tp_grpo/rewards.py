@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models import Metadata, Scorer, Scores, build
+from reward_models import Metadata, Scorer, Scores, build, macros
 from tp_grpo.scoring import Batch, Lane, State, split_options
 
 REMOTE = "reward_models.client:RemoteScorer"
@@ -46,7 +47,7 @@ class RewardSet:
 
     Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `retries` of
     `scoring.LaneOptions`; what becomes of its failures is told there. After `settle`, `extras` are the names of all
-    extras, and `errors` what each scorer that failed said last.
+    extras, `macros` the macro means that can be taken of them, and `errors` what each scorer that failed said last.
 
     Raises ValueError for no scorer, an unknown name, a foreign option or a weight that is no number.
     """
@@ -58,6 +59,7 @@ class RewardSet:
         self.weights: dict[str, float] = {}
         self.lanes: dict[str, Lane] = {}
         self.extras: list[str] = []
+        self.macros = macros(scorers)
         self.errors: dict[str, str] = {}
         for name, given in scorers.items():
             self._add(name, {"weight": given} if isinstance(given, int | float) else dict(given))
@@ -141,6 +143,21 @@ def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:
     counts = torch.bincount(groups, minlength=len(row))
     means = totals[counts > 0] / counts[counts > 0]
     return means.mean().item(), (means.std() / len(means) ** 0.5).item() if len(means) > 1 else float("nan")
+
+
+def macro_means(
+    columns: Mapping[str, Tensor], prompts: list[str], macros: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[float, float]]:
+    """Of each macro mean whose columns (n,) all have a value: the mean of the columns' means, and its standard error.
+
+    The columns' rows are disjoint, as the tags of prompts are, and so their errors independent.
+    """
+    found = {}
+    for name, parts in macros.items():
+        if all(part in columns and not columns[part].isnan().all() for part in parts):
+            means, errors = zip(*(mean_and_error(columns[part], prompts) for part in parts), strict=True)
+            found[name] = sum(means) / len(parts), math.hypot(*errors) / len(parts)
+    return found
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from reward_models.geneval_logic import (
@@ -15,7 +13,6 @@ from reward_models.geneval_logic import (
     Detection,
     grade,
     judge,
-    macro_mean,
     nonstrict,
     parse,
     relations,
@@ -236,13 +233,6 @@ def test_the_grade_is_a_number_for_every_scoring_and_the_verdict_its_parts() -> 
     assert grade(task, found, "fixed") == (0.5, False)
     assert grade(task, found, "reference") == (0.5, False)
     assert nonstrict(task, found) is False
-
-
-def test_the_overall_score_weighs_tags_not_images() -> None:
-    tags = ["counting"] * 4 + ["colors"]
-    assert macro_mean([1, 1, 0, 0, 1], tags) == 0.75
-    assert macro_mean(np.array([1, math.nan, 0, 0, math.nan]), tags) == pytest.approx(1 / 3)
-    assert math.isnan(macro_mean([math.nan], ["colors"])) and math.isnan(macro_mean([], []))
 
 
 @pytest.mark.parametrize(

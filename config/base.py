@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
 
     c.rewards = ConfigDict()
     # name or "module:callable" -> {"weight": 1.0, its options}; of every scorer also: batch_size (images a call, 0: all
-    # it is given), placement (cuda | offload | cpu | remote), remote (URL of a reward server), retries (6)
+    # it is given), placement (cuda | offload | cpu | remote), remote (URL of a reward server), patience (seconds that
+    # one out of reach is tried again, 600)
     c.rewards.scorers = ConfigDict(allow_dotted_keys=True)
     c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
 

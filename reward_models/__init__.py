@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "macros", "names", "register", "target"]
+__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "macros", "names", "register", "takes", "target"]
 
 _FACTORIES: dict[str, str] = {
     "aesthetic": "reward_models.aesthetic:Aesthetic",
@@ -74,6 +75,11 @@ def build(name: str, /, **options: Any) -> Scorer:
     except TypeError as error:
         raise ValueError(f"rewards: the scorer {name!r} does not take the options {options}: {error}") from error
     return scorer
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the scorer's constructor has an argument of that name. Raises ValueError as `build` does."""
+    return option in inspect.signature(_factory(name)).parameters
 
 
 def _factory(name: str) -> Any:

@@ -30,7 +30,7 @@ class Scorer(Protocol):
     """A callable that scores a batch; it may hold a model, loaded when it is built.
 
     What it may offer beside: `to(device)`, which moves its model; `check(prompts, metadata)`, which raises ValueError
-    for what it could never score; `close()`; on its class `macros`, {name: extras}, figures to report beside the scores,
+    for what it could never score; `close()`; on its class `macros`, {name: extras}, figures to report as well,
     each the mean of those extras' means. It raises `Unavailable` for what is worth another try; of any other exception
     the caller finds out, by halving the batch, which images it is about.
     """

@@ -33,6 +33,23 @@ class ByTag(Brightness):
         return Scores(score, {f"tag/{tag}": np.where(rows, score, np.float32(np.nan)) for tag, rows in own.items()})
 
 
+class Placed(Brightness):
+    """Remembers where it was put and how many images it takes at once."""
+
+    def __init__(self, device: str = "auto", batch_size: int = 16) -> None:
+        super().__init__()
+        self.device, self.batch_size = device, batch_size
+        self.moves: list[str] = []
+
+    def to(self, device: object) -> None:
+        self.moves.append(str(device))
+
+
+class Unbuildable(Brightness):
+    def __init__(self) -> None:
+        raise AssertionError("it was built")
+
+
 class Raises(Brightness):
     """Works for `calls` batches and then raises the built-in exception called `error`."""
 

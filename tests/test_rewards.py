@@ -42,7 +42,18 @@ def test_images_are_quantised_by_rounding() -> None:
         ({"shapes": {"weight": "much"}}, "weight = 'much' is not a number"),
         ({"shapes": {"weight": float("nan")}}, "weight = nan is not a number"),
         ({"shapes": {"batch_size": -1}}, "shapes.batch_size = -1 is not a whole number"),
-        ({"shapes": {"retries": 2.5}}, "shapes.retries = 2.5 is not a whole number"),
+        ({"shapes": {"batch_size": True}}, "shapes.batch_size = True is not a whole number"),
+        ({"shapes": {"patience": -1}}, "shapes.patience = -1 is not a number of seconds"),
+        ({"shapes": {"patience": "600"}}, "shapes.patience = '600' is not a number of seconds"),
+        ({"shapes": {"remote": 8090}}, "shapes.remote = 8090 is not the URL"),
+        ({"shapes": None}, r"rewards.scorers.shapes = None is not a number, the weight, nor a dict of options"),
+        ({"shapes": "1.0"}, r"rewards.scorers.shapes = '1.0' is not a number, the weight, nor a dict of options"),
+        ({"shapes": True}, r"rewards.scorers.shapes = True is not a number"),
+        ({"shapes": {"weight": True}}, "weight = True is not a number"),
+        (
+            {"clipscore": {"device": "cpu", "placement": "cpu"}},
+            "clipscore.device = 'cpu', but .*placement = 'cpu': drop",
+        ),
         ({"shapes": {"placement": "gpu"}}, "placement = 'gpu' is not one of cuda, offload, cpu, remote"),
         ({"shapes": {"placement": "remote"}}, "needs rewards.scorers.shapes.remote, the URL"),
         ({"shapes": {"placement": "cpu", "remote": "http://localhost"}}, "drop one"),
@@ -51,6 +62,32 @@ def test_images_are_quantised_by_rounding() -> None:
 def test_bad_settings(scorers: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RewardSet(scorers)
+
+
+@pytest.mark.parametrize("bad", [{"pikscore": 1.0}, {"jpeg": None}, {"jpeg": {"batch_size": -1}}])
+def test_every_name_and_option_is_read_before_the_first_scorer_is_built(bad: dict) -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'pickscore'|jpeg"):
+        RewardSet({"tests.scorers:Unbuildable": 1.0, **bad})
+
+
+def test_a_model_with_a_device_of_its_own_is_left_there_and_its_batch_size_reaches_it() -> None:
+    rewards = RewardSet({"tests.scorers:Placed": {"device": "cpu", "batch_size": 64}})
+    scorer: Any = rewards.scorers["tests.scorers:Placed"]
+    assert (scorer.device, scorer.moves, scorer.batch_size) == ("cpu", [], 64)
+    assert rewards.lanes["tests.scorers:Placed"].largest == 64
+    placed: Any = RewardSet({"tests.scorers:Placed": {"placement": "cpu"}}).scorers["tests.scorers:Placed"]
+    assert (placed.device, placed.moves, placed.batch_size) == ("auto", ["cpu"], 16)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [("jpeg", {"remote": "http://127.0.0.1:9"}), ("deqa", {"url": "http://127.0.0.1:9/v1", "model": "m"})],
+)
+def test_a_server_that_is_not_there_is_told_before_the_run(name: str, options: dict) -> None:
+    with pytest.raises(
+        ValueError, match=rf"rewards\.scorers\.{name} is out of reach: .*no answer from .*127\.0\.0\.1:9"
+    ):
+        RewardSet({name: options}).check_prompts(["a"], [{}])
 
 
 def test_a_programming_error_is_held_back_until_all_ranks_can_stop() -> None:
@@ -121,7 +158,7 @@ def test_a_remote_scorer_is_built_with_its_url_name_and_options(monkeypatch: pyt
 
 def test_closing_ends_the_wait_for_a_server_and_the_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tp_grpo.scoring.backoff", lambda attempt: 60.0)
-    rewards = RewardSet({BRIGHTNESS: {"retries": 1000}})
+    rewards = RewardSet({BRIGHTNESS: {"patience": 60_000}})
     tried, closed = threading.Event(), threading.Event()
 
     class Down:

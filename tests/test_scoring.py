@@ -49,16 +49,20 @@ class Fake:
 
 @dataclass
 class Clock:
-    """Sleeps at once, and remembers for how long."""
+    """Sleeps at once, and remembers for how long; a call of the scorer takes no time."""
 
     slept: list[float] = field(default_factory=list)
 
     def __call__(self, seconds: float) -> None:
         self.slept.append(seconds)
 
+    def now(self) -> float:
+        return sum(self.slept)
+
 
 def run(fake: Fake, batch: Batch, clock: Clock | None = None, **options: Any) -> tuple[list[float], Lane]:
-    lane = Lane("fake", LaneOptions(**options), sleep=clock or Clock())
+    clock = clock or Clock()
+    lane = Lane("fake", LaneOptions(**options), sleep=clock, now=clock.now)
     return lane.submit(fake, batch).result(timeout=10).score.tolist(), lane
 
 
@@ -103,7 +107,7 @@ def test_permuting_the_batch_permutes_the_scores(values: list[int], random: Any,
 def test_what_is_unavailable_is_tried_again_with_growing_waits(error: Exception) -> None:
     fake, clock = Fake(), Clock()
     fake.fails = lambda values: error if len(fake.calls) <= 3 else None
-    score, _ = run(fake, batch_of([1, 2]), clock, retries=5)
+    score, _ = run(fake, batch_of([1, 2]), clock, patience=60)
     assert score == [1, 2] and fake.calls == [[1, 2]] * 4
     assert len(clock.slept) == 3
     for attempt, seconds in enumerate(clock.slept):
@@ -115,19 +119,39 @@ def test_waits_are_bounded_and_jittered() -> None:
     assert min(waits) >= LONGEST_WAIT / 2 and max(waits) <= LONGEST_WAIT and len(set(waits)) == 20
 
 
-def test_after_its_retries_a_call_is_nan_and_the_next_are_tried_once_until_one_goes_well() -> None:
+def test_a_scorer_that_is_away_for_nine_minutes_loses_nothing() -> None:
+    fake, clock = Fake(), Clock()
+    fake.fails = lambda values: ConnectionError("refused") if clock.now() < 540 else None
+    lane = Lane("fake", LaneOptions(), sleep=clock, now=clock.now)
+    pending = [lane.submit(fake, batch_of([value])) for value in (1, 2, 3)]
+    assert [future.result(timeout=10).score.item() for future in pending] == [1, 2, 3]
+    assert 540 <= clock.now() <= 540 + LONGEST_WAIT and fake.calls.count([1]) < 60
+
+
+def test_patience_is_the_time_it_is_tried_for_and_not_more(caplog: pytest.LogCaptureFixture) -> None:
+    fake, clock = Fake(lambda values: Unavailable("down")), Clock()
+    score, _ = run(fake, batch_of([1]), clock, patience=100)
+    assert numbers(score) == [None] and clock.now() == pytest.approx(100)
+    assert "Unavailable: down" not in caplog.records[0].message
+    assert "rewards.scorers.fake: down. It is tried again for 100 s (its option patience)" in caplog.text
+    clock = Clock()
+    run(fake, batch_of([1]), clock, patience=0)
+    assert clock.slept == []
+
+
+def test_after_its_patience_a_call_is_nan_and_the_next_are_tried_once_until_one_goes_well() -> None:
     fake, clock = Fake(), Clock()
     down = [True]
     fake.fails = lambda values: Unavailable("connection refused") if down[0] else None
-    lane = Lane("fake", LaneOptions(retries=2, batch_size=2), sleep=clock)
+    lane = Lane("fake", LaneOptions(patience=0.1, batch_size=2), sleep=clock, now=clock.now)
     first = lane.submit(fake, batch_of([1, 2, 3, 4])).result(timeout=10)
-    assert np.isnan(first.score).all() and fake.calls == [[1, 2]] * 3 + [[3, 4]] and len(clock.slept) == 2
+    assert np.isnan(first.score).all() and fake.calls == [[1, 2]] * 2 + [[3, 4]] and clock.slept == [0.1]
     assert lane.state().error == "Unavailable: connection refused" and not lane.state().broken
     down[0] = False
     assert lane.submit(fake, batch_of([5, 6])).result(timeout=10).score.tolist() == [5, 6]
     down[0] = True
     lane.submit(fake, batch_of([7])).result(timeout=10)
-    assert len(clock.slept) == 4, "it was up again: it is worth two retries again"
+    assert len(clock.slept) == 2, "it was up again: it is worth patience again"
 
 
 @pytest.mark.parametrize("error", [ValueError("odd image"), RuntimeError("odd image"), KeyError("odd")])

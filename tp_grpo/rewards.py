@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models import Metadata, Scorer, Scores, build, macros
-from tp_grpo.scoring import Batch, Lane, State, split_options
+from reward_models import Metadata, Scorer, Scores, build, macros, takes, target
+from tp_grpo.scoring import UNAVAILABLE, Batch, Lane, LaneOptions, State, is_number, split_options
 
 REMOTE = "reward_models.client:RemoteScorer"
 
@@ -45,11 +45,12 @@ Share = Callable[[dict[str, State]], Sequence[dict[str, State]]]
 class RewardSet:
     """`{"pickscore": 1.0}` or `{"shapes": {"weight": 1.0, ...options}}`: builds the scorers and adds their scores up.
 
-    Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `retries` of
+    Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `patience` of
     `scoring.LaneOptions`; what becomes of its failures is told there. After `settle`, `extras` are the names of all
     extras, `macros` the macro means that can be taken of them, and `errors` what each scorer that failed said last.
 
-    Raises ValueError for no scorer, an unknown name, a foreign option or a weight that is no number.
+    Raises ValueError for no scorer, an unknown name, a foreign option or a weight that is no number; what can be told
+    of any scorer without its weights is told before the first is built.
     """
 
     def __init__(self, scorers: Mapping[str, Any]) -> None:
@@ -61,26 +62,28 @@ class RewardSet:
         self.extras: list[str] = []
         self.macros = macros(scorers)
         self.errors: dict[str, str] = {}
-        for name, given in scorers.items():
-            self._add(name, {"weight": given} if isinstance(given, int | float) else dict(given))
+        for name, (weight, options, own) in {name: _read(name, given) for name, given in scorers.items()}.items():
+            self._add(name, weight, options, own)
         # One thread: results are added up in the order their batches came.
         self._adder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
-    def _add(self, name: str, given: dict[str, Any]) -> None:
-        weight = given.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or not np.isfinite(weight):
-            raise ValueError(f"rewards.scorers.{name}.weight = {weight!r} is not a number")
-        options, own = split_options(given)
-        options.check(name)
+    def _add(self, name: str, weight: float, options: LaneOptions, own: dict[str, Any]) -> None:
+        factory = REMOTE if options.remote else name
+        if options.batch_size and takes(factory, "batch_size"):
+            own = {"batch_size": options.batch_size, **own}
         scorer = build(REMOTE, url=options.remote, name=name, **own) if options.remote else build(name, **own)
-        self.scorers[name], self.weights[name], self.lanes[name] = scorer, float(weight), Lane(name, options)
-        self.lanes[name].place(scorer)
+        self.scorers[name], self.weights[name], self.lanes[name] = scorer, weight, Lane(name, options)
+        if own.get("device", "auto") == "auto":  # what the user put somewhere stays there
+            self.lanes[name].place(scorer)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Raises ValueError when a scorer that can tell could never score one of these."""
-        for scorer in self.scorers.values():
-            if hasattr(scorer, "check"):
-                scorer.check(prompts, metadata)
+        """Raises ValueError when a scorer that can tell could never score one of these, or is out of reach."""
+        for name, scorer in self.scorers.items():
+            try:
+                if hasattr(scorer, "check"):
+                    scorer.check(prompts, metadata)
+            except UNAVAILABLE as error:
+                raise ValueError(f"rewards.scorers.{name} is out of reach: {error}") from error
 
     def submit(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Future[Rewards]:
         """Start scoring images (n, H, W, 3) uint8. Failed scores are NaN; `settle` tells, once all ranks are here."""
@@ -129,6 +132,26 @@ class RewardSet:
             extras.update({f"{name}/{key}": torch.from_numpy(value) for key, value in done.extras.items()})
             total = total + self.weights[name] * scores[name]
         return Rewards(total, scores, extras)
+
+
+def _read(name: str, given: Any) -> tuple[float, LaneOptions, dict[str, Any]]:
+    """Weight, the lane's options and the scorer's own. Raises ValueError for what is wrong whatever the weights."""
+    where = f"rewards.scorers.{name}"
+    if not isinstance(given, Mapping) and not is_number(given):
+        raise ValueError(
+            f"{where} = {given!r} is not a number, the weight, nor a dict of options, as {{'weight': 1.0}}"
+        )
+    options, own = split_options(given if isinstance(given, Mapping) else {"weight": given})
+    weight = own.pop("weight", 1.0)
+    if not is_number(weight):
+        raise ValueError(f"{where}.weight = {weight!r} is not a number")
+    options.check(name)
+    if not options.remote:
+        target(name)
+    device = own.get("device", "auto")
+    if options.placement and not options.remote and device != "auto":
+        raise ValueError(f"{where}.device = {device!r}, but {where}.placement = {options.placement!r}: drop one")
+    return float(weight), options, own
 
 
 def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 What becomes of an exception of the scorer:
 
-- `Unavailable`, `ConnectionError`, `TimeoutError`: the call is tried again, `retries` times, with exponential backoff
-  and jitter; then its images are NaN, and later calls are tried only once until one goes well.
+- `Unavailable`, `ConnectionError`, `TimeoutError`: the call is tried again for `patience` seconds, with exponential
+  backoff and jitter; then its images are NaN, and later calls are tried only once until one goes well.
 - `MemoryError`, CUDA out of memory: calls are half as large from then on; one image alone is NaN.
 - `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or values of a wrong shape: a
   programming error. The lane is broken, all else is NaN, and `RewardSet.settle` stops the run.
@@ -15,10 +15,13 @@ What becomes of an exception of the scorer:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import math
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,21 +72,24 @@ class LaneOptions:
     """What the config may say of any scorer, beside its weight. Raises ValueError for what makes no sense.
 
     batch_size: images a call, 0 for a whole batch. placement: where its model is; `offload` moves it to the GPU while
-    it scores; "" is the GPU where there is one. remote: URL of a reward server. retries: of an unavailable scorer.
+    it scores; "" is the GPU where there is one. remote: URL of a reward server. patience: seconds that an unavailable
+    scorer is tried again; less than runtime.timeout_s, or the other ranks give up first.
     """
 
     batch_size: int = 0
     placement: str = ""
     remote: str = ""
-    retries: int = 6
+    patience: float = 600.0
 
     def check(self, name: str) -> None:
         """Raises ValueError, naming the field, the value and what would do."""
         where = f"rewards.scorers.{name}"
-        for field in ("batch_size", "retries"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{where}.{field} = {value!r} is not a whole number of at least 0")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 0:
+            raise ValueError(f"{where}.batch_size = {self.batch_size!r} is not a whole number of at least 0")
+        if not is_number(self.patience) or self.patience < 0:
+            raise ValueError(f"{where}.patience = {self.patience!r} is not a number of seconds, of at least 0")
+        if not isinstance(self.remote, str):
+            raise ValueError(f"{where}.remote = {self.remote!r} is not the URL of a reward server")
         if self.placement and self.placement not in PLACEMENTS:
             raise ValueError(f"{where}.placement = {self.placement!r} is not one of {', '.join(PLACEMENTS)}")
         if self.placement == "remote" and not self.remote:
@@ -136,10 +142,16 @@ def _finite(values: Any, n: int) -> np.ndarray:
 class Lane:
     """The thread of one scorer: batches one after another, in the order they come; it is the scorer's lock as well.
 
-    On a GPU the scorer has a CUDA stream of its own. `sleep` waits for so many seconds.
+    On a GPU the scorer has a CUDA stream of its own. `sleep` waits for so many seconds, `now` tells them.
     """
 
-    def __init__(self, name: str, options: LaneOptions, sleep: Callable[[float], Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: LaneOptions,
+        sleep: Callable[[float], Any] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.options = options
         self.largest = options.batch_size or sys.maxsize  # images a call
@@ -147,7 +159,7 @@ class Lane:
         self.error = ""
         self.extras: tuple[str, ...] = ()
         self._stop = threading.Event()
-        self._sleep = sleep or self._stop.wait
+        self._sleep, self._now = sleep or self._stop.wait, now
         self._reachable = True
         self._waiting, self._count = 0, threading.Lock()
         self._gpu = gpu() if options.placement in ("", "cuda", "offload") and not options.remote else None
@@ -218,20 +230,24 @@ class Lane:
 
     def _call(self, scorer: Scorer, part: tuple[np.ndarray, list[str], list[Metadata]]) -> Scores:
         """One call, tried again while the scorer is unavailable."""
-        attempts = 1 + (self.options.retries if self._reachable else 0)
-        while True:
+        end = self._now() + (self.options.patience if self._reachable else 0)
+        for attempt in itertools.count():
             try:
                 if self.options.placement == "offload":
                     scorer.to(self._gpu)  # type: ignore[attr-defined]
                 result = scorer(*part)
                 self._reachable = True
                 return result
-            except UNAVAILABLE:
-                attempts -= 1
-                if not attempts or self._stop.is_set():
+            except UNAVAILABLE as error:
+                left = end - self._now()
+                if left <= 0 or self._stop.is_set():
                     self._reachable = False
                     raise
-                self._sleep(backoff(self.options.retries - attempts))
+                if not attempt:
+                    said = "rewards.scorers.%s: %s. It is tried again for %.0f s (its option patience)"
+                    _LOG.warning(said, self.name, error, left)
+                self._sleep(min(backoff(attempt), left))
+        raise AssertionError("a call returns or raises")
 
     def _rest(self, scorer: Scorer) -> None:
         """Give the GPU's memory back, unless the next batch waits already."""
@@ -247,20 +263,25 @@ class Lane:
         self.largest = max(1, failed // 2)
         if self._stream:
             torch.cuda.empty_cache()
-        where = f"rewards.scorers.{self.name}"
-        _LOG.warning("%s: out of memory with %d images a call; going on with %d", where, failed, self.largest)
+        said = "rewards.scorers.%s: out of memory with %d images a call; going on with %d"
+        _LOG.warning(said, self.name, failed, self.largest)
 
     def _note(self, error: Exception, images: int) -> None:
         """Images without a score: the first time is told, the rest are counted by max_failed."""
         if not self.error:
-            where = f"rewards.scorers.{self.name}"
-            _LOG.warning("%s: no score for %d images: %s. Later ones are only counted", where, images, words(error))
+            said = "rewards.scorers.%s: no score for %d images: %s. Later ones are only counted"
+            _LOG.warning(said, self.name, images, words(error))
         self.error = words(error)
 
     def _break(self, error: Exception) -> None:
         if not self._stop.is_set():
             _LOG.error("the scorer %r cannot go on", self.name, exc_info=error)
         self.broken, self.error = True, words(error)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def words(error: Exception) -> str:
@@ -274,8 +295,5 @@ def backoff(attempt: int) -> float:
 
 def split_options(given: Mapping[str, Any]) -> tuple[LaneOptions, dict[str, Any]]:
     """The lane's options, and the scorer's own."""
-    known = LaneOptions.__dataclass_fields__.keys()
-    return (
-        LaneOptions(**{key: value for key, value in given.items() if key in known}),
-        {key: value for key, value in given.items() if key not in known},
-    )
+    known = LaneOptions.__dataclass_fields__.keys() & given.keys()
+    return LaneOptions(**{key: given[key] for key in known}), {key: given[key] for key in given if key not in known}

@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     import httpx
 
 LOWEST, HIGHEST = 1, 5
-# "Final Score: 4", "**Final Score (1-5):** 4.5/5", "final score = [3]"; the last group is the scale where one is told.
+# "Final Score: 4", "**Final Score (1-5):** 4,5/5", "final score is <3>"; the last group is the scale where one is told.
 MARK = re.compile(
-    r"final\s+score\s*(?:\([^)\n]*\)(?=[\s*_]*[:=]))?(?:[\s*_:=\[($`]|\\boxed\{)*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?",
+    r"final\s+score\s*(?:\([^)\n]*\)(?=[\s*_]*(?:[:=]|is\b)))?"
+    r"(?:</?\w+>|[\s*_:=\[($`<\"'“]|\\boxed\{|is\b)*(-?\d+(?:[.,]\d+)?)"
+    r"(?:[\s*_>\"'”\])}$`]*(?:/|out\s+of)\s*(\d+))?",
     re.IGNORECASE,
 )
 TRY_AGAIN = (408, 429, 502, 503, 504)
 SETTINGS = (301, 302, 307, 308, 401, 403, 404, 405)
 SCALE = "1 = very poor, 2 = poor, 3 = fair, 4 = good, 5 = excellent; steps of a tenth are allowed"
 ENDING = (
-    "Give your reasons in two sentences at most. Then end with one line of exactly this form:\nFinal Score: <number>"
+    "Give your reasons in two sentences at most. Then end with one line of exactly this form, with a number of your own:"
+    "\nFinal Score: 3.5"
 )
 
 QUALITY = f"""You judge the technical quality of pictures. What the picture shows does not matter, nor does taste.
@@ -62,9 +65,10 @@ def parse_mark(answer: str) -> float:
     marks = MARK.findall(answer)
     if not marks:
         return float("nan")
-    mark, scale = marks[-1]
-    on_scale = LOWEST <= float(mark) <= HIGHEST and scale in ("", str(HIGHEST))
-    return float(mark) / HIGHEST if on_scale else float("nan")
+    number, scale = marks[-1]
+    mark = float(number.replace(",", "."))
+    on_scale = LOWEST <= mark <= HIGHEST and scale in ("", str(HIGHEST))
+    return mark / HIGHEST if on_scale else float("nan")
 
 
 class Judge:
@@ -104,8 +108,9 @@ class Judge:
         self.concurrency, self.timeout, self.attempts, self.max_tokens = concurrency, timeout, attempts, max_tokens
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        """Raises Unavailable when the endpoint cannot be reached, TypeError for settings it refuses, RuntimeError when
-        it refuses every image; one image among others that it refuses, or leaves without a mark, is NaN.
+        """Raises Unavailable when the endpoint is out of reach or too busy for every image, TypeError for settings it
+        refuses, RuntimeError when it refuses every image; one image among others that it refuses, is too busy or slow
+        for, or gives no mark is NaN.
         """
         return Scores(np.array(asyncio.run(self._marks(images, prompts)), dtype=np.float32))
 
@@ -126,22 +131,26 @@ class Judge:
         return [str(entry["id"]) for entry in reply.get("data", []) if "id" in entry]
 
     async def _marks(self, images: np.ndarray, prompts: list[str]) -> list[float]:
-        gate, refusals = asyncio.Semaphore(self.concurrency), []
+        gate = asyncio.Semaphore(self.concurrency)
+        failures: list[RefusedImage | Unavailable] = []
 
         async def mark(client: httpx.AsyncClient, image: np.ndarray, prompt: str) -> float:
             async with gate:
                 try:
                     return parse_mark(await self._answer(client, image, prompt))
-                except RefusedImage as error:
-                    refusals.append(str(error))
+                except OutOfReach:
+                    raise
+                except (RefusedImage, Unavailable) as error:
+                    failures.append(error)
                     return float("nan")
 
         async with self._client() as client:
             marks = await asyncio.gather(*(mark(client, *pair) for pair in zip(images, prompts, strict=True)))
-        if refusals and len(refusals) == len(images):
-            raise RuntimeError(refusals[0])
-        if refusals:
-            logging.getLogger(__name__).warning("%d of %d images: %s", len(refusals), len(images), refusals[0])
+        if failures and len(failures) == len(images):
+            too_busy = next((error for error in failures if isinstance(error, Unavailable)), None)
+            raise too_busy or RuntimeError(str(failures[0]))
+        if failures:
+            logging.getLogger(__name__).warning("%d of %d images: %s", len(failures), len(images), failures[0])
         return marks
 
     async def _answer(self, client: httpx.AsyncClient, image: np.ndarray, prompt: str) -> str:
@@ -180,7 +189,9 @@ class Judge:
         try:
             response = await client.request(method, self.url + path, json=body)
         except httpx.TransportError as error:
-            raise Unavailable(f"{self.name}: no answer from {self.url} ({type(error).__name__}: {error})") from error
+            away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            said = f"{self.name}: no answer from {self.url} ({type(error).__name__}: {error})"
+            raise (OutOfReach if away else Unavailable)(said) from error
         said = f"{self.name}: {self.url} answered {response.status_code}: {response.text[:300]}"
         if response.status_code in TRY_AGAIN:
             raise Unavailable(said)
@@ -205,6 +216,10 @@ class Judge:
             # A cluster's http_proxy is for endpoints in the world outside.
             trust_env=urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"),
         )
+
+
+class OutOfReach(Unavailable):
+    """Nobody takes the connection: no image of the batch has a chance, and all of them another one later."""
 
 
 class RefusedImage(Exception):

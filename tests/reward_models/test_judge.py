@@ -106,6 +106,17 @@ def numbered(n: int) -> tuple[np.ndarray, list[str], list[dict]]:
         ("Final Score (4)", 0.8),
         ("FINAL SCORE:\n2.", 0.4),
         (r"Final Score: $\boxed{2}$", 0.4),
+        ("Final Score: <4>", 0.8),
+        ('Final Score: "4"', 0.8),
+        ("Final Score is 4", 0.8),
+        ("The final score is: **3.5**.", 0.7),
+        ("<b>Final Score:</b> 4", 0.8),
+        ("Final Score: 4,5", 0.9),
+        ("Final Score: 4 out of 5", 0.8),
+        ("Final Score: **4** / 5", 0.8),
+        ("Final Score: 4, as it is sharp", 0.8),
+        ("Final Score: 4 out of 10", NAN),
+        ("Final Score: <4>/10", NAN),
         ("Final Score: 0.9", NAN),
         ("Final Score: 5.1", NAN),
         ("Final Score: -3", NAN),
@@ -133,7 +144,9 @@ def test_unifiedreward_is_asked_about_the_prompt_and_deqa_is_not(endpoint: Endpo
     assert judge(endpoint)(*numbered(3)).score.tolist() == [np.float32(0.2)] * 3
     for body in endpoint.bodies:
         text = body["messages"][0]["content"][1]["text"]
-        assert "from 1 to 5" in text and "Final Score: <number>" in text and "{prompt}" not in text
+        assert (
+            "from 1 to 5" in text and text.endswith("Final Score: 3.5") and "<" not in text and "{prompt}" not in text
+        )
         assert body["model"] == "eye-7b" and body["temperature"] == 0 and body["max_tokens"] == 512
 
 
@@ -183,6 +196,17 @@ def test_one_refused_image_costs_one_score_and_all_of_them_are_an_error(endpoint
     endpoint.answer = lambda pixel, question: refusal
     with pytest.raises(RuntimeError, match=r"answered 400: .*the prompt is too long"):
         judge(endpoint)(*numbered(3))
+
+
+def test_one_image_without_an_answer_costs_one_score(endpoint: Endpoint) -> None:
+    busy = Response("too many", status_code=503)
+    endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else "Final Score: 5"
+    score = judge(endpoint, attempts=1)(*numbered(20)).score
+    np.testing.assert_array_equal(score, np.where(np.arange(20) == 1, np.float32(NAN), np.float32(1)))
+    refusal = JSONResponse({"error": "too long"}, status_code=400)
+    endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else refusal
+    with pytest.raises(Unavailable, match="503: too many"):
+        judge(endpoint, attempts=1)(*numbered(3))
 
 
 @pytest.mark.parametrize(

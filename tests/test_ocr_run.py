@@ -46,7 +46,7 @@ def server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    scorers = json.dumps({"general_ocr": {"workers": 0}})
+    scorers = json.dumps({"general_ocr": {"workers": 0}, "jpeg": {}})
     command = [sys.executable, "-m", "reward_models.server", "--scorers", scorers, "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -76,15 +76,18 @@ def train(random_sd3: Path, dataset: Path, out: Path, *more: str) -> list[dict]:
 def test_in_process_and_through_the_server_train_alike(
     random_sd3: Path, dataset: Path, server: str, tmp_path: Path
 ) -> None:
-    here = train(random_sd3, dataset, tmp_path / "here", "--config.rewards.scorers.general_ocr=1.0")
-    there = f"--config.rewards.scorers={{'general_ocr': {{'weight': 1.0, 'remote': '{server}'}}}}"
-    away = train(random_sd3, dataset, tmp_path / "there", there)
+    # Images of random weights hold no text: without jpeg beside it every reward would be 0, and nothing would train.
+    both = {"general_ocr": {"weight": 1.0}, "jpeg": {"weight": 1.0}}
+    here = train(random_sd3, dataset, tmp_path / "here", f"--config.rewards.scorers={both}")
+    remote = {name: {**options, "remote": server} for name, options in both.items()}
+    away = train(random_sd3, dataset, tmp_path / "there", f"--config.rewards.scorers={remote}")
     kept = json.loads((tmp_path / "there" / "ocr" / "config.json").read_text())
-    print(kept["rewards"])
     assert kept["rewards"]["scorers"]["general_ocr"]["remote"] == server
     for lines in (here, away):
         assert [line["epoch"] for line in lines if line["kind"] == "train"] == [1, 2]
         assert all("general_ocr/exact" in line and line["failed"] == 0 for line in lines if line["kind"] == "train")
+        assert all(line["grad_norm"] > 0 for line in lines if line["kind"] == "train")
+        assert len({line["reward"] for line in lines if line["kind"] == "train"}) == 2
     for one, other in zip(here, away, strict=True):
         for name in ("reward", "loss", "total", "grad_norm"):
             assert one.get(name) == other.get(name)

@@ -59,7 +59,8 @@ class Mask2FormerDetector:
         h, w = pixels.shape[2:]
         pixels = pad(pixels, (0, -w % STRIDE, 0, -h % STRIDE))
         output = self.model(pixel_values=pixels.to(self.device, self.model.dtype))
-        frame, size = Frame(tuple(pixels.shape[2:]), (h, w)), (images.shape[1], images.shape[2])
+        frame = Frame((pixels.shape[2], pixels.shape[3]), (h, w))
+        size = (images.shape[1], images.shape[2])
         pairs = zip(output.class_queries_logits.float(), output.masks_queries_logits.float(), strict=True)
         return [detections(classes, masks, size, frame) for classes, masks in pairs]
 

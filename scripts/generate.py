@@ -73,7 +73,7 @@ def draw(config: Any, runtime: Any, backbone: Any, known: Any) -> Images:
 
     images = {}
     ids, members = samples(len(known), _MEMBERS.value)
-    for batch, pixels in sample_images(runtime, backbone, known, ids, members, config=config):
+    for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
         for prompt, member, image in zip(batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True):
             images[prompt, member] = Image.fromarray(image)
     return images

@@ -11,7 +11,7 @@ import torch
 
 import reward_models
 from tests.scorers import Brightness
-from tp_grpo.rewards import RewardError, RewardSet, check_failed, mean_and_error, to_uint8
+from tp_grpo.rewards import RewardError, RewardSet, check_failed, finite_images, mean_and_error, to_uint8
 from tp_grpo.scoring import State
 
 IMAGES = to_uint8(torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8))
@@ -25,6 +25,35 @@ def test_weights_add_up_and_a_scorer_of_ones_own_is_a_dotted_path() -> None:
     expected = torch.from_numpy(IMAGES).float().mean((1, 2, 3)) / 255
     torch.testing.assert_close(result.scores["brightness"], expected)
     torch.testing.assert_close(result.total, 1.5 * expected)
+
+
+def test_what_is_out_of_range_or_nan_is_a_pixel_all_the_same() -> None:
+    values = torch.tensor([-0.1, 1.1, float("nan"), float("inf")]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
+
+
+def test_an_image_with_a_nan_is_not_scored_and_has_failed() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    images[1, 2, 3, 4], images[3, 0, 0, 0] = float("nan"), float("inf")
+    finite = finite_images(images)
+    assert finite.tolist() == [True, False, True, False]
+    rewards = RewardSet({BRIGHTNESS: 1.0})
+    pixels = to_uint8(images)
+    found = rewards.submit(pixels, list("abcd"), [{}] * 4, finite).result()
+    expected = pixels.mean((1, 2, 3)) / 255
+    np.testing.assert_allclose(found.total, [expected[0], np.nan, expected[2], np.nan], rtol=1e-6)
+    rewards.settle()
+    with pytest.raises(
+        RewardError, match=r"no score \(NaN\) for 2 of 4 .*Its last error: images that are NaN or infinite"
+    ):
+        rewards.check_failed(found.scores, 0.05)
+
+
+def test_a_batch_without_one_finite_image_has_no_score() -> None:
+    rewards = RewardSet({BRIGHTNESS: 1.0, "tests.scorers:Gaps": {"every": 2}})
+    found = rewards.submit(IMAGES, [""] * 4, [{}] * 4, np.zeros(4, bool)).result()
+    rewards.settle()
+    assert found.total.isnan().all() and all(score.shape == (4,) for score in found.scores.values())
 
 
 def test_images_are_quantised_by_rounding() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +29,17 @@ def count(trainer: Trainer) -> list[torch.Tensor]:
     return seen
 
 
-def updated(config: ConfigDict, advantages: torch.Tensor, rounds: int) -> tuple[dict, dict, int]:
-    """Weights, the last report and the number of forwards after `rounds` updates of one rollout batch of four."""
+def updated(
+    config: ConfigDict, advantages: torch.Tensor, rounds: int, lost: int | None = None
+) -> tuple[dict, dict, int]:
+    """Weights, the last report and the number of forwards after `rounds` updates of one rollout batch of four.
+
+    lost: a sample whose states are NaN from the second on.
+    """
     trainer = Trainer(config)
     (batch, *_) = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
+    if lost is not None:
+        batch.trajectory.x[lost, 1:] = batch.trajectory.mean[lost, 1:] = float("nan")
     seen = count(trainer)
     for number in range(rounds):
         report = trainer.updater.step([batch], [advantages], fresh=number == 0)
@@ -66,3 +74,32 @@ def test_the_frozen_model_is_asked_once(smoke: Smoke, monkeypatch: pytest.Monkey
     assert (once[2], again[2]) == (3 * 2 + 2, 3 * 2 + 3 * 2)
     assert once[1] == again[1] and once[1]["kl"] > 0
     assert all(torch.equal(once[0][name], again[0][name]) for name in again[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-2])
+def test_a_sample_that_overflowed_trains_nothing_and_the_others_as_ever(smoke: Smoke, beta: float) -> None:
+    advantages = torch.tensor([[0.5, -1.0], [0.0, 0.0], [1.5, 0.0], [-1.5, -1.0]])
+    weights, report, _ = updated(smoke(run_name="lost", train__beta=beta), advantages, 1, lost=1)
+    assert all(value.isfinite().all() for value in weights.values()) and report["skipped"] == 0
+    assert all(map(math.isfinite, report.values())) and report["grad_norm"] > 0
+    whole, _, _ = updated(smoke(run_name="whole", train__beta=beta), advantages, 1)
+    if beta == 0:
+        assert all(torch.allclose(weights[name], whole[name], atol=1e-7) for name in whole)
+
+
+def test_an_image_that_is_nan_costs_its_ladder_and_leaves_no_mark(smoke: Smoke) -> None:
+    trainer = Trainer(smoke(run_name="nan"))
+    decode = trainer.backbone.decode
+
+    def overflow(x: torch.Tensor) -> torch.Tensor:
+        images = decode(x)
+        images[0, :, 3, 3] = float("nan")
+        return images
+
+    trainer.backbone.decode = overflow  # type: ignore[method-assign]
+    pending = trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=True)
+    for one in pending:
+        rollout, rewards = one.finish()
+        missing = rewards.total.isnan()
+        assert missing.any() and not missing.all() and torch.equal(missing, rollout.ladder.isnan())
+    trainer.rewards.close()

@@ -41,9 +41,9 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
         rewards.check_prompts(prompts.prompts[:count], prompts.metadata[:count])
         backbone = tuned.Tuned(config.model, runtime, policy).backbone
         waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
-        for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
+        for batch, pixels, finite in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
             batch_samples = list(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
-            waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata)))
+            waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata, finite)))
             if len(waiting) > 1:  # one batch is scored beside the sampling of the next
                 _write(ledger, rewards, *waiting.popleft())
         for entry in waiting:

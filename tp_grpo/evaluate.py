@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tp_grpo.models.base import Backbone
 from tp_grpo.prompts import PromptSet
-from tp_grpo.rewards import Rewards, RewardSet, macro_means, mean_and_error, to_uint8
+from tp_grpo.rewards import Rewards, RewardSet, finite_images, macro_means, mean_and_error, to_uint8
 from tp_grpo.rollout import conditions_of, encode_once, ode_images
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import PromptBatch
@@ -49,8 +49,8 @@ def samples(count: int, members: int) -> tuple[np.ndarray, np.ndarray]:
 
 def sample_images(
     runtime: Runtime, backbone: Backbone, prompts: PromptSet, ids: np.ndarray, members: np.ndarray, *, config: Any
-) -> Iterator[tuple[PromptBatch, np.ndarray]]:
-    """ODE images of the samples (ids, members) in order, by batch, as pixels (b, H, W, 3) uint8."""
+) -> Iterator[tuple[PromptBatch, np.ndarray, np.ndarray]]:
+    """ODE images of the samples (ids, members) in order, by batch: pixels (b, H, W, 3) uint8, and which are finite."""
     conditions = encode_once(backbone, [prompts.prompts[i] for i in ids])
     size = config.eval.batch_size
     for start in runtime.bar(range(0, len(ids), size), "images"):
@@ -63,7 +63,7 @@ def sample_images(
             guidance_scale=config.sample.guidance_scale,
             key=(config.seed,),
         )
-        yield batch, to_uint8(images)
+        yield batch, to_uint8(images), finite_images(images)
 
 
 def evaluate(
@@ -85,8 +85,8 @@ def evaluate(
     last = len(ids) - 1
     own = np.arange(runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size).clip(max=last)
     pending, pictures = [], []
-    for batch, pixels in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
-        pending.append(rewards.submit(pixels, batch.prompts, batch.metadata))
+    for batch, pixels, finite in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
+        pending.append(rewards.submit(pixels, batch.prompts, batch.metadata, finite))
         pictures.append(pixels)
         boundary()
     done = [future.result() for future in pending]

@@ -85,11 +85,21 @@ class RewardSet:
             except UNAVAILABLE as error:
                 raise ValueError(f"rewards.scorers.{name} is out of reach: {error}") from error
 
-    def submit(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Future[Rewards]:
-        """Start scoring images (n, H, W, 3) uint8. Failed scores are NaN; `settle` tells, once all ranks are here."""
+    def submit(
+        self, images: np.ndarray, prompts: list[str], metadata: list[Metadata], finite: np.ndarray | None = None
+    ) -> Future[Rewards]:
+        """Start scoring images (n, H, W, 3) uint8. Failed scores are NaN; `settle` tells, once all ranks are here.
+
+        finite (n,) bool: the images that have pixels, see `finite_images`; the others are not scored, and have failed.
+        """
+        rows = np.flatnonzero(np.ones(len(images), bool) if finite is None else finite)
         batch = Batch(images, prompts, metadata)
+        if len(rows) < len(images):
+            batch = Batch(*batch.take(rows))
+            for lane in self.lanes.values():
+                lane.tell("images that are NaN or infinite: the model or its VAE overflowed", len(images) - len(rows))
         parts = {name: self.lanes[name].submit(scorer, batch) for name, scorer in self.scorers.items()}
-        return self._adder.submit(self._add_up, parts, len(images))
+        return self._adder.submit(self._add_up, parts, torch.from_numpy(rows), len(images))
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
         """`submit`, and wait. Raises RewardError for a scorer that cannot go on."""
@@ -124,12 +134,17 @@ class RewardSet:
             if hasattr(scorer, "close"):
                 scorer.close()
 
-    def _add_up(self, parts: dict[str, Future[Scores]], n: int) -> Rewards:
+    def _add_up(self, parts: dict[str, Future[Scores]], rows: Tensor, n: int) -> Rewards:
+        """The scores of the images `rows` of n."""
+
+        def spread(values: np.ndarray) -> Tensor:
+            return torch.full((n,), torch.nan).index_copy(0, rows, torch.from_numpy(values))
+
         total, scores, extras = torch.zeros(n), {}, {}
         for name, part in parts.items():
             done = part.result()
-            scores[name] = torch.from_numpy(done.score)
-            extras.update({f"{name}/{key}": torch.from_numpy(value) for key, value in done.extras.items()})
+            scores[name] = spread(done.score)
+            extras.update({f"{name}/{key}": spread(value) for key, value in done.extras.items()})
             total = total + self.weights[name] * scores[name]
         return Rewards(total, scores, extras)
 
@@ -184,8 +199,13 @@ def macro_means(
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(n, 3, H, W) in [0, 1] -> (n, H, W, 3) uint8, quantised once for every scorer and every picture."""
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """(n, 3, H, W) in [0, 1] -> (n, H, W, 3) uint8, quantised once for every scorer and every picture; NaN is black."""
+    return (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def finite_images(images: Tensor) -> np.ndarray:
+    """(n, 3, H, W) -> which of them are finite throughout, (n,) bool: of the others there is nothing to score."""
+    return images.isfinite().flatten(1).all(1).cpu().numpy()
 
 
 def check_failed(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tp_grpo import sampler
 from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
-from tp_grpo.rewards import Rewards, RewardSet, to_uint8
+from tp_grpo.rewards import Rewards, RewardSet, finite_images, to_uint8
 from tp_grpo.types import PromptBatch, Rollout, cat, index, to
 
 TRAINING, EVALUATION, COMMON = 0, 1, 2  # what a noise is for is part of its key
@@ -106,9 +106,11 @@ def roll_out(
         trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
     image_of = _image_of(origin, plan)
     different = image_of.unique()
-    images = to_uint8(backbone.decode(clean.flatten(0, 1)[different.to(clean.device)]))
+    decoded = backbone.decode(clean.flatten(0, 1)[different.to(clean.device)])
+    images = to_uint8(decoded)
     owners = (different // plan.ladder).tolist()
-    future = rewards.submit(images, [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners])
+    prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
+    future = rewards.submit(images, prompts, metadata, finite_images(decoded))
     place = torch.searchsorted(different, image_of)
     unscored = Rollout(cond, trajectory, torch.empty(len(place), 0), batch.group_id, {})
     return Pending(unscored, future, place, images[place.numpy()] if keep_images else None)

@@ -217,12 +217,12 @@ class Lane:
             except PROGRAMMING as error:
                 return self._break(error)
             except UNAVAILABLE as error:
-                self._note(error, len(rows))
+                self.tell(words(error), len(rows))
             except Exception as error:
                 if isinstance(error, OUT_OF_MEMORY):
                     self._shrink(len(rows))
                 if len(rows) == 1:
-                    self._note(error, 1)
+                    self.tell(words(error), 1)
                 else:
                     todo += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
             else:
@@ -266,12 +266,12 @@ class Lane:
         said = "rewards.scorers.%s: out of memory with %d images a call; going on with %d"
         _LOG.warning(said, self.name, failed, self.largest)
 
-    def _note(self, error: Exception, images: int) -> None:
-        """Images without a score: the first time is told, the rest are counted by max_failed."""
+    def tell(self, error: str, images: int) -> None:
+        """Why images have no score: the first time is told, the rest are counted by max_failed."""
         if not self.error:
             said = "rewards.scorers.%s: no score for %d images: %s. Later ones are only counted"
-            _LOG.warning(said, self.name, images, words(error))
-        self.error = words(error)
+            _LOG.warning(said, self.name, images, error)
+        self.error = error
 
     def _break(self, error: Exception) -> None:
         if not self._stop.is_set():

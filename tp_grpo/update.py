@@ -132,12 +132,16 @@ class Updater:
         trajectory, kind = rollout.trajectory, self.sample.kind
         states = (trajectory.x[:, column], trajectory.x[:, column + 1], trajectory.mean[:, column])
         x, x_next, stored = (state.to(self.backbone.device) for state in states)
+        # Sampling overflowed there and the advantage is 0; but 0 x NaN is NaN, in the loss and in the gradient.
+        lost = ~(x.isfinite() & x_next.isfinite() & stored.isfinite()).flatten(1).all(1)
+        kept = ~lost.reshape(-1, *[1] * (x.ndim - 1))
+        x, x_next, stored = (state.where(kept, 0) for state in (x, x_next, stored))
         cond = to(rollout.cond, self.backbone.device)
         step = self._transition(x, cond, column)
-        ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored)
+        ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored).masked_fill(lost, 0)
         divergence = None
         if self.train.beta > 0:
-            divergence = flow.kl(step, self._reference(rollout, x, cond, column))
+            divergence = flow.kl(step, self._reference(rollout, x, cond, column)).masked_fill(lost, 0)
         stat = loss.grpo(
             ratio,
             advantage,
@@ -149,7 +153,7 @@ class Updater:
         if not fresh:
             return stat, stat.ratio_dev
         with torch.no_grad():
-            return stat, flow.log_ratio(kind, x_next, step, stored).expm1().abs().max()
+            return stat, flow.log_ratio(kind, x_next, step, stored).masked_fill(lost, 0).expm1().abs().max()
 
     def _reference(self, rollout: Rollout, x: Tensor, cond: Any, column: int) -> Tensor:
         """The frozen model's mean of the step (B, *L), computed once where there are more inner epochs."""

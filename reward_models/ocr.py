@@ -120,9 +120,17 @@ class OcrScorer:
         return Scores(score, {"exact": np.array([text == target for text, target in pairs], dtype=np.float32)})
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Raises ValueError for the first prompt that quotes no text."""
+        """Raises ValueError for the first prompt that quotes no text, and for a reader that does not start."""
         for prompt in prompts:
             target_text(prompt)
+        try:
+            self.read(np.zeros((1, self.engine.side, self.engine.side, 3), dtype=np.uint8))
+        except Exception as error:  # whatever onnxruntime, OpenCV and their native libraries raise
+            lacks = "libGL" in str(error)
+            advice = "; pip install opencv-python-headless, or the system's libgl1" if lacks else ""
+            raise ValueError(
+                f"general_ocr: the reader does not start: {type(error).__name__}: {error}{advice}"
+            ) from error
 
     def read(self, images: np.ndarray) -> list[str]:
         """The text of each image (H, W, 3) uint8 RGB: its lines from top to bottom, joined; "" where there is none."""

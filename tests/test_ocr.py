@@ -260,6 +260,26 @@ def test_a_gpu_that_onnxruntime_falls_back_from_is_an_error(monkeypatch: pytest.
         scorer.read(np.zeros((1, 64, 64, 3), np.uint8))
 
 
+def test_a_reader_that_cannot_start_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
+    with pytest.raises(ValueError, match="reader does not start: RuntimeError: onnxruntime reads with CPUExecution"):
+        OcrScorer(provider="CUDAExecutionProvider").check(['a sign "Open"'], [{}])
+
+    def lacks_opengl(engine: ocr.Engine) -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ocr, "_build", lacks_opengl)
+    with pytest.raises(ValueError, match=r"libGL\.so\.1: .*; pip install opencv-python-headless"):
+        OcrScorer(workers=0).check(['a sign "Open"'], [{}])
+
+
+def test_check_starts_the_readers_that_the_run_will_use(pool: OcrScorer) -> None:
+    pool.close()
+    pool.check(['a sign "Open"'], [{}])
+    assert pool._pool is not None
+
+
 def test_it_never_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **keywords: object) -> None:
         raise AssertionError("the network was asked")

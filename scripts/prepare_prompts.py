@@ -148,7 +148,11 @@ def _geneval(options: argparse.Namespace) -> dict[Path, files.Prompts]:
 
 def _scenes(path: Path) -> list[tuple]:
     scenes = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    try:
+        content = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             scenes += [geneval.scene(json.loads(line))] if line.strip() else []
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -179,14 +183,19 @@ def _pickscore(options: argparse.Namespace) -> dict[Path, files.Prompts]:
     return {folder / "train.txt": train, folder / "test.txt": test}
 
 
+def _tell(file: Path, what: str, numbers: list[int]) -> None:
+    if numbers:
+        shown = ", ".join(map(str, numbers[: text.SHOWN]))
+        print(f"{file}: {what}: {len(numbers)} (line {shown}{', ...' if len(numbers) > text.SHOWN else ''})")
+
+
 def _text(options: argparse.Namespace) -> dict[Path, files.Prompts]:
     if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in EXAMPLES:
         raise ValueError(f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(EXAMPLES)}")
     cleaned = text.read(options.file)
-    if cleaned.repeated:
-        lines = ", ".join(map(str, cleaned.repeated[: text.SHOWN]))
-        more = ", ..." if len(cleaned.repeated) > text.SHOWN else ""
-        print(f"{options.file}: left out as repeats: {len(cleaned.repeated)} (line {lines}{more})")
+    _tell(options.file, "left out as repeats", cleaned.repeated)
+    _tell(options.file, "left out, for the prompt is empty", cleaned.empty)
+    _tell(options.file, f"kept, but of more than {text.LONG_WORDS} words, of which CLIP reads the first", cleaned.long)
     folder = options.out / options.name
     if cleaned.tagged:
         return {folder / "test.jsonl": cleaned.entries}

@@ -100,6 +100,7 @@ SPLITS = ("train", "test")
         (("geneval", "--train", "colors=many"), "'many' is not a number of prompts"),
         (("geneval", "--train", "counting=200"), "counting: 200 training and 80 test prompts were asked, but there"),
         (("geneval", "--keep-out", "notes.txt"), "notes.txt:2: not a line of GenEval metadata"),
+        (("geneval", "--keep-out", "latin.txt"), "latin.txt: not UTF-8 (invalid continuation byte); save the file as"),
         (("geneval", "--keep-out", "nowhere.jsonl"), "No such file or directory: 'nowhere.jsonl'"),
         (("general_ocr", "--train", "-1"), "'-1' is not a number of prompts"),
         (("text", "nowhere.txt", "--name", "x"), "nowhere.txt cannot be read: No such file or directory"),
@@ -130,6 +131,24 @@ def test_a_list_of_prompts_is_cleaned_and_each_kept_once(tmp_path: Path) -> None
     said = done("text", "list.txt", "--name", "mine", cwd=tmp_path)
     assert "list.txt: left out as repeats: 1 (line 3)" in said
     assert lines(tmp_path / "dataset/mine/test.txt") == ["a cat", "caf\u00e9"]
+
+
+def test_empty_and_long_prompts_are_reported_by_line(tmp_path: Path) -> None:
+    long = "word " * 77 + "more"
+    (tmp_path / "list.csv").write_text(f"Prompts,Category\na cat,Animals\n,Colors\n{long},Long\n ,Colors\n")
+    said = done("text", "list.csv", "--name", "mine", cwd=tmp_path)
+    assert "list.csv: left out, for the prompt is empty: 2 (line 3, 5)" in said
+    assert "list.csv: kept, but of more than 77 words" in said and ": 1 (line 4)" in said
+    found = prompts.load(str(tmp_path / "dataset" / "mine"), field="prompts.eval")
+    assert found.prompts == ["a cat", long]
+
+
+def test_a_tag_without_a_prompt_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\tcounting\n\n  two dogs\tcounting\t\n")
+    said = done("text", "list.txt", "--name", "mine", cwd=tmp_path)
+    assert "list.txt: left out, for the prompt is empty: 1 (line 1)" in said
+    found = prompts.load(str(tmp_path / "dataset" / "mine"), field="prompts.eval")
+    assert found.prompts == ["two dogs"] and found.metadata == [{"tag": "counting"}]
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,20 @@ from pathlib import Path
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
 TAG_COLUMNS = {"category": "tag", "tags": "tag"}  # GenEval's word for a prompt's family
 MAX_CHARACTERS = 10_000
+LONG_WORDS = 77  # CLIP reads 77 tokens, and a word is one at least
 SHOWN = 10  # bad lines named in a message
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """entries: {...metadata, "prompt"}, each prompt once; repeated: line numbers of the repeats that were left out."""
+    """entries: {...metadata, "prompt"}, each prompt once. By line number what is to tell: repeated, repeats that were
+    left out; empty, rows of a table or tags without a prompt, left out as well; long, prompts of more than LONG_WORDS.
+    """
 
     entries: list[dict[str, str]]
     repeated: list[int]
+    empty: list[int]
+    long: list[int]
 
     @property
     def tagged(self) -> bool:
@@ -38,6 +43,7 @@ class _Row:
     prompt: str
     metadata: dict[str, str] = field(default_factory=dict)
     wrong: str = ""
+    blank: bool = False
 
 
 def read(path: Path) -> Cleaned:
@@ -58,17 +64,18 @@ def read(path: Path) -> Cleaned:
     if wrong:
         rest = [f"and {len(wrong) - SHOWN} more bad lines"] if len(wrong) > SHOWN else []
         raise ValueError("\n".join(wrong[:SHOWN] + rest))
-    return _once([row for row in rows if row.prompt], path)
+    return _once(rows, path)
 
 
 def _lines(content: str) -> Iterator[_Row]:
     for number, line in enumerate(content.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
-        prompt, *tags = line.strip().split("\t")
+        prompt, *tags = line.rstrip().lstrip(" ").split("\t")
         if len(tags) > 1:
             wrong = f"{len(tags)} TABs; expected a prompt, or a prompt, one TAB and its tag"
             yield _Row(number, "", wrong=wrong)
         else:
-            yield _Row(number, prompt, {"tag": tags[0].strip()} if tags else {})
+            tag = tags[0].strip() if tags else ""
+            yield _Row(number, prompt, {"tag": tag} if tag else {}, blank=not line.strip())
 
 
 def _table(content: str, path: Path) -> Iterator[_Row]:
@@ -103,10 +110,14 @@ def _once(rows: list[_Row], path: Path) -> Cleaned:
     entries: dict[str, dict[str, str]] = {}
     repeated: list[int] = []
     for row in rows:
+        if not row.prompt:
+            continue
         if row.prompt in entries:
             repeated.append(row.line)
         else:
             entries[row.prompt] = {**row.metadata, "prompt": row.prompt}
     if not entries:
         raise ValueError(f"{path} holds no prompts")
-    return Cleaned(list(entries.values()), repeated)
+    empty = [row.line for row in rows if not row.prompt and not row.blank]
+    long = [row.line for row in rows if len(row.prompt.split()) > LONG_WORDS]
+    return Cleaned(list(entries.values()), repeated, empty, long)

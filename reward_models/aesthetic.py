@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from reward_models.base import Metadata, Scores
 from reward_models.check import Check, Weights
-from reward_models.clip import load_clip
+from reward_models.clip import MODEL_FILES, PROCESSOR_FILES, PROCESSOR_NEEDS, load_clip
 from reward_models.loading import Source, fill
 
-CLIP_WEIGHTS = Source("aesthetic", "openai/clip-vit-large-patch14", "1.7 GB", option="clip_path")
+CLIP_FILES = tuple(dict.fromkeys(MODEL_FILES + PROCESSOR_FILES))
+CLIP_WEIGHTS = Source("aesthetic", "openai/clip-vit-large-patch14", "1.7 GB", option="clip_path", files=CLIP_FILES)
 # The hub's copy of sac+logos+ava1-l14-linearMSE.pth, with the same tensors.
 HEAD_WEIGHTS = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", "4 MB", file="aesthetic-model.pth")
 
@@ -97,6 +98,9 @@ class Aesthetic:
 
 CHECKS = {
     "aesthetic": Check(
-        weights=(Weights(CLIP_WEIGHTS.repo, 1.7), Weights(HEAD_WEIGHTS.repo, 0.01, (HEAD_WEIGHTS.file,)))
+        weights=(
+            Weights(CLIP_WEIGHTS.repo, 1.7, MODEL_FILES + PROCESSOR_NEEDS, CLIP_FILES),
+            Weights(HEAD_WEIGHTS.repo, 0.01, (HEAD_WEIGHTS.file,)),
+        )
     )
 }

@@ -19,11 +19,21 @@ GOLDEN_TEXT = "HELLO"
 
 @dataclass(frozen=True)
 class Weights:
-    """A hub repository that the scorer loads. files: those it cannot do without; gigabytes: of the download."""
+    """A hub repository that the scorer loads.
+
+    files: those it cannot do without; fetch: all that it reads, of which some may be missing, `files` where none are
+    named; gigabytes: of these.
+    """
 
     repo: str
     gigabytes: float
-    files: tuple[str, ...] = ("config.json",)
+    files: tuple[str, ...]
+    fetch: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What fetches them: the whole repository may hold the weights in three formats."""
+        return " ".join(["hf download", self.repo, *(self.fetch or self.files)])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,18 @@ from torch.nn.functional import normalize
 
 from reward_models.loading import Source, check_batch_size, chunks, pick_device, pick_dtype
 
+# What transformers reads of a published CLIP: of its processor, of the model; and what it cannot do without.
+PROCESSOR_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+MODEL_FILES = ("config.json", "model.safetensors")
+PROCESSOR_NEEDS = ("preprocessor_config.json", "tokenizer.json")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's names
 CONTEXT = 77  # tokens that a CLIP text tower reads; the rest of a prompt is cut
 

@@ -9,10 +9,11 @@ import torch
 
 from reward_models.base import Metadata, Scores
 from reward_models.check import Check, Weights, matching_cases
-from reward_models.clip import load_clip
+from reward_models.clip import MODEL_FILES, PROCESSOR_FILES, PROCESSOR_NEEDS, load_clip
 from reward_models.loading import Source
 
-WEIGHTS = Source("clipscore", "openai/clip-vit-large-patch14", "1.7 GB")
+FILES = tuple(dict.fromkeys(MODEL_FILES + PROCESSOR_FILES))
+WEIGHTS = Source("clipscore", "openai/clip-vit-large-patch14", "1.7 GB", files=FILES)
 SCALE = 100 / 30  # the logit over 30, as Flow-GRPO reports it
 
 
@@ -46,4 +47,8 @@ class ClipScore:
         return Scores((SCALE * self.clip.cosine(images, prompts)).astype(np.float32))
 
 
-CHECKS = {"clipscore": Check(weights=(Weights(WEIGHTS.repo, 1.7),), cases=matching_cases)}
+CHECKS = {
+    "clipscore": Check(
+        weights=(Weights(WEIGHTS.repo, 1.7, MODEL_FILES + PROCESSOR_NEEDS, FILES),), cases=matching_cases
+    )
+}

@@ -104,7 +104,7 @@ def _lacking(name: str, check: Check, options: Mapping[str, Any]) -> Report | No
     absent = [weights for weights in check.weights if not in_cache(weights)]
     if absent:
         sizes = ", ".join(f"{weights.repo} ({weights.gigabytes:g} GB)" for weights in absent)
-        mend = (*(f"hf download {weights.repo}" for weights in absent), f"or --set {name}.path=FOLDER")
+        mend = (*(weights.command for weights in absent), f"or --set {name}.path=FOLDER")
         return Report(name, MISSING, f"weights not in the cache: {sizes}", mend)
     return None
 

@@ -119,7 +119,7 @@ CHECKS = {
         packages=("open_clip", "scipy"),
         extra="geneval",
         weights=(
-            Weights(DETECTOR_WEIGHTS.repo, 0.3),
+            Weights(DETECTOR_WEIGHTS.repo, 0.3, DETECTOR_WEIGHTS.files),
             Weights(COLOR_WEIGHTS.repo, 1.7, (COLOR_WEIGHTS.file,)),
         ),
         cases=_golden,

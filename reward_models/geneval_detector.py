@@ -15,7 +15,12 @@ from reward_models.clip import OpenClip
 from reward_models.geneval_logic import CLASSES, COLORS, THRESHOLD, Detection
 from reward_models.loading import Source, check_batch_size, chunks, pick_device, pick_dtype
 
-WEIGHTS = Source("geneval", "facebook/mask2former-swin-small-coco-instance", "280 MB")
+WEIGHTS = Source(
+    "geneval",
+    "facebook/mask2former-swin-small-coco-instance",
+    "280 MB",
+    files=("config.json", "model.safetensors", "preprocessor_config.json"),
+)
 SIDE, LONGEST = 800, 1333  # pixels: mmdet enlarges the shorter side to the one, the longer side to the other at most
 STRIDE = 32  # pixels of the image to one of the coarsest features; mmdet pads to whole ones
 TOP = 100  # pairs of query and class that mmdet keeps of an image

@@ -20,7 +20,13 @@ from reward_models.check import Check, Weights, matching_cases
 from reward_models.loading import Source, check_batch_size, chunks, fill, pick_device, pick_dtype
 
 WEIGHTS = Source("imagereward", "THUDM/ImageReward", "1.8 GB", file="ImageReward.pt")
-TOKENIZER = Source("imagereward", "google-bert/bert-base-uncased", "1 MB", option="tokenizer_path")
+TOKENIZER = Source(
+    "imagereward",
+    "google-bert/bert-base-uncased",
+    "1 MB",
+    option="tokenizer_path",
+    files=("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+)
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw reward, over the authors' training images
 CONTEXT = 35  # BERT tokens that the model was trained to read
 HEAD_WIDTH = 64  # of an attention head, in every published BLIP
@@ -177,7 +183,7 @@ CHECKS = {
     "imagereward": Check(
         weights=(
             Weights(WEIGHTS.repo, 1.8, (WEIGHTS.file,)),
-            Weights(TOKENIZER.repo, 0.01, ("tokenizer_config.json",)),
+            Weights(TOKENIZER.repo, 0.01, ("tokenizer.json",), TOKENIZER.files),
         ),
         cases=matching_cases,
     )

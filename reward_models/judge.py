@@ -41,7 +41,7 @@ TRY_AGAIN = (408, 429, 502, 503, 504)
 SETTINGS = (301, 302, 307, 308, 401, 403, 404, 405)
 SCALE = "1 = very poor, 2 = poor, 3 = fair, 4 = good, 5 = excellent; steps of a tenth are allowed"
 ENDING = (
-    "Give your reasons in two sentences at most. Then end with one line of exactly this form, with a number of your own:"
+    "Give your reasons in two sentences at most. Then end with one line of exactly this form, with your own number:"
     "\nFinal Score: 3.5"
 )
 

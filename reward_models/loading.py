@@ -22,7 +22,8 @@ class Source:
     """Where a scorer's published weights are.
 
     scorer: its name, for the messages; repo: the hub id; size: for people, "3.9 GB"; file: the one file that is needed,
-    "" for a folder that `from_pretrained` reads; option: the constructor's argument that names a local copy.
+    "" for a folder that `from_pretrained` reads; files: what that reads of the repository, which may hold the weights
+    in three formats; option: the constructor's argument that names a local copy.
     """
 
     scorer: str
@@ -30,6 +31,12 @@ class Source:
     size: str
     file: str = ""
     option: str = "path"
+    files: tuple[str, ...] = ()
+
+    @property
+    def fetch(self) -> tuple[str, ...]:
+        """The files that are needed, and no others."""
+        return (self.file,) if self.file else self.files
 
     def missing(self, name: str, why: object) -> ValueError:
         """The error for weights that cannot be had: what, why, and the two ways out."""
@@ -37,7 +44,7 @@ class Source:
         local = f"a local copy of {self.file}" if self.file else "a local folder with them"
         return ValueError(
             f"{self.scorer}: the weights {name} cannot be loaded: {reason} With a network, "
-            f"`hf download {' '.join([self.repo, self.file]).strip()}` fetches them (about {self.size}); without, set "
+            f"`hf download {' '.join([self.repo, *self.fetch])}` fetches them (about {self.size}); without, set "
             f"rewards.scorers.{self.scorer}.{self.option} to {local}."
         )
 

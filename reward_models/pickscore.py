@@ -9,11 +9,17 @@ import torch
 
 from reward_models.base import Metadata, Scores
 from reward_models.check import Check, Weights, matching_cases
-from reward_models.clip import load_clip
+from reward_models.clip import MODEL_FILES, PROCESSOR_FILES, PROCESSOR_NEEDS, load_clip
 from reward_models.loading import Source
 
-WEIGHTS = Source("pickscore", "yuvalkirstain/PickScore_v1", "3.9 GB")
-PROCESSOR = Source("pickscore", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "4 MB", option="processor_path")
+WEIGHTS = Source("pickscore", "yuvalkirstain/PickScore_v1", "3.9 GB", files=MODEL_FILES)
+PROCESSOR = Source(
+    "pickscore",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "4 MB",
+    option="processor_path",
+    files=PROCESSOR_FILES,
+)
 SCALE = 26.0  # brings the logit of a good image near 1, as Flow-GRPO publishes its curves
 
 
@@ -56,7 +62,10 @@ class PickScore:
 
 CHECKS = {
     "pickscore": Check(
-        weights=(Weights(WEIGHTS.repo, 3.9), Weights(PROCESSOR.repo, 0.01, ("preprocessor_config.json",))),
+        weights=(
+            Weights(WEIGHTS.repo, 3.9, WEIGHTS.files),
+            Weights(PROCESSOR.repo, 0.01, PROCESSOR_NEEDS, PROCESSOR.files),
+        ),
         cases=matching_cases,
     )
 }

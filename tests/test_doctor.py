@@ -9,7 +9,7 @@ import pytest
 
 import reward_models
 from reward_models import doctor
-from reward_models.check import GOLDEN_TEXT, Case, golden_images
+from reward_models.check import GOLDEN_TEXT, Case, Weights, golden_images
 from reward_models.doctor import FAILED, MISSING, OK, Report, examine, exit_code, main, out_of_order, table
 
 MODULE = "tests.checked"
@@ -64,7 +64,7 @@ def test_weights_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     report = look("Heavy")
     assert report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
-    assert report.mend[0] == "hf download someone/heavy" and "path=FOLDER" in report.mend[1]
+    assert report.mend[0] == "hf download someone/heavy config.json model.bin" and "path=FOLDER" in report.mend[1]
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
@@ -74,6 +74,26 @@ def test_weights_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest
     (repo / "snapshots" / "abc" / "model.bin").write_text("")
     assert look("Heavy").state == OK
     assert look("Heavy", path="/models/heavy").state == OK
+
+
+def scorers_with_weights() -> list[tuple[str, Weights]]:
+    checks = {name: doctor._check_of(name, reward_models.target(name)) for name in reward_models.names()}
+    return [(name, weights) for name, check in checks.items() for weights in check.weights]
+
+
+@pytest.mark.parametrize("name, weights", scorers_with_weights())
+def test_a_config_alone_is_no_weights_and_the_command_names_files(
+    name: str, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / f"models--{weights.repo.replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "config.json").write_text("{}")
+    assert not doctor.in_cache(weights), name
+    words = weights.command.split()
+    assert words[:3] == ["hf", "download", weights.repo] and set(weights.files) <= set(words[3:])
 
 
 def test_memory_is_measured_per_image() -> None:

@@ -139,7 +139,8 @@ def test_empty_and_long_prompts_are_reported_by_line(tmp_path: Path) -> None:
     said = done("text", "list.csv", "--name", "mine", cwd=tmp_path)
     assert "list.csv: left out, for the prompt is empty: 2 (line 3, 5)" in said
     assert "list.csv: kept, but of more than 77 words" in said and ": 1 (line 4)" in said
-    found = prompts.load(str(tmp_path / "dataset" / "mine"), field="prompts.eval")
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 77 words"):
+        found = prompts.load(str(tmp_path / "dataset" / "mine"), field="prompts.eval")
     assert found.prompts == ["a cat", long]
 
 

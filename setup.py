@@ -5,7 +5,7 @@ EXTRAS = {
     "ocr": ["rapidocr>=3.10", "onnxruntime>=1.18", "rapidfuzz>=3.0"],
     "server": ["fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27"],
     "data": ["datasets>=3.0"],
-    "8bit": ["bitsandbytes>=0.45"],
+    "8bit": ["bitsandbytes>=0.50"],
     "deepspeed": ["deepspeed>=0.16; platform_system == 'Linux'"],
     "dev": [
         "hypothesis>=6.100",

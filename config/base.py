@@ -88,7 +88,7 @@ def _model() -> ConfigDict:
     c.decode_batch_size = 8  # images a VAE call
     c.vae_dtype = "fp32"  # fp32 | bf16
     c.text_encoders = "offload"  # between uses: offload (host memory) | resident (on the device) | drop (freed)
-    c.embeddings_cache = ""  # folder of prompt embeddings, a few MB a prompt, shared by runs; empty: none
+    c.embeddings_cache = ""  # folder of prompt embeddings, shared by runs, 1-2 MB a prompt; empty: none
     c.gradient_checkpointing = False  # recompute activations in the backward pass
     c.attention_backend = ""  # diffusers' name, such as "flash" or "_native_cudnn"; FLUX only; empty: PyTorch's choice
     c.compile = ""  # torch.compile backend for the transformer's blocks, such as "inductor"; empty: eager
@@ -132,7 +132,7 @@ def _train() -> ConfigDict:
     c.updates_per_epoch = 2  # each on groups_per_epoch / updates_per_epoch whole groups
     c.inner_epochs = 1  # passes over an epoch's samples
     c.learning_rate = 3e-4
-    c.optimizer = "adamw"  # adamw | adamw_8bit (bitsandbytes; CUDA)
+    c.optimizer = "adamw"  # adamw | adamw_8bit (bitsandbytes)
     c.adam_betas = (0.9, 0.999)
     c.weight_decay = 1e-4
     c.adam_eps = 1e-8

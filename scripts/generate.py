@@ -3,12 +3,13 @@
     python scripts/generate.py --config=config/tp_grpo.py:shapes_tiny --checkpoint=runs/quickstart \\
         --prompts="a red circle above a blue square" --out=images --grid
 
---prompts is a text, or a file (.txt: a prompt a line; .jsonl). Steps and guidance are the config's (eval.steps,
-sample.guidance_scale). An image depends on the seed, the prompt's place and the member alone.
+--prompts is a text, a file (.txt: a prompt a line; .jsonl) or a module:function. Steps and guidance are the config's
+(eval.steps, sample.guidance_scale). An image depends on the seed, the prompt's place and the member alone.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from absl import app, flags
 Images = dict[tuple[int, int], Any]  # PIL images by (prompt, member)
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base")
-_PROMPTS = flags.DEFINE_string("prompts", None, "a text, or a prompt file", required=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, "a text, a prompt file or a module:function", required=True)
 _OUT = flags.DEFINE_string("out", "images", "folder for the images")
 _SEED = flags.DEFINE_integer("seed", None, "of the noise; none: the config's")
 _MEMBERS = flags.DEFINE_integer("members", 1, "images a prompt", lower_bound=1)
@@ -33,17 +34,21 @@ def main(_: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped by Ctrl-C; {_OUT.value} keeps the images that were drawn", file=sys.stderr)
+        return 130
 
 
 def generate(config: Any) -> int:
     from tp_grpo import prompts, tuned
+    from tp_grpo.plan import check_sampling
     from tp_grpo.runtime import Runtime
 
+    check_sampling(config)
     policy = tuned.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
-    if Path(_PROMPTS.value).is_file() or _PROMPTS.value.endswith((".txt", ".jsonl")):
-        known = prompts.load(_PROMPTS.value, field="--prompts")
-    else:
-        known = prompts.PromptSet([_PROMPTS.value], [{}])
+    text = _PROMPTS.value
+    named = text.endswith((".txt", ".jsonl")) or re.fullmatch(r"[\w.]+:\w+", text)
+    known = prompts.load(text, field="--prompts") if named else prompts.PromptSet([text], [{}])
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     runtime = Runtime(config.model.dtype, (), str(out))
@@ -54,19 +59,17 @@ def generate(config: Any) -> int:
     loaded = tuned.Tuned(config.model, runtime, policy)
     sheets: dict[str, Images] = {}
     with loaded.base():
-        sheets["base"] = draw(config, runtime, loaded.backbone, known)
+        sheets["base"] = draw(config, runtime, loaded.backbone, known, out, "base")
     if policy:
-        sheets["tuned"] = draw(config, runtime, loaded.backbone, known)
-    for kind, images in sheets.items():
-        for (prompt, member), image in images.items():
-            image.save(out / f"{prompt:04d}-{member}-{kind}.png")
+        sheets["tuned"] = draw(config, runtime, loaded.backbone, known, out, "tuned")
     if _GRID.value:
         grid(list(sheets.values()), len(known), _MEMBERS.value).save(out / "grid.png")
     runtime.say(f"{sum(map(len, sheets.values()))} images in {out}")
     return 0
 
 
-def draw(config: Any, runtime: Any, backbone: Any, known: Any) -> Images:
+def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: str) -> Images:
+    """Each image is on disk as soon as its batch is drawn."""
     from PIL import Image
 
     from tp_grpo.evaluate import sample_images, samples
@@ -76,6 +79,7 @@ def draw(config: Any, runtime: Any, backbone: Any, known: Any) -> Images:
     for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
         for prompt, member, image in zip(batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True):
             images[prompt, member] = Image.fromarray(image)
+            images[prompt, member].save(out / f"{prompt:04d}-{member}-{kind}.png")
     return images
 
 

@@ -98,3 +98,8 @@ class FailsOnRank(Brightness):
             raise self.error("only here")
         score = super().__call__(images, prompts, metadata).score
         return Scores(score, {"dark": 1 - score})
+
+
+def two_prompts() -> list[tuple[str, dict]]:
+    """A source of prompts, as "tests.scorers:two_prompts"."""
+    return [("a red circle", {}), ("a blue square", {})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -106,7 +107,9 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(kind: str, path: Path, tm
     folder = tmp_path / "copy"
     shutil.copytree(path, folder)
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"transformer/ holds no .safetensors weights"):
+    with pytest.raises(
+        ValueError, match=r"transformer/diffusion_pytorch_model.safetensors is missing; was the download broken off"
+    ):
         models.load(settings(folder, kind), CPU)
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(
@@ -120,11 +123,53 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(kind: str, path: Path, tm
         models.load(settings(path, other), CPU)
 
 
+def empty_tokenizer(folder: Path) -> None:
+    for file in (folder / "tokenizer_2").iterdir():
+        file.unlink()
+
+
+def lose_a_shard(folder: Path) -> None:
+    names = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(names))
+    whole = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_name("part-1.safetensors"))
+
+
+def cut(folder: Path) -> None:
+    with (folder / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (empty_tokenizer, "tokenizer_2 holds no vocabulary: none of tokenizer.json, vocab.json, spiece.model"),
+        (lose_a_shard, "transformer/part-2.safetensors is missing; was the download broken off"),
+        (cut, r"vae/diffusion_pytorch_model.safetensors is damaged \(.*\); fetch it again"),
+        (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json is missing"),
+        (lambda folder: (folder / "vae" / "config.json").write_text("{"), "model.path = .*vae.*config.json"),
+        (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+        (lambda folder: (folder / "model_index.json").write_text("{,"), "model_index.json is no JSON"),
+    ],
+)
+def test_what_a_broken_download_leaves_is_refused_by_name(
+    spoil: Callable[[Path], object], message: str, kind: str, path: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(path, folder)
+    spoil(folder)
+    monkeypatch.setattr(STOCK[kind], "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ValueError, match=message):
+        models.load(settings(folder, kind), CPU)
+
+
 @pytest.mark.parametrize(
     "model, fields, message",
     [
         ("flux", {"height": 50}, r"model.height = 50 is not a multiple of 4 .* 48 and 52"),
-        ("flux", {"max_sequence_length": 513}, "513: FLUX takes at most 512"),
+        ("flux", {"max_sequence_length": 513}, "513: Flux takes at most 512"),
+        ("sd3", {"max_sequence_length": 513}, "513: SD3 takes at most 512"),
+        ("flux", {"attention_backend": "sage"}, "'sage' cannot be used: "),
         ("flux", {"attention_backend": "flashy"}, "'flashy' is not one of .*native"),
         ("sd3", {"attention_backend": "native"}, "takes no other; leave it empty"),
         ("sd3", {"text_encoders": "drop"}, "set model.embeddings_cache to a folder"),

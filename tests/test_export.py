@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny_models import CPU, PROMPTS, settings
-from tp_grpo import models
+from tp_grpo import models, tuned
 from tp_grpo.models import export
 from tp_grpo.models.policy import Policy
 from tp_grpo.rollout import EVALUATION, draw_noise
@@ -193,6 +193,28 @@ def test_generate_draws_base_and_tuned_from_the_same_noise(run: Path, tmp_path: 
     assert pixels("a", "grid.png").shape == (48 + 4, 4 * 50 + 2, 3)
 
 
+@pytest.mark.parametrize("prompts, count", [("a red circle " * 30, 1), ("tests.scorers:two_prompts", 2)])
+def test_generate_takes_any_text_and_any_source(run: Path, tmp_path: Path, prompts: str, count: int) -> None:
+    script("generate", f"--prompts={prompts}", f"--out={tmp_path}")
+    assert len(list(tmp_path.iterdir())) == count
+
+
+def test_of_a_run_the_newest_checkpoint_counts(tmp_path: Path) -> None:
+    """A finished run that is being gone on with has an adapter of its first end."""
+    for name in (
+        "adapter",
+        "checkpoints/epoch-1/adapter",
+        "checkpoints/epoch-12/adapter",
+        "checkpoints/epoch-3/adapter",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / export.PEFT_WEIGHTS).touch()
+    assert tuned.find(str(tmp_path)) == tmp_path / "checkpoints/epoch-12/adapter"
+    assert tuned.find(str(tmp_path / "checkpoints/epoch-3")) == tmp_path / "checkpoints/epoch-3/adapter"
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert tuned.find(str(tmp_path)) == tmp_path / "adapter"
+
+
 def test_evaluate_goes_on_and_gives_the_same_for_any_batch_size(run: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     pairs = captions.held_out()[:6]
@@ -232,6 +254,8 @@ def test_evaluate_goes_on_and_gives_the_same_for_any_batch_size(run: Path, tmp_p
     [
         (("--checkpoint=no/such/run",), "there is no trained policy"),
         (("--rewards=shaps",), "did you mean 'shapes'"),
+        (("--config.eval.members=0",), "eval.members = 0 must be above 0"),
+        (("--config.model.decode_batch_size=0",), "model.decode_batch_size = 0 must be above 0"),
         (("--prompts=missing.txt",), "--prompts = 'missing.txt': there is no such file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import deque
@@ -14,6 +15,7 @@ from reward_models import macros
 from tp_grpo import tuned
 from tp_grpo.evaluate import columns_of, sample_images, samples
 from tp_grpo.ledger import Ledger, Sample, as_markdown, summarise
+from tp_grpo.plan import check_sampling
 from tp_grpo.prompts import PromptSet
 from tp_grpo.rewards import Rewards, RewardSet
 from tp_grpo.runtime import Runtime
@@ -26,6 +28,7 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
     table.md and table.json at the end; what is there already is not done again. Ranks share what is missing.
     Raises ValueError before weights load, RewardError when a scorer fails.
     """
+    check_sampling(config)
     count = min(config.eval.prompts or len(prompts), len(prompts))
     runtime = Runtime(config.model.dtype, (), str(out))
     ledger = Ledger(out, _settings(config, scorers, policy, prompts.prompts[:count]), runtime.rank)
@@ -37,18 +40,18 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
         runtime.say(f"{len(ids) - len(missing)} of {len(ids)} images are scored already")
     own = missing[runtime.rank :: runtime.world_size]
     if own:
-        rewards = RewardSet(scorers)
-        rewards.check_prompts(prompts.prompts[:count], prompts.metadata[:count])
-        backbone = tuned.Tuned(config.model, runtime, policy).backbone
-        waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
-        for batch, pixels, finite in sample_images(runtime, backbone, prompts, ids[own], members[own], config=config):
-            batch_samples = list(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
-            waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata, finite)))
-            if len(waiting) > 1:  # one batch is scored beside the sampling of the next
-                _write(ledger, rewards, *waiting.popleft())
-        for entry in waiting:
-            _write(ledger, rewards, *entry)
-        rewards.close()
+        with contextlib.closing(RewardSet(scorers)) as rewards:
+            rewards.check_prompts(prompts.prompts[:count], prompts.metadata[:count])
+            backbone = tuned.Tuned(config.model, runtime, policy).backbone
+            waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
+            drawn = sample_images(runtime, backbone, prompts, ids[own], members[own], config=config)
+            for batch, pixels, finite in drawn:
+                batch_samples = list(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
+                waiting.append((batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata, finite)))
+                if len(waiting) > 1:  # one batch is scored beside the sampling of the next
+                    _write(ledger, rewards, *waiting.popleft())
+            for entry in waiting:
+                _write(ledger, rewards, *entry)
     runtime.accelerator.wait_for_everyone()
     scores = ledger.read()
     rows = summarise(scores, prompts.prompts, prompts.metadata, macros(scorers))

@@ -186,6 +186,7 @@ def _evaluated(config: Any) -> int | None:
 def _memory(
     config: Any, plan: Plan, shapes: Architecture, backbone: Any, policy: Policy, measured: Measured, decode_peak: int
 ) -> dict[str, dict[str, int]]:
+    """Bytes by phase and kind. In fp16 a T5 keeps its `wo` in fp32, which is not counted: 2 GB of T5-XXL."""
     trained = cost.size(policy.parameters.values())
     transformer = [*policy.transformer.parameters(), *policy.transformer.buffers()]
     copy = policy._frozen.values() if config.train.beta > 0 else ()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+# Of the bases that the recipes name: what the hub calls the licence, and what it calls itself.
 LICENCES = {
-    "stabilityai/stable-diffusion-3.5-medium": "Stability AI Community License",
-    "black-forest-labs/FLUX.1-dev": "FLUX.1 [dev] Non-Commercial License",
+    "stabilityai/stable-diffusion-3.5-medium": ("stabilityai-ai-community", "Stability AI Community License"),
+    "black-forest-labs/FLUX.1-dev": ("flux-1-dev-non-commercial-license", "FLUX.1 [dev] Non-Commercial License"),
 }
 METHODS = {
     "terminal": "Flow-GRPO (arXiv 2505.05470)",
     "incremental": "GRPO on per-step increments",
+    "value": "GRPO on a value estimate from the reward ladder",
     "turning_point": "TurningPoint-GRPO (arXiv 2602.06422)",
 }
 
@@ -20,11 +24,11 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
     """Markdown with the hub's metadata; `gains` as `report.gains` gives them, empty before a second evaluation."""
     base, lora, sample = config["model"]["path"], config["lora"], config["sample"]
     rewards = "; ".join(f"{name} ({options})" for name, options in config["rewards"]["scorers"].items())
-    licence = LICENCES.get(base, "that of the base model")
+    bound = f" ({LICENCES[base][1]})" if base in LICENCES else ""
     what = f"a LoRA of rank {lora['rank']}, alpha {lora['alpha']}" if lora["rank"] else "the whole transformer"
     lines = [
         "---",
-        f"base_model: {base}",
+        *_origin(base),
         "library_name: diffusers",
         "tags: [tp_grpo, lora, text-to-image]" if lora["rank"] else "tags: [tp_grpo, text-to-image]",
         "---",
@@ -39,12 +43,19 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         f"- Sampling in training: {sample['steps']} steps, {sample['window_size']} of them stochastic "
         f"({sample['kind']}, noise level {sample['noise_level']}), guidance {sample['guidance_scale']}, "
         f"{config['model']['height']} x {config['model']['width']} pixels, seed {config['seed']}",
-        f"- Licence: the base model's ({licence}) binds this too.",
+        f"- Licence: the base model's{bound} binds this too.",
         "",
         *_table(gains),
         _use(bool(lora["rank"])),
     ]
     return "\n".join(lines)
+
+
+def _origin(base: str) -> list[str]:
+    """The hub takes ids of its own for base_model, and refuses a card that names a folder."""
+    if base not in LICENCES:
+        return [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else []
+    return [f"base_model: {base}", "license: other", f"license_name: {LICENCES[base][0]}"]
 
 
 def _table(gains: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -141,16 +141,14 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _positive(sample, "sample", ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"))
     _positive(sample, "sample", ("branch_every", "completion_steps", "completion_stride"))
     _within(config.credit, "credit", "lam", 0, 1)
-    _positive(config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size"))
     _positive(config.advantage, "advantage", ("clip",))
-    _within(config, "config", "seed", 0, 2**63 - 1)
     _within(train, "train", "beta", 0, float("inf"))
     _within(config.ema, "ema", "decay", 0, 1)
     _within(config.rewards, "rewards", "max_failed", 0, 1)
-    _within(config.eval, "eval", "prompts", 0, float("inf"))
     _positive(train, "train", ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"))
     _positive(config, "config", ("epochs",))
-    _positive(config.eval, "eval", ("steps", "members", "batch_size", "every"))
+    _positive(config.eval, "eval", ("every",))
+    check_sampling(config)
     _positive(config.ema, "ema", ("every",))
     _within(config.lora, "lora", "rank", 0, float("inf"))
     _positive(config.tracking, "tracking", ("images_every",))
@@ -184,6 +182,14 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
         completion_stride=sample.completion_stride,
         same_latent=sample.same_latent,
     )
+
+
+def check_sampling(config: Any) -> None:
+    """What drawing images takes, without training. Raises ValueError."""
+    _positive(config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size"))
+    _positive(config.eval, "eval", ("steps", "members", "batch_size"))
+    _within(config.eval, "eval", "prompts", 0, float("inf"))
+    _within(config, "config", "seed", 0, 2**63 - 1)
 
 
 def _positive(section: Any, name: str, fields: Iterable[str]) -> None:

@@ -54,7 +54,7 @@ def probe(config: Any, *, repeats: int) -> Probe:
     config = _one_batch(config)
     runtime = Runtime(config.model.dtype, (), ".")
     plan = make_plan(config, 1, branches=credit.needs_branches(config.credit.name))
-    check_optimizer(config.train.optimizer, runtime.device)
+    check_optimizer(config.train.optimizer)
     shapes = architecture.read(config.model)
     flops = estimate(config, 1).flops
     runtime.seed(config.seed)

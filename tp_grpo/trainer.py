@@ -45,7 +45,7 @@ class Trainer:
             shard=sharding.asked(os.environ, config),
         )
         self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
-        check_optimizer(config.train.optimizer, self.runtime.device)
+        check_optimizer(config.train.optimizer)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tp_grpo import models
 from tp_grpo.checkpoint import ADAPTER, Checkpoints
+from tp_grpo.files import sha256
 from tp_grpo.models import export
 from tp_grpo.runtime import Runtime
 
@@ -20,11 +20,9 @@ def find(path: str) -> Path:
     Raises ValueError when there is none.
     """
     folder = Path(path)
-    candidates = [folder, folder / ADAPTER]
-    epochs = Checkpoints(folder / "checkpoints", 1).epochs()
-    if epochs:
-        candidates.append(folder / "checkpoints" / f"epoch-{epochs[-1]}" / ADAPTER)
-    for candidate in candidates:
+    # A run that was finished and is being gone on with has checkpoints newer than its adapter.
+    newest = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in Checkpoints(folder / "checkpoints", 1).epochs()[-1:]]
+    for candidate in (folder, *(folder / name for name in (*newest, ADAPTER))):
         if (candidate / export.PEFT_WEIGHTS).is_file() or (candidate / "transformer").is_dir():
             return candidate
     raise ValueError(
@@ -35,10 +33,7 @@ def find(path: str) -> Path:
 
 def digest(folder: Path) -> str:
     """A hash of the policy's weights."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        total.update(path.read_bytes())
-    return total.hexdigest()
+    return "-".join(sha256(path) for path in sorted(folder.rglob("*.safetensors")))
 
 
 class Tuned:

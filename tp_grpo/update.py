@@ -111,7 +111,8 @@ class Updater:
             raise RatioError(
                 f"before the first update the ratio differs from 1 by {deviation:.2g}, more than train.max_ratio_dev = "
                 f"{limit:g}: sampling and training do not compute the same velocity; likely a low-precision kernel "
-                "whose result depends on the batch (try model.dtype = 'fp32' or 'bf16')"
+                "whose result depends on the batch (try model.dtype = 'fp32' or 'bf16'), or model.compile, which "
+                "compiles sampling and training apart (try it empty)"
             )
 
     def _check_skipped(self) -> None:

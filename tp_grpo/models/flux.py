@@ -13,11 +13,10 @@ from torch import Tensor
 
 from tp_grpo.models.base import JOINT_ATTENTION
 from tp_grpo.models.pipeline import PipelineBackbone
-from tp_grpo.models.pretrained import check_resolution, vae_scale
+from tp_grpo.models.pretrained import check_resolution, check_text, vae_scale
 from tp_grpo.models.text import TextEncoders
 
 PATCH = 2  # latent pixels a side that the pipeline packs into one token
-MAX_TEXT = 512
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Flux(PipelineBackbone):
                 f"model.path = {model.path!r}: its transformer reads {transformer['in_channels']} channels a token, "
                 f"and its VAE packs {PATCH**2} x {vae['latent_channels']}; fill and control variants cannot be trained"
             )
-        if model.max_sequence_length > MAX_TEXT:
-            raise ValueError(f"model.max_sequence_length = {model.max_sequence_length}: FLUX takes at most {MAX_TEXT}")
+        check_text(model.max_sequence_length, cls.__name__)
 
     @staticmethod
     def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> FluxCond:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from torch import Tensor, nn
 
 from tp_grpo.models import base, export, pretrained, text
@@ -121,6 +121,13 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
             f"model.attention_backend = {model.attention_backend!r}: diffusers calls PyTorch's own attention in "
             f"{cls.__name__} and takes no other; leave it empty"
         )
+    if model.attention_backend:
+        try:
+            _check_attention_backend_requirements(AttentionBackendName(model.attention_backend))
+        except RuntimeError as error:
+            raise ValueError(
+                f"model.attention_backend = {model.attention_backend!r} cannot be used: {error}"
+            ) from error
     if model.text_encoders == "drop" and not model.embeddings_cache:
         raise ValueError(
             "model.text_encoders = 'drop' frees the encoders once every prompt is encoded, and needs a place to keep "

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _BLOCK, _BLOCKS = 1 << 16, 64  # of a large file's content, what its fingerprint reads
+
+MAX_TEXT = 512  # T5 tokens that the stock pipelines take
+
+# Any of these is a tokenizer's vocabulary; ByT5 reads bytes and has none.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+BYTES = ("ByT5Tokenizer", "ByT5TokenizerFast")
 
 # Size of a download in GB without the single-file copies, and those copies, which nothing here reads.
 PUBLISHED = {
@@ -34,7 +41,7 @@ def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dic
         found = DiffusionPipeline.load_config(where, **revised)["_class_name"]
         configs = {name: AutoencoderKL.load_config(where, subfolder=name, **revised) for name in ("transformer", "vae")}
     except (OSError, ValueError) as error:
-        raise ValueError(unreadable(path)) from error
+        raise ValueError(unreadable(path) if folder is None else f"model.path = {path!r}: {error}") from error
     if found != pipeline_class:
         raise ValueError(f"model.path = {path!r} holds a {found}; this model.type needs a {pipeline_class}")
     return configs
@@ -64,7 +71,7 @@ def check_folder(folder: Path, pipeline_class: str) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{where} is not a diffusers checkpoint: it has no model_index.json")
-    components = json.loads(index.read_text())
+    components = _read_json(index)
     found = components.get("_class_name")
     if found != pipeline_class:
         raise ValueError(f"{where} holds a {found}; this model.type needs a {pipeline_class}")
@@ -73,14 +80,54 @@ def check_folder(folder: Path, pipeline_class: str) -> None:
             continue
         if not (folder / name).is_dir():
             raise ValueError(f"{where}: its {name} ({origin[1]}) is missing; fetch the folder {name}/")
-        is_model = name in ("transformer", "vae") or name.startswith("text_encoder")
-        if is_model and not any((folder / name).glob("*.safetensors")):
-            raise ValueError(f"{where}: {name}/ holds no .safetensors weights")
+        _check_part(folder / name, origin[1])
+
+
+def _check_part(folder: Path, class_name: str) -> None:
+    """Raises ValueError for what a download that was broken off leaves of a component's folder."""
+    name = folder.name
+    if name.startswith("tokenizer"):
+        # Without a vocabulary transformers makes a tokenizer that knows no word, and does not say so.
+        if class_name not in BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
+            raise ValueError(f"model.path: {folder} holds no vocabulary: none of {', '.join(VOCABULARIES)}")
+    elif name == "scheduler":
+        _require(folder / "scheduler_config.json")
+    elif name in ("transformer", "vae") or name.startswith("text_encoder"):
+        _require(folder / "config.json")
+        _check_weights(folder, "model" if name.startswith("text_encoder") else "diffusion_pytorch_model")
+
+
+def _check_weights(folder: Path, stem: str) -> None:
+    """Raises ValueError for weights that are not there, or not whole; only their headers are read."""
+    index = folder / f"{stem}.safetensors.index.json"
+    files = {f"{stem}.safetensors"}
+    if index.is_file():
+        files = set(_read_json(index)["weight_map"].values())
+    for file in sorted(files):
+        _require(folder / file)
+        try:
+            with safe_open(folder / file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"model.path: {folder / file} is damaged ({error}); fetch it again") from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"model.path: {path} is missing; was the download broken off?")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"model.path: {path} is no JSON ({error}); fetch it again") from error
+    return content
 
 
 def absent(folder: Path, parts: Iterable[str]) -> list[str]:
     """The parts that the checkpoint does without, such as the T5 of Stable Diffusion 3."""
-    components = json.loads((folder / "model_index.json").read_text())
+    components = _read_json(folder / "model_index.json")
     return [name for name in parts if not (components.get(name) or [None])[0]]
 
 
@@ -113,6 +160,12 @@ def check_resolution(height: int, width: int, multiple: int, largest: int | None
             raise ValueError(
                 f"model.{name} = {size} is not a multiple of {multiple} pixels (VAE scale x patch); the nearest: {near}"
             )
+
+
+def check_text(tokens: int, family: str) -> None:
+    """Raises ValueError for more T5 tokens than the stock pipeline takes, which could not use such a policy."""
+    if tokens > MAX_TEXT:
+        raise ValueError(f"model.max_sequence_length = {tokens}: {family} takes at most {MAX_TEXT}")
 
 
 def vae_scale(vae: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tp_grpo.models.base import JOINT_ATTENTION
 from tp_grpo.models.pipeline import PipelineBackbone
-from tp_grpo.models.pretrained import check_resolution, vae_scale
+from tp_grpo.models.pretrained import check_resolution, check_text, vae_scale
 from tp_grpo.models.text import TextEncoders
 from tp_grpo.types import index, to
 
@@ -44,6 +44,7 @@ class SD3(PipelineBackbone):
     @classmethod
     def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
         unit = vae_scale(vae) * transformer["patch_size"]
+        check_text(model.max_sequence_length, cls.__name__)
         check_resolution(model.height, model.width, unit, unit * transformer["pos_embed_max_size"])
 
     @staticmethod

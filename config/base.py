@@ -53,9 +53,9 @@ def get_config() -> ConfigDict:
     c.eval.images = 24  # kept as pictures, before and after side by side in the report
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.resume = (
-        "auto"  # auto: go on where run_name stopped | never: refuse if it exists | a checkpoint folder
-    )
+    # auto: go on where run_name stopped | never: refuse if it holds a run | the folder of a checkpoint, this run's or
+    # another's: begin there and remove what run_name has of later epochs; the same command, given again, goes on.
+    c.checkpoint.resume = "auto"
     c.checkpoint.keep = 2  # the newest so many stay; the one before the newest is for when that is damaged
     c.checkpoint.keep_every = 20  # epochs between checkpoints that stay for good
     # The checkpoint whose evaluation gave the highest of this score stays as well, as checkpoints/best: "total", a

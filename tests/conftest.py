@@ -20,6 +20,9 @@ ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="kill runs 200 times instead of 20 (tests/faults)")
+    parser.addoption(
+        "--moments", type=int, help="the seed of the moments they are killed at (default: another each time)"
+    )
 
 
 @pytest.fixture(scope="session")

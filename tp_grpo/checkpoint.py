@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,30 @@ from torch import Tensor
 
 from tp_grpo import files
 
-# What may change between two parts of one run without making it another run.
+# What may change between two parts of one run without making it another run: how long it is, where it is kept and
+# shown, when it stops, and what changes the numbers by no more than rounding, for that is what other GPUs need.
 FREE_FIELDS = (
     "epochs",
     "output_dir",
     "run_name",
-    "checkpoint.",
-    "runtime.",
-    "tracking.",
+    "checkpoint.*",
+    "runtime.*",
+    "tracking.*",
     "eval.every",
-    "eval.batch_size",
     "eval.images",
+    "rewards.max_failed",
+    "train.max_ratio_dev",
     "train.max_skipped",
+    "*.batch_size",
+    "model.decode_batch_size",
+    "model.text_encoders",
+    "model.embeddings_cache",
+    "model.gradient_checkpointing",
+    "sample.max_rows",
+    "sample.store_on_cpu",
+    "rewards.scorers.*.placement",
+    "rewards.scorers.*.remote",
+    "rewards.scorers.*.retries",
 )
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
@@ -137,6 +150,15 @@ class Checkpoints:
         names = [path.name for path in self.folder.glob("epoch-*")] if self.folder.is_dir() else []
         return sorted(int(name.removeprefix("epoch-")) for name in names)
 
+    def came_from(self, path: str) -> bool:
+        """Whether the newest whole checkpoint was written by a run with `checkpoint.resume` = path."""
+        for epoch in reversed(self.epochs()):
+            try:
+                return flatten(_read_meta(self.folder / f"epoch-{epoch}")["config"]).get("checkpoint.resume") == path
+            except ValueError:  # `newest` speaks of damage
+                continue
+        return False
+
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, None if there never was one; a damaged one is passed over with a warning.
 
@@ -198,7 +220,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: Path) 
     changed = [
         f"  {field}: {before.get(field)!r} then, {now.get(field)!r} now"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and not field.startswith(FREE_FIELDS)
+        if before.get(field) != now.get(field) and not any(fnmatchcase(field, free) for free in FREE_FIELDS)
     ]
     if changed:
         raise ValueError(

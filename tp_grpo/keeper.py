@@ -1,8 +1,9 @@
-"""A run's checkpoints: which one it goes on from, when one is written, and the policy exported beside it."""
+"""A run's folder: one process group at a time, which checkpoint it goes on from, what is saved and exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from tp_grpo.runtime import Runtime
 
 
 class Keeper:
-    """`found` is the checkpoint to go on from, None for a run that begins; it is let go of once it is restored."""
+    """`found` is the checkpoint to go on from, None for a run that begins; it is let go of once it is restored.
+
+    It has no tracker id where the run's curves do not go on from it: it is another run's, or an earlier one.
+    """
 
     def __init__(self, runtime: Runtime, folder: Path, options: Any, settings: dict[str, Any]) -> None:
         """options: `config.checkpoint`; settings: the whole config, for the checkpoints.
 
-        Raises ValueError for a run that cannot or must not be gone on with, DisagreementError when ranks see other
-        checkpoints or have another config.
+        Raises ValueError for a run that cannot or must not be gone on with or that is in work already,
+        DisagreementError when ranks see other checkpoints or have another config.
         """
         self.runtime, self.folder, self.options, self.settings = runtime, folder, options, settings
         self.checkpoints = checkpoint.Checkpoints(
@@ -30,12 +34,25 @@ class Keeper:
             {f"config.{name} =": value for name, value in checkpoint.flatten(settings).items()},
             "every node must be started with the same command, from the same version of this repository",
         )
+        self._hold()
         self.found = self._find(options.resume)
         agreement.check(
             runtime,
             {"as last epoch": self.found.epoch if self.found else "none"},
             f"every node must see the same output_dir: is {folder} on a file system that all share?",
         )
+
+    def _hold(self) -> None:
+        """Two runs in one folder would remove each other's checkpoints."""
+        refused, self._lock = "", None
+        if self.runtime.is_main:
+            try:
+                self._lock = files.hold(self.folder / ".lock")
+            except ValueError as error:
+                refused = str(error)
+        refused = self.runtime.share(refused)[0]
+        if refused:
+            raise ValueError(f"{refused}: wait for that run or stop it, or give this one another run_name")
 
     def _find(self, how: str) -> checkpoint.Checkpoint | None:
         if how == "never":
@@ -45,11 +62,27 @@ class Keeper:
                     f"{self.checkpoints.epochs()[-1]}; give another run_name, or move that folder away"
                 )
             return None
-        found = self.checkpoints.newest() if how == "auto" else checkpoint.load(Path(how))
+        found = self.checkpoints.newest() if how == "auto" else self._begun_from(how)
         if found:
             checkpoint.check_same_run(found.config, self.settings, self.folder)
             checkpoint.warn_of_versions(found)
         return found
+
+    def _begun_from(self, how: str) -> checkpoint.Checkpoint:
+        """That checkpoint; or the newest here if it came from there by this very command, which was started again."""
+        path = Path(how)
+        own = self.checkpoints.newest() if self.checkpoints.came_from(how) else None
+        if own:
+            return own
+        if not path.is_dir():
+            raise ValueError(
+                f"checkpoint.resume = {how!r} is no folder; it is auto, never, or a checkpoint such as "
+                "runs/NAME/checkpoints/epoch-20"
+            )
+        found = checkpoint.load(path)
+        last = self.checkpoints.epochs()[-1:]
+        goes_on = last == [found.epoch] and path.resolve().parent == self.checkpoints.folder.resolve()
+        return found if goes_on else replace(found, tracker="")
 
     def restore(self, learner: Learner) -> int:
         """Load what was found; what came after it is forgotten. Returns the epoch to begin with."""

@@ -6,22 +6,24 @@ prompts -> rollout (sample, decode, score on a thread) -> ladder -> gather -> cr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tp_grpo import agreement, credit, models, prompts, sharding, tracking
 from tp_grpo.advantage import group_normalize, zero_std_share
 from tp_grpo.evaluate import evaluate
+from tp_grpo.gathered import gather
+from tp_grpo.journal import Journal
 from tp_grpo.keeper import Keeper
 from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.preemption import Preempted, Preemption
-from tp_grpo.rewards import Rewards, RewardSet
+from tp_grpo.rewards import RewardSet
 from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit, Rollout
@@ -56,15 +58,12 @@ class Trainer:
         self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings)
         self.checkpoints = self.keeper.checkpoints
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
-        self.runtime.seed(config.seed)
-        self._build()
-        self.tracker = tracking.Tracker(
-            self.runtime.accelerator, self.folder, settings, config.tracking.project, self.keeper.found
-        )
-        self.clock = tracking.Clock()  # last: loading is no part of the first epoch
+        with self.preemption.watching():  # loading takes minutes; what is asked meanwhile counts at the first batch
+            self._build(settings)
 
-    def _build(self) -> None:
+    def _build(self, settings: dict[str, Any]) -> None:
         c = self.config
+        self.runtime.seed(c.seed)
         self.backbone = models.load(c.model, self.runtime.device)
         if c.model.text_encoders == "drop":
             self._encode_ahead()
@@ -78,6 +77,11 @@ class Trainer:
             train=c.train,
             boundary=self.preemption.boundary,
         )
+        self.tracker = tracking.Tracker(
+            self.runtime.accelerator, self.folder, settings, c.tracking.project, self.keeper.found
+        )
+        self.journal = Journal(self.runtime, self.plan, self.tracker, c)
+        self.clock = self.journal.clock
 
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
@@ -134,7 +138,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         done = epoch + 1
-        keep = done % self.config.tracking.images_every == 0 or done == self.config.epochs
+        keep = self.journal.keeps_ladders(done)
         groups = prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
         self._check_plan(epoch, groups)
         with self.clock.phase("rollout"):
@@ -142,22 +146,22 @@ class Trainer:
         with self.clock.phase("score_wait"):
             finished = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.share)
-        rollouts = [rollout for rollout, _ in finished]
-        ladder, group_id = self._gather([r.ladder for r in rollouts]), self._gather([r.group_id for r in rollouts])
-        step_credit, advantages = self._credit(ladder, group_id)
-        failed = self.rewards.check_failed(self._gathered_scores(rollouts), self.config.rewards.max_failed)
+        samples = gather(self.runtime, self.plan, finished, self.rewards.extras)
+        step_credit, advantages = self._credit(samples.ladder, samples.group_id)
+        failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
         with self.clock.phase("update"):
-            stats = self._update(rollouts, advantages)
+            stats = self._update([rollout for rollout, _ in finished], advantages)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            self._keep_ladders(done, pending, ladder, group_id, step_credit, advantages)
-        zero_std = zero_std_share(step_credit.reward, group_id).item()
-        self._log(done, [r for _, r in finished], step_credit, stats | {"failed": failed, "zero_std": zero_std})
+            self.journal.ladders(done, samples, step_credit, advantages, pending, self.prompts.prompts)
+        stats |= {"failed": failed, "zero_std": zero_std_share(step_credit.reward, samples.group_id).item()}
+        self.journal.epoch(done, samples, step_credit, stats | {"updates": self.learner.updates})
 
     def _check_plan(self, epoch: int, groups: list[int]) -> None:
         """All ranks are about to do the same: an epoch of the same prompts and window."""
         texts = [self.prompts.prompts[group] for group in groups]
-        own = {"as epoch": epoch + 1, "as plan": self.plan, "as prompt ids": groups, "as prompts": texts}
+        own = {f"plan.{field.name}": getattr(self.plan, field.name) for field in dataclasses.fields(self.plan)}
+        own |= {"as epoch": epoch + 1, "as prompt ids": groups, "as prompts": texts}
         advice = "every node must have the same prompt files and the same version of this repository"
         agreement.check(self.runtime, own, advice)
 
@@ -202,18 +206,6 @@ class Trainer:
         norm = c.advantage
         return steps, group_normalize(steps.reward, group_id, global_std=norm.global_std, clip=norm.clip)
 
-    def _gather(self, rows: list[Tensor]) -> Tensor:
-        """All ranks' rows on the CPU, ordered by (group, member): a result cannot depend on who held a sample."""
-        gathered = self.runtime.gather(torch.cat(rows).to(self.runtime.device)).cpu()
-        held = [slot for rank in range(self.plan.world_size) for batch in self.plan.batches(rank) for slot in batch]
-        order = torch.tensor([slot * self.plan.group_size + member for slot, member in held])
-        ordered = torch.empty_like(gathered)
-        ordered[order] = gathered
-        return ordered
-
-    def _gathered_scores(self, rollouts: list[Rollout]) -> dict[str, Tensor]:
-        return {name: self._gather([r.rewards[name] for r in rollouts]) for name in rollouts[0].rewards}
-
     def _update(self, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
         """All updates of the epoch; returns their mean statistics, ratio_dev that of the unmoved policy."""
         per_update = self.plan.batches_per_update
@@ -248,56 +240,7 @@ class Trainer:
                 boundary=self.preemption.boundary,
             )
         self.rewards.check_failed(result.scores, self.config.rewards.max_failed)
-        summary = result.summary()
-        self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
-        images = {"images": tracking.thumbnails(result.images)}
-        self.tracker.save_evaluation(epoch, result.scores | images, result.prompts)
-        shown = [name for name in summary if not name.endswith("_se")]
-        parts = (f"{name.rpartition('/')[2]} {summary[name]:.3f} ± {summary[name + '_se']:.3f}" for name in shown)
-        self.runtime.say(f"held-out after epoch {epoch}: " + "  ".join(parts))
-        return summary
-
-    def _log(self, epoch: int, rewards: list[Rewards], step_credit: Credit, stats: dict[str, float]) -> None:
-        reached = {"reward": self._gather([r.total for r in rewards])[:, -1]}
-        for name in self.rewards.extras:
-            reached[name] = self._gather([r.extra(name) for r in rewards])[:, -1]
-        values = {name: column.nanmean().item() for name, column in reached.items() if not column.isnan().all()}
-        turning = step_credit.turning.float().mean(0).tolist()
-        values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
-        values |= stats | {"updates": self.learner.updates, "nfe": self.plan.epoch_nfe * epoch}
-        values |= self.clock.lap()
-        self.tracker.log("train", epoch, values)
-        left = (self.config.epochs - epoch) * values["seconds"]
-        self.runtime.say(
-            f"epoch {epoch}/{self.config.epochs}  reward {values['reward']:.3f}  "
-            f"turning {sum(turning) / len(turning):.0%}  ratio_dev {stats['ratio_dev']:.1e}  "
-            f"{values['seconds']:.1f} s (sample {values['seconds_rollout']:.1f}, score wait "
-            f"{values['seconds_score_wait']:.1f}, update {values['seconds_update']:.1f})  left {left / 60:.0f} min"
-        )
-
-    def _keep_ladders(
-        self,
-        epoch: int,
-        pending: list[Pending],
-        ladder: Tensor,
-        group_id: Tensor,
-        step_credit: Credit,
-        advantages: Tensor,
-    ) -> None:
-        """All ladders of the epoch, and thumbnails of the completions of the first groups."""
-        small = [tracking.thumbnails(p.images) for p in pending if p.images is not None]
-        first = self._gather(small)[: self.config.tracking.groups * self.plan.group_size]
-        tensors = {
-            "ladder": ladder,
-            "reward": step_credit.reward,
-            "increment": step_credit.increment,
-            "turning": step_credit.turning,
-            "advantage": advantages,
-            "group_id": group_id,
-            "images": first,
-        }
-        shown = group_id[: len(first)].tolist()
-        self.tracker.save_ladders(epoch, tensors, [self.prompts.prompts[i] for i in shown])
+        return self.journal.evaluation(epoch, result)
 
     def _finish(self) -> Path:
         """Export the averaged policy, write the report, close the trackers."""

@@ -6,6 +6,7 @@ Without a KL term a micro-batch whose advantages are all zero has no gradient, a
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,10 +79,10 @@ class Updater:
                 deviations.append(deviation)
         self.learner.runtime.average_gradients(self.learner.parameters)
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
-        if fresh:
-            self._check_ratio(ratio_dev)
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.train.max_grad_norm)
         finite = bool(torch.isfinite(norm))
+        if fresh and (finite or not math.isnan(ratio_dev)):  # what is NaN on the way forward is NaN on the way back
+            self._check_ratio(ratio_dev)
         if finite or self.accelerator.scaler is not None:  # a loss scaler skips by itself, and learns from it
             self.learner.optimizer.step()
         self.learner.optimizer.zero_grad(set_to_none=True)

@@ -16,6 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
+from tp_grpo.checkpoint import WEIGHTS
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
 SHORT = {
@@ -34,6 +38,7 @@ DEADLINE = 120  # seconds for any process
 
 # Where a process announces itself: the function that is then called.
 PHASES = {
+    "load": "tp_grpo.models.load",
     "sample": "tp_grpo.trainer.roll_out",
     "score": "tp_grpo.scoring.Lane._score",
     "update": "tp_grpo.update.Updater.step",
@@ -97,12 +102,19 @@ def start(
     ]
 
 
-def finish(folder: Path, name: str, fields: Mapping[str, Any] | None = None) -> str:
-    """A run to its end; returns what it printed."""
-    (process,) = start(folder, name, fields)
-    code, output = process.wait()
-    assert code == 0, output
-    return output
+def finish(folder: Path, name: str, fields: Mapping[str, Any] | None = None, *, ranks: int = 1) -> str:
+    """A run to its end; returns what rank 0 printed."""
+    ended = [process.wait() for process in start(folder, name, fields, ranks=ranks)]
+    assert all(code == 0 for code, _ in ended), "\n".join(output for _, output in ended)
+    return ended[0][1]
+
+
+def assert_same_weights(hurt: Path, whole: Path) -> None:
+    """The trained ones and their average at the end, bit for bit."""
+    for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
+        tensors, expected = load_file(hurt / name), load_file(whole / name)
+        assert tensors.keys() == expected.keys()
+        assert all(tensors[key].equal(expected[key]) for key in expected), f"{hurt / name} differs"
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
@@ -149,11 +161,11 @@ def _train(
     os.chdir(ROOT)
     if at:
         _announce(at, tell)
+    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.argv = ["scripts/train.py", *arguments]
     if spoil:
         module, _, name = spoil.rpartition(".")
         getattr(importlib.import_module(module), name)()
-    sys.path.insert(0, str(ROOT / "scripts"))
-    sys.argv = ["scripts/train.py", *arguments]
     runpy.run_path("scripts/train.py", run_name="__main__")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import tp_grpo.prompts
+import tp_grpo.trainer
+from tp_grpo.plan import Plan
 from tp_grpo.update import Updater
 
 
@@ -26,3 +30,19 @@ def weights() -> None:
 def prompts() -> None:
     """Every epoch draws the first prompts, backwards."""
     tp_grpo.prompts.epoch_groups = lambda n, *, groups, **_: list(range(groups))[::-1]  # type: ignore[assignment]
+
+
+def window() -> None:
+    """Its SDE steps are one later."""
+    plan = tp_grpo.trainer.make_plan
+
+    def later(*arguments: Any, **options: Any) -> Plan:
+        right = plan(*arguments, **options)
+        return replace(right, window=range(right.window.start + 1, right.window.stop + 1))
+
+    tp_grpo.trainer.make_plan = later
+
+
+def config() -> None:
+    """It was started with another learning rate."""
+    sys.argv.append("--config.train.learning_rate=0.5")

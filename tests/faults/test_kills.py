@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.faults import runs
 from tp_grpo.checkpoint import STATE, WEIGHTS, Checkpoint, Checkpoints, load
@@ -23,24 +22,9 @@ from tp_grpo.files import NoRoomError, read_lines
 WIDTH = {"sample": 0.15, "score": 0.02, "update": 0.1, "evaluate": 0.1, "write": 0.25, "rename": 0.1}  # seconds
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    runs.finish(folder, "run")
-    return folder / "run"
-
-
-def assert_same_weights(hurt: Path, whole: Path) -> None:
-    """The trained ones and their average, bit for bit."""
-    for name in (f"checkpoints/epoch-3/{WEIGHTS}", "adapter/pytorch_lora_weights.safetensors"):
-        tensors, expected = load_file(hurt / name), load_file(whole / name)
-        assert tensors.keys() == expected.keys()
-        assert all(torch.equal(tensors[key], expected[key]) for key in expected), f"{hurt / name} differs"
-
-
 def assert_same(hurt: Path, whole: Path) -> None:
     """Weights, and what was logged; seconds differ."""
-    assert_same_weights(hurt, whole)
+    runs.assert_same_weights(hurt, whole)
     ours, theirs = ([_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole))
     assert ours == theirs
     assert (hurt / "report.html").is_file() and len(list(hurt.glob("evaluations/*.safetensors"))) == 2
@@ -51,14 +35,15 @@ def _told(line: dict) -> dict:
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_left_alone(
-    tmp_path: Path, undisturbed: Path, kills: int
+    tmp_path: Path, undisturbed: Path, kills: int, moments: int
 ) -> None:
-    draw = random.Random(5)
+    print(f"the moments: --moments={moments}")
+    draw = random.Random(moments)
     left, number = kills, 0
     while left:
         number += 1
         name = f"hurt-{number}"
-        while left and _killed(tmp_path, name, draw, phase=list(runs.PHASES)[left % len(runs.PHASES)]):
+        while left and _killed(tmp_path, name, draw, phase=list(WIDTH)[left % len(WIDTH)]):
             left -= 1
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # "damaged; trying the one before it"
@@ -114,7 +99,7 @@ def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(small_disk
     assert [path.name for path in (small_disk / "run/checkpoints").iterdir() if path.name.startswith(".")] == []
     filler.unlink()
     runs.finish(small_disk, "run")
-    assert_same_weights(small_disk / "run", undisturbed)
+    runs.assert_same_weights(small_disk / "run", undisturbed)
 
 
 @pytest.mark.parametrize("full", [WEIGHTS, STATE, "adapter"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from tp_grpo.checkpoint import Checkpoints, load
 from tp_grpo.files import read_lines
 from tp_grpo.preemption import Preempted, Preemption
 
+PAIR = {"sample.batch_size": 1}  # for two ranks
+
 
 def epochs(folder: Path) -> list[int]:
     return Checkpoints(folder / "checkpoints", 100).epochs()
@@ -25,7 +28,7 @@ def logged(folder: Path, kind: str) -> list[int]:
     return [line["epoch"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == kind]
 
 
-def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(tmp_path: Path) -> None:
+def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(tmp_path: Path, undisturbed: Path) -> None:
     (process,) = runs.start(tmp_path, "run", {"checkpoint.grace": 0}, at=("sample", 3))  # two an epoch
     assert process.reached()
     os.kill(process.pid, signal.SIGTERM)
@@ -33,6 +36,29 @@ def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(tmp_path: Pat
     assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
     assert f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there." in output
     assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
+    runs.finish(tmp_path, "run")
+    runs.assert_same_weights(tmp_path / "run", undisturbed)
+
+
+def test_a_signal_while_it_loads_is_answered_at_the_first_batch(tmp_path: Path) -> None:
+    (process,) = runs.start(tmp_path, "run", at=("load", 1))
+    assert process.reached()
+    os.kill(process.pid, signal.SIGUSR1)
+    code, output = process.wait()
+    assert code == 0 and "stopped by SIGUSR1" in output and "no epoch was finished yet" in output, output
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_in_work(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    (first,) = runs.start(tmp_path, "run", at=("sample", 1))
+    assert first.reached()
+    (second,) = runs.start(tmp_path, "run")
+    code, output = second.wait()
+    assert code == 2 and f"run is in use by process {first.pid} on " in output and "another run_name" in output, output
+    assert first.wait()[0] == 0
+    runs.assert_same_weights(tmp_path / "run", undisturbed)
+    runs.finish(tmp_path, "run")  # it is free again
 
 
 def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path: Path) -> None:
@@ -49,33 +75,36 @@ def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path:
     assert "total" in load(folder / "checkpoints/epoch-2").scores
 
 
-def test_a_signal_to_rank_1_stops_both_after_the_epoch_and_one_process_goes_on(tmp_path: Path) -> None:
-    fields = {"checkpoint.grace": 600, "sample.batch_size": 1}
+@pytest.fixture(scope="module")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    runs.finish(folder, "run", PAIR, ranks=2)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "number, rank, grace, said, kept",
+    [
+        (signal.SIGUSR1, 1, 600, "stopped by SIGUSR1: stopped after the epoch", [1, 2]),
+        (signal.SIGTERM, 0, 0, "stopped by SIGTERM: stopped at once", [1]),
+    ],
+)
+def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
+    number: signal.Signals, rank: int, grace: float, said: str, kept: list[int], tmp_path: Path, undisturbed_pair: Path
+) -> None:
+    fields = {**PAIR, "checkpoint.grace": grace}
     processes = runs.start(tmp_path, "run", fields, at=("update", 3), ranks=2)  # in epoch 2
     assert all(process.reached() for process in processes)
-    os.kill(processes[1].pid, signal.SIGUSR1)
+    os.kill(processes[rank].pid, number)
     for code, output in [process.wait() for process in processes]:
-        assert code == 0 and "stopped by SIGUSR1: stopped after the epoch" in output, output
-    assert epochs(tmp_path / "run") == [1, 2]
-    runs.finish(tmp_path, "run", fields)
-    assert logged(tmp_path / "run", "train") == [1, 2, 3] and logged(tmp_path / "run", "eval") == [0, 3]
-
-
-def test_weights_that_differ_on_a_rank_stop_both_before_they_are_saved(tmp_path: Path) -> None:
-    fields = {"sample.batch_size": 1}
-    processes = runs.start(tmp_path, "run", fields, ranks=2, spoil={1: "tests.faults.spoil.weights"})
-    for code, output in [process.wait() for process in processes]:
-        assert code == 3 and "error: the ranks disagree:\n  rank 1 has weights of " in output, output
-        assert "where rank 0 has" in output and "seen after the updates of epoch 1" in output
-    assert epochs(tmp_path / "run") == []
-
-
-def test_prompts_that_differ_on_a_rank_stop_both_before_they_are_drawn(tmp_path: Path) -> None:
-    fields = {"sample.batch_size": 1}
-    processes = runs.start(tmp_path, "run", fields, ranks=2, spoil={1: "tests.faults.spoil.prompts"})
-    for code, output in [process.wait() for process in processes]:
-        assert code == 3 and "  rank 1 has as prompt ids [1, 0], where rank 0 has [" in output, output
-        assert "the same prompt files" in output
+        assert code == 0 and said in output and "the same command goes on from there" in output, output
+    assert epochs(tmp_path / "run") == kept
+    shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)
+    runs.finish(tmp_path, "run", fields, ranks=2)
+    runs.assert_same_weights(tmp_path / "run", undisturbed_pair)
+    runs.finish(tmp_path, "alone", {**fields, "sample.batch_size": 2})  # on one rank, and with other batches
+    for folder in (tmp_path / "run", tmp_path / "alone"):
+        assert logged(folder, "train") == [1, 2, 3] and logged(folder, "eval") == [0, 3]
 
 
 def _hang(pressed: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from ml_collections import ConfigDict
 
 from tp_grpo.trainer import Trainer
-from tp_grpo.update import Updater
+from tp_grpo.update import GradientError, Updater
 
 Smoke = Callable[..., ConfigDict]
 
@@ -103,3 +104,69 @@ def test_an_image_that_is_nan_costs_its_ladder_and_leaves_no_mark(smoke: Smoke) 
         missing = rewards.total.isnan()
         assert missing.any() and not missing.all() and torch.equal(missing, rollout.ladder.isnan())
     trainer.rewards.close()
+
+
+def poison(trainer: Trainer, updates: set[int]) -> list[float]:
+    """The gradient of one weight is NaN in these updates, counted from 1; returns the list of norms to come."""
+    step, norms = trainer.updater.step, []
+    number = 0
+
+    def poisoned(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan if number in updates else gradient
+
+    def counted(*arguments: Any, **options: Any) -> dict[str, float]:
+        nonlocal number
+        number += 1
+        report = step(*arguments, **options)
+        norms.append(report["grad_norm"])
+        return report
+
+    trainer.learner.parameters[0].register_hook(poisoned)
+    trainer.updater.step = counted  # type: ignore[method-assign]
+    return norms
+
+
+def values(trainer: Trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.learner.parameters]
+
+
+def test_a_gradient_that_is_nan_costs_its_update_alone(smoke: Smoke, capsys: pytest.CaptureFixture[str]) -> None:
+    config = smoke(train__max_skipped=1)
+    trainer = Trainer(config)
+    norms = poison(trainer, {1, 3})
+    trainer.run()
+    assert [norm != norm for norm in norms] == [True, False, True, False]
+    lines = (trainer.folder / "metrics.jsonl").read_text().splitlines()
+    assert [line["skipped"] for line in map(json.loads, lines) if line["kind"] == "train"] == [0.5, 0.5]
+    assert all(value.isfinite().all() for value in values(trainer)) and trainer.learner.updates == 4
+    assert "update 3: the gradient is not finite; the update is left out" in capsys.readouterr().out
+
+
+def test_too_many_in_a_row_stop_the_run_and_nothing_has_moved(smoke: Smoke) -> None:
+    trainer = Trainer(smoke(train__max_skipped=1))
+    before = values(trainer)
+    poison(trainer, {1, 2, 3, 4})
+    with pytest.raises(GradientError, match=r"2 updates in a row .* train.max_skipped = 1 allows 1"):
+        trainer.run()
+    assert all(torch.equal(old, new) for old, new in zip(before, values(trainer), strict=True))
+
+
+def test_skipped_updates_are_counted_across_a_resume(smoke: Smoke) -> None:
+    trainer = Trainer(smoke(epochs=1, train__max_skipped=2))
+    poison(trainer, {1, 2})
+    trainer.run()
+    trainer = Trainer(smoke(epochs=2, train__max_skipped=2))
+    poison(trainer, {1})
+    with pytest.raises(GradientError, match="3 updates in a row"):
+        trainer.run()
+
+
+def test_a_sample_that_is_nan_is_a_skipped_update_and_no_mismatch(smoke: Smoke) -> None:
+    trainer = Trainer(smoke())
+    (batch, *_) = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
+    trainer.rewards.close()
+    batch.trajectory.x[1, 1] = torch.nan
+    before = values(trainer)
+    report = trainer.updater.step([batch], [torch.ones(4, 2)], fresh=True)
+    assert report["skipped"] == 1 and math.isnan(report["ratio_dev"])
+    assert all(torch.equal(old, new) for old, new in zip(before, values(trainer), strict=True))

@@ -12,6 +12,7 @@ import pytest
 from accelerate import Accelerator
 
 from tp_grpo import tracking
+from tp_grpo.checkpoint import Checkpoint
 
 
 def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
@@ -61,3 +62,30 @@ def test_both_trackers_take_a_run(name: str, monkeypatch: pytest.MonkeyPatch, tm
     accelerator.end_training()
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert any("tfevents" in n or n.endswith(".wandb") for n in left), left
+
+
+@pytest.mark.parametrize("name", tracking.TRACKERS)
+def test_a_resumed_run_goes_on_in_the_same_curves(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Killed after epoch 2 was logged and before it was saved: its figures are those of the second time."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def log(resumes: Checkpoint | None, values: dict[int, float]) -> tracking.Tracker:
+        accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
+        tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1}, "test", resumes)
+        for epoch, value in values.items():
+            tracker.log("train", epoch, {"reward": value})
+        accelerator.end_training()
+        return tracker
+
+    first = log(None, {1: 0.25, 2: 0.5})
+    second = log(Checkpoint(1, {}, {}, {}, tracker=first.run_id), {2: 0.75, 3: 1.0})
+    assert second.run_id == first.run_id and log(None, {}).run_id != first.run_id
+    if name == "wandb":
+        started = list((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}"))
+        assert len(started) == 2, "wandb sync joins runs of one id"
+    else:
+        from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+        curves = EventMultiplexer({"run": str(tmp_path / "test")}).Reload()
+        assert [(s.step, s.value) for s in curves.Scalars("run", "train/reward")] == [(1, 0.25), (2, 0.75), (3, 1.0)]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, patch_environment, set_seed
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from tp_grpo import sharding
@@ -17,6 +17,9 @@ from tp_grpo.peers import Peers, own_name
 
 T = TypeVar("T")
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# Process groups, never let go of. Else DDP's C++ part is the last to hold one and takes it down without releasing the
+# interpreter's lock, while a thread of the group may be waiting for that lock: once in a while a rank never ends.
+_GROUPS: list[Any] = []
 
 
 class Runtime:
@@ -40,6 +43,8 @@ class Runtime:
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
+        if self.world_size > 1:
+            _GROUPS.append(distributed.group.WORLD)
         self.shard = shard and self.world_size > 1
         self.timeout_s = timeout_s
         self.peers = Peers(self.rank, self.share(own_name(self.rank))) if self.world_size > 1 else None

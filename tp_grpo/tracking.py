@@ -43,7 +43,7 @@ class Tracker:
     """Writes from the main process alone; the others call it and nothing happens.
 
     resumes: the checkpoint that the run goes on from. Trackers know the run by `run_id`, which it holds, and go on in
-    the same curves; tensorboard forgets what it was told of later epochs.
+    the same curves; without one the run has a new id. TensorBoard forgets what it was told of later epochs.
     """
 
     def __init__(
@@ -56,9 +56,8 @@ class Tracker:
     ) -> None:
         self.accelerator, self.folder, self.main = accelerator, folder, accelerator.is_main_process
         self.metrics = folder / "metrics.jsonl"
-        self.run_id = (resumes and resumes.tracker) or secrets.token_hex(
-            4
-        )  # never from the global generators: they are the run's
+        # Never from the global generators: they are the run's.
+        self.run_id = (resumes and resumes.tracker) or secrets.token_hex(4)
         if self.main:
             (folder / "ladders").mkdir(parents=True, exist_ok=True)
             (folder / "evaluations").mkdir(exist_ok=True)

@@ -44,7 +44,7 @@ FREE_FIELDS = (
     "sample.store_on_cpu",
     "rewards.scorers.*.placement",
     "rewards.scorers.*.remote",
-    "rewards.scorers.*.retries",
+    "rewards.scorers.*.patience",
 )
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
@@ -97,7 +97,7 @@ class Checkpoints:
                 "scores": checkpoint.scores,
                 "tracker": checkpoint.tracker,
                 "versions": checkpoint.versions,
-                "sha256": {str(path.relative_to(draft)): _sha256(path) for path in written},
+                "sha256": {str(path.relative_to(draft)): files.sha256(path) for path in written},
             }
             (draft / META).write_text(_sealed(meta))
         self.tidy()
@@ -188,7 +188,7 @@ def load(folder: Path) -> Checkpoint:
     for name, digest in meta["sha256"].items():
         if not (folder / name).is_file():
             raise ValueError(f"checkpoint {folder}: {name} is missing")
-        if _sha256(folder / name) != digest:
+        if files.sha256(folder / name) != digest:
             raise ValueError(f"checkpoint {folder}: {name} is damaged (its SHA-256 is not the one in {META})")
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     rest = (meta["config"], meta["scores"], meta["tracker"], meta["versions"])
@@ -271,11 +271,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from (tensor for inner in value.values() for tensor in _tensors(inner))
     elif isinstance(value, list | tuple):
         yield from (tensor for inner in value for tensor in _tensors(inner))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()

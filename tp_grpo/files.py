@@ -121,7 +121,7 @@ def sha256(path: Path) -> str:
     """Of a file's content, read a piece at a time: a fully trained transformer does not fit in memory twice."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(1 << 24):
             digest.update(piece)
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from tp_grpo.keeper import Keeper
 from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.preemption import Preempted, Preemption
-from tp_grpo.rewards import RewardSet
+from tp_grpo.rewards import RewardError, RewardSet
 from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit, Rollout
@@ -122,12 +122,12 @@ class Trainer:
         return epoch % self.config.eval.every == 0 or epoch == self.config.epochs
 
     def _close(self, epoch: int) -> None:
-        """Evaluate if it is due, and save; an evaluation that is stopped costs itself, not the epoch."""
+        """Evaluate if it is due, and save; an evaluation that is stopped or fails costs itself, not the epoch."""
         scores, stopped = {}, None
         if self._evaluation_due(epoch):
             try:
                 scores = self._evaluate(epoch)
-            except Preempted as why:
+            except (Preempted, RewardError) as why:
                 stopped = why
         self._save(epoch, scores)
         if stopped:

@@ -14,7 +14,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import diffusers
+import peft
 import torch
+import transformers
 
 from config import tp_grpo
 from tp_grpo.trainer import Trainer
@@ -23,6 +26,12 @@ from tp_grpo.trainer import Trainer
 def main(runs: list[dict[str, Any]]) -> int:
     """A run: its name, ranks, scorer, fields {dotted name: value}, and env for its ranks."""
     torch.set_num_threads(1)
+    for library, name in (
+        (diffusers, "StableDiffusion3Pipeline"),
+        (peft, "LoraConfig"),
+        (transformers, "CLIPTokenizer"),
+    ):
+        getattr(library, name)  # imports what it needs, here rather than in each rank
     return max(launch(run) for run in runs)
 
 

@@ -18,6 +18,11 @@ whole() {
     [[ "${!1}" =~ ^[0-9]+$ ]] && [ "${!1}" -ge "$2" ] || fail "$1 = '${!1}' is not a whole number from $2 on"
 }
 
+port() {
+    whole MASTER_PORT 1
+    [ "$MASTER_PORT" -le 65535 ] || fail "MASTER_PORT = $MASTER_PORT is no port: they end at 65535"
+}
+
 # GPUs that the processes may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists.
 gpus() {
     local listed
@@ -34,7 +39,7 @@ recipe() {
     case "$model/${reward:-default}" in
         shapes/default | shapes/tiny) echo shapes_tiny "--config.sample.batch_size=$((48 / $1 > 0 ? 48 / $1 : 1))" ;;
         shapes/smoke) echo shapes_smoke "--config.sample.batch_size=$((4 / $1 > 0 ? 4 / $1 : 1))" ;;
-        shapes/*) fail "REWARD = '$reward': of MODEL_NAME=shapes it is tiny or smoke" ;;
+        shapes/*) fail "REWARD = '$reward': the embedded model has its own reward; leave REWARD out, or give tiny or smoke" ;;
         sd3/default | flux/default) echo "pickscore_$model" ;;
         sd3/pickscore | sd3/geneval | sd3/general_ocr | flux/pickscore | flux/geneval | flux/general_ocr)
             echo "${reward}_$model" ;;
@@ -87,7 +92,7 @@ single_node() {
     NUM_GPUS="${NUM_GPUS:-$(gpus)}"
     if [ "$NUM_GPUS" = 0 ]; then NUM_GPUS=1; fi
     whole NUM_GPUS 1
-    whole MASTER_PORT 1
+    port
     launch "$algorithm" 1 0 "$NUM_GPUS" "$@"
 }
 
@@ -98,7 +103,7 @@ multi_node() {
     shift 2
     MASTER_PORT="${MASTER_PORT:-19001}" MASTER_WAIT="${MASTER_WAIT:-600}" NUM_MACHINES="${NUM_MACHINES:-4}"
     NUM_PROCESSES="${NUM_PROCESSES:-$((NUM_MACHINES * 8))}"
-    whole MASTER_PORT 1
+    port
     whole MASTER_WAIT 1
     whole NUM_MACHINES 1
     whole NUM_PROCESSES 1

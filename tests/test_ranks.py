@@ -19,9 +19,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
 # 24 images an update; 7 evaluation prompts do not split over the ranks.
 FIELDS = {
     "epochs": 3,
+    "model.height": 32,
+    "model.width": 32,
+    "sample.steps": 3,
     "sample.groups_per_epoch": 6,
     "sample.group_size": 8,
     "eval.every": 3,
+    "eval.steps": 2,
     "eval.prompts": 7,
     "eval.images": 7,
     "tracking.groups": 6,
@@ -30,7 +34,6 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # name -> (processes, batch size, environment)
 WORLDS: dict[str, tuple[int, int, dict[str, str]]] = {
     "1x8": (1, 8, {}),
-    "1x3": (1, 3, {}),
     "1x1": (1, 1, {}),
     "2x3": (2, 3, {}),
     "4x3": (4, 3, {}),
@@ -47,6 +50,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "name": name,
             "ranks": ranks,
             "env": env,
+            "sharded": env is FSDP2,
             "scorer": "tests.scorers:Brightness",
             "fields": {**FIELDS, "sample.batch_size": batch, "output_dir": str(out)},
         }

@@ -24,7 +24,7 @@ from tp_grpo.trainer import Trainer
 
 
 def main(runs: list[dict[str, Any]]) -> int:
-    """A run: its name, ranks, scorer, fields {dotted name: value}, and env for its ranks."""
+    """A run: its name, ranks, scorer, fields {dotted name: value}, env for its ranks, and whether that shards."""
     torch.set_num_threads(1)
     for library, name in (
         (diffusers, "StableDiffusion3Pipeline"),
@@ -67,7 +67,10 @@ def train(run: dict[str, Any]) -> None:
         with config.unlocked():
             del config.rewards.scorers["shapes"]
             config.rewards.scorers[run["scorer"]] = 1.0
-    Trainer(config).run()
+    trainer = Trainer(config)
+    shares = [hasattr(parameter, "to_local") for parameter in trainer.backbone.transformer.parameters()]
+    assert any(shares) == run.get("sharded", False) and not all(shares)
+    trainer.run()
 
 
 def _free_port() -> int:

@@ -66,7 +66,7 @@ launch() {
         LAUNCH="${LAUNCH:-cpu}"
     fi
     config="scripts/accelerate_configs/${LAUNCH:-ddp}.yaml"
-    [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': there is no $config"
+    [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': there is no $config; there are ddp, fsdp2 and cpu"
     if [ "$machines" -gt 1 ]; then reach_master "$rank"; fi
     # shellcheck disable=SC2086 # the recipe is a name and, of the embedded model, an argument
     set -- --config="config/$algorithm.py:"$chosen ${BETA:+--config.train.beta="$BETA"} "$@"

@@ -22,7 +22,7 @@ _GPU_MEMORY = flags.DEFINE_float("gpu-memory", 80.0, "of each GPU, in GB (2^30 b
 _TFLOPS = flags.DEFINE_float("tflops", 200.0, "10^12 FLOP/s that each GPU sustains", lower_bound=1e-9)
 _JSON = flags.DEFINE_boolean("json", False, "print JSON instead of text")
 
-GB = 2**30
+MB, GB = 2**20, 2**30
 SPARE = 0.1  # of the GPU, for fragments, kernels' workspaces and the CUDA context
 REMEDIES = {
     "encode": (("model.text_encoders", ()), ("model.dtype", ("bf16", "fp16"))),
@@ -50,7 +50,8 @@ def main(_: list[str]) -> int:
     if _JSON.value:
         print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
     else:
-        print("\n\n".join([_plan(CONFIG.value, found), _flops(found), _memory(found), "\n".join(said)]).rstrip())
+        parts = [_plan(CONFIG.value, found), _flops(found), _network(found), _memory(found), "\n".join(said)]
+        print("\n\n".join(part for part in parts if part).rstrip())
     return 0
 
 
@@ -81,6 +82,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "plan": plan,
         "parameters": asdict(found.counts),
         "flops_per_epoch": asdict(found.flops) | {"total": found.flops.total},
+        "network_bytes_per_rank": asdict(found.network),
         "memory_bytes": found.memory,
         "peak_bytes": {phase: found.peak(phase) for phase in found.memory},
         "tflops_per_gpu": _TFLOPS.value,
@@ -120,6 +122,21 @@ def _flops(found: Estimate) -> str:
         f"  {_digits(hours)} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs{source}"
     )
     lines.append("  Scoring, loading and text encoding come on top.")
+    return "\n".join(lines)
+
+
+def _network(found: Estimate) -> str:
+    n = found.network
+    if not n.gradients:
+        return ""
+    lines = ["Network: what each GPU sends and receives (2^20 bytes a MB)"]
+    lines.append(f"  {'gradients':<10}{_digits(n.gradients / MB):>12} MB an update: mean of the trained part's, fp32")
+    lines.append(f"  {'results':<10}{_digits(n.results / MB):>12} MB an epoch: ladders, scores and ids")
+    if n.shares:
+        each = f"{_digits(n.share_per_pass / GB)} GB a pass, sampling's too"
+        lines.append(
+            f"  {'shares':<10}{_digits(n.shares / MB):>12} MB an update, with FSDP2 alone: frozen weights, {each}"
+        )
     return "\n".join(lines)
 
 

@@ -63,6 +63,21 @@ def test_the_stored_trajectories_by_hand() -> None:
     assert changed(sample__store_on_cpu=True).memory["update"]["trajectories"] == 48 * sample
 
 
+def test_what_crosses_the_network_by_hand() -> None:
+    assert set(vars(of("shapes_tiny").network).values()) == {0}
+    two = changed(2, sample__batch_size=24)
+    found, frozen = two.network, 4 * two.counts.transformer
+    # A ring sends half of the gradients to be added up and half of the sums; one of them has each in two ranks.
+    assert found.gradients == LORA_BYTES
+    # Half of 96 images' ladders of 4 entries, the totals, one scorer's, and an int64 of the prompt.
+    assert found.results == 48 * (3 * 4 * 4 + 8)
+    # Half of the frozen weights, forward and backward, for each of 3 steps of one batch; the buffers are no shares.
+    assert 0.9 * frozen / 2 < found.share_per_pass <= frozen / 2 and found.shares == 6 * found.share_per_pass
+    four = changed(4, sample__batch_size=12, train__beta=1e-4).network
+    assert four.gradients == 1.5 * LORA_BYTES and four.shares == 9 * four.share_per_pass
+    assert changed(2, sample__batch_size=24, lora__rank=0).network.shares == 0
+
+
 def test_text_encoders_are_there_while_they_encode_or_always() -> None:
     encoders = 4 * sum(architecture.read(tp_grpo.get_config("shapes_tiny").model).text_encoders.values())
     offloaded, resident = of("shapes_tiny").memory, changed(model__text_encoders="resident").memory
@@ -142,6 +157,7 @@ def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_
         "11520 images an epoch in 128 calls of each scorer",
         "18 micro-batches of 9 accumulated (2 rollout batches x 9 steps)",
         "prompts.eval cannot be read yet",
+        "138.78 MB an update: mean of the trained part's, fp32",
         "(assumed; give yours as --tflops)",
     ):
         assert line in result.stdout, line

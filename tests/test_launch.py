@@ -158,7 +158,11 @@ NODE = "multi_node/tp_grpo.sh 0"
         (ALONE, {"NUM_GPUS": "16"}, "16 processes on this machine are more than its 8 GPUs"),
         (ALONE, {"MASTER_PORT": "http"}, "MASTER_PORT = 'http' is not a whole number from 1 on"),
         (ALONE, {"MASTER_PORT": "70000"}, "MASTER_PORT = 70000 is no port: they end at 65535"),
-        (ALONE, {"LAUNCH": "zero9"}, "LAUNCH = 'zero9': there is no scripts/accelerate_configs/zero9.yaml"),
+        (
+            ALONE,
+            {"LAUNCH": "zero9"},
+            "LAUNCH = 'zero9': there is no scripts/accelerate_configs/zero9.yaml; there are ddp, fsdp2",
+        ),
         (ALONE, {"LAUNCH": "cpu"}, "MODEL_NAME=sd3 needs CUDA GPUs"),
         ("multi_node/tp_grpo.sh", {}, "RANK = '': give this machine's number first, as in bash"),
         ("multi_node/tp_grpo.sh --config.epochs=3", {}, "RANK = '--config.epochs=3': give this machine's number first"),

@@ -76,7 +76,8 @@ def fields(out: Path, run_name: str) -> list[str]:
 
 def environment(**settings: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MODEL_NAME": "shapes", "REWARD": "smoke", "OMP_NUM_THREADS": "1"} | settings
+    embedded = {"MODEL_NAME": "shapes", "REWARD": "smoke", "LAUNCH": "cpu", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": path, **embedded, **settings}
 
 
 @pytest.fixture

@@ -47,6 +47,20 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Bytes that each rank sends, and receives, when collectives go round in rings; 0 where there is one rank.
+
+    gradients: an update, their mean over the ranks; results: an epoch, its ladders, scores and ids; shares: an update
+    under FSDP2, which gathers the frozen weights for each pass, on top. Each pass of sampling takes share_per_pass too.
+    """
+
+    gradients: int
+    results: int
+    shares: int
+    share_per_pass: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """memory: phase -> part -> bytes on each rank's device; a phase needs the sum of its parts."""
 
@@ -54,6 +68,7 @@ class Estimate:
     counts: Counts
     flops: Flops
     memory: dict[str, dict[str, int]]
+    network: Network
 
     def peak(self, phase: str) -> int:
         return sum(self.memory[phase].values())
@@ -93,7 +108,7 @@ def estimate(config: Any, world_size: int) -> Estimate:
     decode_flops, decode_peak = measure_decode(backbone, plan.batch_size * plan.ladder)
     flops = _flops(config, plan, measured, decode_flops)
     memory = _memory(config, plan, shapes, backbone, policy, measured, decode_peak)
-    return Estimate(plan, _counts(policy), flops, memory)
+    return Estimate(plan, _counts(policy), flops, memory, _network(config, plan, policy))
 
 
 def _schedule(backbone: Any, steps: int) -> list[float]:
@@ -181,6 +196,20 @@ def _evaluated(config: Any) -> int | None:
         return len(prompts.load(config.prompts.eval, field="prompts.eval")) * int(config.eval.members)
     except ValueError:
         return None
+
+
+def _network(config: Any, plan: Plan, policy: Policy) -> Network:
+    others = (plan.world_size - 1) / plan.world_size  # of what is gathered, a rank gets that share from elsewhere
+    trained = cost.size(policy.parameters.values())
+    frozen = cost.size(policy.transformer.parameters()) - trained if policy.rank else 0
+    columns = plan.ladder * (2 + len(config.rewards.scorers))  # the ladder, the total once more, each scorer
+    passes = 3 if config.train.beta > 0 else 2  # forward, backward, and the frozen model's forward
+    return Network(
+        gradients=round(2 * others * trained),
+        results=round(others * plan.images * (4 * columns + 8)),
+        shares=round(others * frozen * passes * plan.micro_batches),
+        share_per_pass=round(others * frozen),
+    )
 
 
 def _memory(

@@ -129,13 +129,13 @@ def _network(found: Estimate) -> str:
     n = found.network
     if not n.gradients:
         return ""
-    lines = ["Network: what each GPU sends and receives (2^20 bytes a MB)"]
+    lines = ["Network: what each GPU sends and receives (MB: 2^20 bytes)"]
     lines.append(f"  {'gradients':<10}{_digits(n.gradients / MB):>12} MB an update: mean of the trained part's, fp32")
     lines.append(f"  {'results':<10}{_digits(n.results / MB):>12} MB an epoch: ladders, scores and ids")
     if n.shares:
-        each = f"{_digits(n.share_per_pass / GB)} GB a pass, sampling's too"
+        each = f"{_digits(n.share_per_pass / GB)} a pass, sampling's too"
         lines.append(
-            f"  {'shares':<10}{_digits(n.shares / MB):>12} MB an update, with FSDP2 alone: frozen weights, {each}"
+            f"  {'shares':<10}{_digits(n.shares / GB):>12} GB an update, with FSDP2 alone: frozen weights, {each}"
         )
     return "\n".join(lines)
 

@@ -157,7 +157,7 @@ def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_
         "11520 images an epoch in 128 calls of each scorer",
         "18 micro-batches of 9 accumulated (2 rollout batches x 9 steps)",
         "prompts.eval cannot be read yet",
-        "138.78 MB an update: mean of the trained part's, fp32",
+        "138.77 MB an update: mean of the trained part's, fp32",
         "(assumed; give yours as --tflops)",
     ):
         assert line in result.stdout, line

@@ -1,4 +1,4 @@
-"""What a launch may ask for, and what is refused before anything loads; the variables are those of accelerate's launcher."""
+"""What a launch may ask for, and what is refused before anything loads; the variables are those of its launcher."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "scripts/multi_node/tp_grpo.sh"
-FIELDS = {"epochs": 3, "eval.every": 3, "runtime.timeout_s": 10, "train.beta": 1e-3}
+FIELDS = {"epochs": 3, "eval.every": 3, "runtime.timeout_s": 30, "train.beta": 1e-3}
 pytestmark = pytest.mark.slow
 
 
@@ -140,9 +140,9 @@ def test_two_machines_one_of_them_late_or_lost_give_what_one_gives(machines: Mac
     machines.kill(1)
     killed = time.monotonic()
     second.communicate()
-    code, output = finish(first, 60)
+    code, output = finish(first, 120)
     assert code != 0 and "error: rank 1 on machine 1" in output and "no longer answers" in output, output
-    assert "everything up to epoch 1 is in" in output and time.monotonic() - killed < 40, output
+    assert "everything up to epoch 1 is in" in output and time.monotonic() - killed < 60, output
 
     first, second = (machines.start(rank, tmp_path, "lost") for rank in range(2))
     code, output = finish(first)

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def _fork(run: dict[str, Any], rank: int, port: int) -> int:
             os.environ.update(LOCAL_WORLD_SIZE=str(run["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         train(run)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

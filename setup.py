@@ -6,7 +6,6 @@ EXTRAS = {
     "server": ["fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27"],
     "data": ["datasets>=3.0"],
     "8bit": ["bitsandbytes>=0.50"],
-    "deepspeed": ["deepspeed>=0.16; platform_system == 'Linux'"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.5",

@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
     # scorer's name or "scorer/extra"; empty: none.
     c.checkpoint.best = "total"
     # Seconds that an epoch may still take to its checkpoint after SIGTERM or SIGUSR1 on any rank; one that would take
-    # longer is stopped at the next batch and done again on resume. Schedulers often kill 30 seconds after SIGTERM.
-    c.checkpoint.grace = 30.0
+    # longer is stopped at the next batch and done again on resume. Schedulers, and torch's launcher, often kill 30
+    # seconds after SIGTERM.
+    c.checkpoint.grace = 20.0
 
     c.runtime = ConfigDict()
     c.runtime.timeout_s = 1800.0  # seconds that a rank waits for the others in a collective before the run stops

@@ -71,6 +71,7 @@ launch() {
     # shellcheck disable=SC2086 # the recipe is a name and, of the embedded model, an argument
     set -- --config="config/$algorithm.py:"$chosen ${BETA:+--config.train.beta="$BETA"} "$@"
     export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+    trap '' USR1 # is for the ranks, who take it back; the launcher would die of it
     exec accelerate launch --config_file "$config" \
         --num_machines "$machines" --machine_rank "$rank" --num_processes "$processes" \
         --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "$MASTER_PORT" \

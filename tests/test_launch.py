@@ -15,6 +15,7 @@ from config import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCELERATE = """#!/bin/bash
+kill -USR1 $$  # a program that does not ignore it dies here
 printf '%s\\n' "$@" "NCCL_DEBUG=${NCCL_DEBUG-unset}" "CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset}" \\
     "ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-unset}" "GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME-unset}"
 """

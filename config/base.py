@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     """The locked base configuration; setting an unknown field raises and names the nearest one."""
     c = ConfigDict()
     c.run_name = ""  # folder below output_dir; also what a resumed run is found by
-    c.output_dir = "runs"
+    c.output_dir = "runs"  # folder of the runs' folders
     c.seed = 42  # every noise, prompt order and initial weight follows from it
     c.epochs = 1000  # one epoch: sample, score, credit, `train.updates_per_epoch` updates
 
@@ -22,9 +22,9 @@ def get_config() -> ConfigDict:
     c.prompts.eval = ""  # never trained on; of a folder: test.jsonl, test_metadata.jsonl or test.txt
 
     c.rewards = ConfigDict()
-    # name or "module:callable" -> {"weight": 1.0, its options}; of every scorer also: batch_size (images a call, 0: all
-    # it is given), placement (cuda | offload | cpu | remote), remote (URL of a reward server), patience (seconds that
-    # one out of reach is tried again, 600)
+    # name or "module:callable" -> {"weight": 1.0, its options}; weight 0: asked in evaluations alone. Of every scorer
+    # also: batch_size (images a call, 0: all it is given), placement (cuda | offload | cpu | remote), remote (URL of a
+    # reward server), patience (seconds that one out of reach is tried again, 600)
     c.rewards.scorers = ConfigDict(allow_dotted_keys=True)
     c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
 
@@ -54,7 +54,8 @@ def get_config() -> ConfigDict:
 
     c.checkpoint = ConfigDict()
     # auto: go on where run_name stopped | never: refuse if it holds a run | the folder of a checkpoint, this run's or
-    # another's: begin there and remove what run_name has of later epochs; the same command, given again, goes on.
+    # another's: begin there and remove what run_name has of later epochs; the same command, given again, goes on. With
+    # another's the model, LoRA, EMA and optimizer must stay, and the rest may change.
     c.checkpoint.resume = "auto"
     c.checkpoint.keep = 2  # the newest so many stay; the one before the newest is for when that is damaged
     c.checkpoint.keep_every = 20  # epochs between checkpoints that stay for good
@@ -71,9 +72,10 @@ def get_config() -> ConfigDict:
 
     c.tracking = ConfigDict()
     c.tracking.trackers = ("tensorboard",)  # beside metrics.jsonl: any of "tensorboard", "wandb"
-    c.tracking.project = "tp_grpo"
+    c.tracking.project = "tp_grpo"  # the name that the trackers file the run under
     c.tracking.images_every = 20  # epochs between ladders kept with thumbnails
     c.tracking.groups = 2  # prompt groups whose completions are kept then
+    c.tracking.alarms = "warn"  # on signs of a wasted run: warn | stop | rollback (stop, export the best) | off
     return c.lock()
 
 
@@ -84,7 +86,7 @@ def _model() -> ConfigDict:
     c.revision = ""  # of a hub id
     c.dtype = "fp16"  # of the frozen weights and the forward pass: fp32 | bf16 | fp16 (CUDA only); LoRA stays fp32
     c.height = 512  # pixels
-    c.width = 512
+    c.width = 512  # pixels
     c.max_sequence_length = 128  # T5 tokens
     c.decode_batch_size = 8  # images a VAE call
     c.vae_dtype = "fp32"  # fp32 | bf16
@@ -99,7 +101,7 @@ def _model() -> ConfigDict:
 def _lora() -> ConfigDict:
     c = ConfigDict()
     c.rank = 32  # 0: no adapter, the whole transformer is trained
-    c.alpha = 64
+    c.alpha = 64  # what the adapter gives is scaled by alpha / rank
     c.targets = ()  # module names; empty: the backbone's published ones
     return c
 
@@ -109,7 +111,7 @@ def _sample() -> ConfigDict:
     c.steps = 10  # T, denoising steps of a training rollout
     c.guidance_scale = 4.5  # 1: no classifier-free guidance
     c.kind = "cps"  # the stochastic step: sde (Flow-GRPO) | cps (Flow-CPS)
-    c.noise_level = 0.7
+    c.noise_level = 0.7  # of the stochastic steps; the noise grows with it, for cps up to 1
     c.window_start = 0  # first stochastic step
     c.window_size = 9  # K, stochastic steps; all of them are trained
     c.groups_per_epoch = 48  # prompts an epoch, over all ranks
@@ -132,12 +134,12 @@ def _train() -> ConfigDict:
     c = ConfigDict()
     c.updates_per_epoch = 2  # each on groups_per_epoch / updates_per_epoch whole groups
     c.inner_epochs = 1  # passes over an epoch's samples
-    c.learning_rate = 3e-4
+    c.learning_rate = 3e-4  # constant
     c.optimizer = "adamw"  # adamw | adamw_8bit (bitsandbytes)
-    c.adam_betas = (0.9, 0.999)
-    c.weight_decay = 1e-4
-    c.adam_eps = 1e-8
-    c.max_grad_norm = 1.0
+    c.adam_betas = (0.9, 0.999)  # decay of the averages of the gradient and of its square
+    c.weight_decay = 1e-4  # of AdamW, times the learning rate
+    c.adam_eps = 1e-8  # added to the root of the mean square
+    c.max_grad_norm = 1.0  # a larger gradient is scaled down to it
     c.clip_range = 1e-5  # of the ratio; log-probs are means over the latent, so ratios move little
     c.beta = 1e-4  # weight of the KL to the frozen model; 0 leaves it out
     c.step_weight = "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)

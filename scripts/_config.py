@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -13,10 +14,19 @@ from ml_collections import config_flags
 
 # No default: with one, overrides would be parsed here, at import, where a mistake ends in a traceback.
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
+CONFIG_HELP = """
+  --config=FILE.py:RECIPE
+      the file is the algorithm, config/tp_grpo.py or config/flow_grpo.py; the recipe is the model and the reward:
+      {recipes}
+  --config.FIELD=VALUE
+      any field of the recipe, such as --config.sample.steps=8; all of them: docs/configuration.md"""
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """absl's parser, without tracebacks for what the user mistyped."""
+    """absl's parser, without tracebacks for what the user mistyped; `--help` prints the script's own and exits."""
+    if {"-h", "-help", "--help"} & set(arguments[1:]):
+        print(_help(arguments[0]))
+        sys.exit(0)
     try:
         rest: list[str] = flags.FLAGS(arguments)
         if CONFIG.value is None:
@@ -30,6 +40,19 @@ def parse(arguments: list[str]) -> list[str]:
         print(f"error: {rest[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
         sys.exit(2)
     return rest
+
+
+def _help(script: str) -> str:
+    """What the script says of itself, and its options: --config first, for every script has it."""
+    from config.recipes import RECIPES
+
+    names = textwrap.fill(", ".join(RECIPES), 110, subsequent_indent=" " * 6, break_on_hyphens=False)
+    lines = [str(sys.modules["__main__"].__doc__), "options:" + CONFIG_HELP.format(recipes=names)]
+    for flag in flags.FLAGS.get_flags_for_module(script):
+        given = "" if flag.boolean else f"={flag.name.upper()}"
+        default = "" if flag.boolean or flag.default in (None, "", []) else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name}{given}\n      {flag.help}{default}")
+    return "\n".join(lines)
 
 
 def _in_words(error: BaseException, arguments: list[str]) -> str:

@@ -5,6 +5,14 @@
 # of shapes tiny | smoke; NUM_GPUS of this machine (default: all; without CUDA, processes: 1); BETA the weight of the
 # KL; MASTER_PORT; LAUNCH a file of accelerate_configs/ (ddp | fsdp2 | cpu).
 
+# The caller's own first lines, for --help; a sourced file has the caller's arguments.
+case " $* " in
+    *" --help "* | *" -h "*)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+esac
+
 LAUNCH_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ -d "$LAUNCH_ROOT/.venv/bin" ]; then PATH="$LAUNCH_ROOT/.venv/bin:$PATH"; fi
 

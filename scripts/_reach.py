@@ -1,6 +1,8 @@
 """Before a launch on several machines: reach machine 0, in bounded time, and print the interface that leads there.
 
-python scripts/_reach.py RANK ADDRESS PORT SECONDS; exit code 1 and a line that says why when it cannot be reached.
+    python scripts/_reach.py RANK ADDRESS PORT SECONDS, such as 1 10.0.0.1 19001 600
+
+Exit code 1 and a line that says why when it cannot be reached.
 """
 
 from __future__ import annotations
@@ -75,4 +77,6 @@ def interface_to(address: str, port: int) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     sys.exit(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))

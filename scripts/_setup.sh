@@ -6,6 +6,14 @@
 # Every pin has a wheel for Linux (x86_64 and aarch64, glibc 2.28 or newer) and macOS 14 on Apple silicon, for
 # Python 3.10 to 3.14: nothing is compiled there, so no compiler is asked for before pip itself misses one.
 
+# The caller's own first lines, for --help; a sourced file has the caller's arguments.
+case " $* " in
+    *" --help "* | *" -h "*)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+esac
+
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 VENV_PYTHON="$VENV/bin/python"

@@ -1,6 +1,6 @@
 """What a run will take, before anything loads: images, FLOPs, memory by phase, hours.
 
-python scripts/estimate.py --config=config/tp_grpo.py:pickscore_flux --world-size 32 [--gpu-memory 80] [--tflops 400]
+python scripts/estimate.py --config=config/tp_grpo.py:pickscore_flux --world-size 32 --gpu-memory 80 --tflops 400
 """
 
 from __future__ import annotations

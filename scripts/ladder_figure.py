@@ -1,6 +1,6 @@
-"""Draw one trajectory with its ladder: python scripts/ladder_figure.py RUN OUT.png [--epoch N] [--row N]
+"""Draw one trajectory of a run with its ladder: the completed images, their rewards, the turning points.
 
-Takes the run's newest kept ladders; without --row, the first trajectory that has the most turning points.
+python scripts/ladder_figure.py runs/quickstart ladder.png --epoch 35 --row 3
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#888888"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--epoch", type=int)
-    parser.add_argument("--row", type=int)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("out", type=Path, metavar="OUT.png", help="the picture to write")
+    parser.add_argument("--epoch", type=int, help="whose ladders to take; default: the newest that are kept")
+    parser.add_argument("--row", type=int, help="of the trajectory; default: the first with most turning points")
     arguments = parser.parse_args()
     folder = arguments.run / "ladders"
     epochs = [int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.safetensors")]

@@ -1,7 +1,14 @@
-"""Train by a config: python scripts/train.py --config=config/tp_grpo.py:shapes_tiny [--config.FIELD=VALUE ...]
+"""Train a text-to-image model by reinforcement learning, as a recipe says.
 
-Every field is listed in config/base.py. The same command goes on where it was stopped. SIGTERM or SIGUSR1 stops at a
+    python scripts/train.py --config=config/tp_grpo.py:shapes_tiny
+    python scripts/train.py --config=config/flow_grpo.py:shapes_tiny --config.run_name=mine --config.epochs=20
+    accelerate launch --num_processes 8 scripts/train.py --config=config/tp_grpo.py:pickscore_sd3
+
+What comes of it is in runs/RUN_NAME. The same command goes on where it was stopped. SIGTERM or SIGUSR1 stops at a
 checkpoint, with code 0; Ctrl-C stops at once, and a second one does not even wait for what is in work.
+
+Exit codes: 0 done, or stopped as a scheduler asked; 2 a mistake in the command; 3 scores, ratios, gradients or ranks
+that must not be trained on; 4 a lost rank or a full disk; 5 an alarm (tracking.alarms); 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from absl import app
 
 def main(_: list[str]) -> int:
     from tp_grpo.agreement import DisagreementError
+    from tp_grpo.alarms import Alarmed
     from tp_grpo.preemption import Preempted, stop_on_second_ctrl_c
     from tp_grpo.rewards import RewardError
     from tp_grpo.trainer import Trainer
@@ -35,6 +43,11 @@ def main(_: list[str]) -> int:
         code = _stopped(trainer, f"stopped by {why}", 0)
         if trainer is not None:
             trainer.runtime.accelerator.end_training()  # all ranks are here; one that left without would abort
+        return code
+    except Alarmed as why:
+        code = _stopped(trainer, str(why), 5)
+        if trainer is not None:
+            trainer.runtime.accelerator.end_training()
         return code
     except (RewardError, RatioError, GradientError, DisagreementError) as error:
         return _stopped(trainer, f"error: {error}", 3)

@@ -100,6 +100,13 @@ class FailsOnRank(Brightness):
         return Scores(score, {"dark": 1 - score})
 
 
+class Flat(Brightness):
+    """The same for every image."""
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        return Scores(np.full(len(images), 0.5, np.float32))
+
+
 def two_prompts() -> list[tuple[str, dict]]:
     """A source of prompts, as "tests.scorers:two_prompts"."""
     return [("a red circle", {}), ("a blue square", {})]

@@ -87,13 +87,13 @@ def test_a_path_that_is_no_checkpoint_is_an_error(smoke: Smoke, resume: str, mes
         Trainer(smoke(checkpoint__resume=resume))
 
 
-def test_another_run_s_settings_are_refused_as_well(smoke: Smoke) -> None:
+def test_a_run_that_begins_with_another_s_weights_keeps_what_they_are_of(smoke: Smoke) -> None:
     old = smoke(run_name="old", epochs=1)
     Trainer(old).run()
     origin = str(folder(old) / "checkpoints" / "epoch-1")
-    with pytest.raises(ValueError, match=r"train.beta: 0.0 then, 0.5 now") as refused:
-        Trainer(smoke(run_name="new", train__beta=0.5, checkpoint__resume=origin, epochs=9))
-    assert "epochs" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"lora.rank: 16 then, 8 now(.|\n)*must keep these") as refused:
+        Trainer(smoke(run_name="new", lora__rank=8, train__beta=0.5, checkpoint__resume=origin, epochs=9))
+    assert "epochs" not in str(refused.value) and "beta" not in str(refused.value)
 
 
 def test_the_adapter_beside_a_checkpoint_is_the_average_of_that_epoch(smoke: Smoke) -> None:

@@ -152,6 +152,16 @@ def test_ranks_agree_on_extras_though_one_never_had_any() -> None:
     assert result.extra("a/x").isnan().all() and result.extra("a/x").shape == (4,)
 
 
+def test_a_scorer_of_weight_0_judges_evaluations_alone_and_has_no_part_in_the_total() -> None:
+    rewards = RewardSet({BRIGHTNESS: 2.0, "tests.scorers:Gaps": {"weight": 0.0, "every": 2}})
+    trained = rewards.submit(IMAGES, [""] * 4, [{}] * 4, trained_only=True).result()
+    judged = rewards.score(IMAGES, [""] * 4, [{}] * 4)
+    assert list(trained.scores) == [BRIGHTNESS] and len(judged.scores) == 2
+    assert judged.scores["tests.scorers:Gaps"].isnan().sum() == 2
+    assert torch.equal(judged.total, trained.total) and torch.equal(trained.total, 2 * trained.scores[BRIGHTNESS])
+    assert rewards.check_failed(trained.scores, 0.0) == 0
+
+
 def test_scorers_work_at_the_same_time() -> None:
     meet = threading.Barrier(2, timeout=10)  # two that wait for each other: one after another they never would
 

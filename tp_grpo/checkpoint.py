@@ -46,6 +46,8 @@ FREE_FIELDS = (
     "rewards.scorers.*.remote",
     "rewards.scorers.*.patience",
 )
+# What a run that begins with another's checkpoint must share with it: what the weights and states are of.
+BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
 BEST = "best"
@@ -214,14 +216,28 @@ def warn_of_versions(found: Checkpoint) -> None:
         )
 
 
-def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: Path) -> None:
-    """Raises ValueError, field by field, when a run would go on with other settings than it began with."""
+def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: Path, branches: bool = False) -> None:
+    """Raises ValueError, field by field, when a run would go on with other settings than it began with.
+
+    branches: it is a new run that begins with another's checkpoint; then only what the weights and states mean stays.
+    """
+
+    def concerns(field: str) -> bool:
+        if branches:
+            return any(fnmatchcase(field, kept) for kept in BRANCH_FIELDS)
+        return not any(fnmatchcase(field, free) for free in FREE_FIELDS)
+
     before, now = flatten(old), flatten(json.loads(json.dumps(new)))
     changed = [
         f"  {field}: {before.get(field)!r} then, {now.get(field)!r} now"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and not any(fnmatchcase(field, free) for free in FREE_FIELDS)
+        if before.get(field) != now.get(field) and concerns(field)
     ]
+    if changed and branches:
+        raise ValueError(
+            f"the checkpoint {where} was made with other settings:\n" + "\n".join(changed) + "\n"
+            "A run that begins with its weights must keep these; the others may change."
+        )
     if changed:
         raise ValueError(
             f"{where} holds a run with other settings:\n" + "\n".join(changed) + "\n"

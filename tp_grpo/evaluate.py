@@ -53,7 +53,8 @@ def sample_images(
     """ODE images of the samples (ids, members) in order, by batch: pixels (b, H, W, 3) uint8, and which are finite."""
     conditions = encode_once(backbone, [prompts.prompts[i] for i in ids])
     size = config.eval.batch_size
-    for start in runtime.bar(range(0, len(ids), size), "images"):
+    share = min(size, len(ids)) * runtime.world_size
+    for start in runtime.bar(range(0, len(ids), size), "evaluate", unit="images", each=share):
         batch = prompts.batch(ids[start : start + size].tolist(), members[start : start + size].tolist())
         images = ode_images(
             backbone,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tp_grpo import tracking
+from tp_grpo import pictures, progress, tracking
 from tp_grpo.evaluate import Evaluation
 from tp_grpo.gathered import Gathered, in_order
 from tp_grpo.plan import Plan
@@ -28,13 +28,11 @@ class Journal:
         self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
         images = {"images": tracking.thumbnails(result.images)}
         self.tracker.save_evaluation(epoch, result.scores | images, result.prompts)
-        shown = [name for name in summary if not name.endswith("_se")]
-        parts = (f"{name.rpartition('/')[2]} {summary[name]:.3f} ± {summary[name + '_se']:.3f}" for name in shown)
-        self.runtime.say(f"held-out after epoch {epoch}: " + "  ".join(parts))
+        self.runtime.say(progress.evaluation(epoch, summary))
         return summary
 
-    def epoch(self, epoch: int, samples: Gathered, credit: Credit, stats: dict[str, float]) -> None:
-        """stats: of the updates, by name; what they must hold is `ratio_dev`."""
+    def epoch(self, epoch: int, samples: Gathered, credit: Credit, stats: dict[str, float]) -> float:
+        """stats: of the updates, by name; what they must hold is `ratio_dev`. Returns the mean reward."""
         reached = {"reward": samples.ladder} | samples.extras
         last = {name: column[:, -1] for name, column in reached.items()}
         values = {name: column.nanmean().item() for name, column in last.items() if not column.isnan().all()}
@@ -42,13 +40,14 @@ class Journal:
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
         values |= stats | {"nfe": self.plan.epoch_nfe * epoch} | self.clock.lap()
         self.tracker.log("train", epoch, values)
-        left = (self.config.epochs - epoch) * values["seconds"]
-        self.runtime.say(
-            f"epoch {epoch}/{self.config.epochs}  reward {values['reward']:.3f}  "
-            f"turning {sum(turning) / len(turning):.0%}  ratio_dev {stats['ratio_dev']:.1e}  "
-            f"{values['seconds']:.1f} s (sample {values['seconds_rollout']:.1f}, score wait "
-            f"{values['seconds_score_wait']:.1f}, update {values['seconds_update']:.1f})  left {left / 60:.0f} min"
-        )
+        self.runtime.say(progress.summary(epoch, self.config.epochs, values, self.plan.groups * self.plan.group_size))
+        return values["reward"]
+
+    def looks(self, pending: list[Pending], group_id: Tensor) -> dict[str, float]:
+        """What the alarms know of an epoch's images; group_id (N,) of all ranks' samples."""
+        small = in_order(self.runtime, self.plan, [p.coarse for p in pending])
+        fine = in_order(self.runtime, self.plan, [p.detail for p in pending])
+        return {"diversity": pictures.diversity(small, group_id), "high_frequency": fine.mean().item()}
 
     def keeps_ladders(self, epoch: int) -> bool:
         """Whether that epoch's ladders are kept, every `tracking.images_every`-th and the last."""

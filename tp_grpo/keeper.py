@@ -64,9 +64,15 @@ class Keeper:
             return None
         found = self.checkpoints.newest() if how == "auto" else self._begun_from(how)
         if found:
-            checkpoint.check_same_run(found.config, self.settings, self.folder)
+            branches = how != "auto" and self._is_anothers(how)
+            checkpoint.check_same_run(found.config, self.settings, Path(how) if branches else self.folder, branches)
             checkpoint.warn_of_versions(found)
         return found
+
+    def _is_anothers(self, how: str) -> bool:
+        """Whether the run begins, and now, with a checkpoint of another."""
+        there = Path(how).resolve().parent != self.checkpoints.folder.resolve()
+        return there and not self.checkpoints.came_from(how)
 
     def _begun_from(self, how: str) -> checkpoint.Checkpoint:
         """That checkpoint; or the newest here if it came from there by this very command, which was started again."""

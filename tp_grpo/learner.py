@@ -96,7 +96,10 @@ class Learner:
         with torch.no_grad():
             for name, parameter in self.policy.parameters.items():
                 parameter.copy_(found.weights[name])
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(found.state["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(options)  # a run that goes on from another's checkpoint may have its own learning rate
         self.ema.load_state_dict(found.state["ema"])
         self.ema.to(self.runtime.device)
         if self.runtime.accelerator.scaler is not None and found.state["scaler"]:

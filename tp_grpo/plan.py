@@ -20,6 +20,7 @@ CHOICES = (
     ("sample", "completion", ("euler", "reuse", "multistep", "strided", "tweedie")),
     ("train", "optimizer", ("adamw", "adamw_8bit")),
     ("train", "step_weight", ("uniform", "velocity")),
+    ("tracking", "alarms", ("warn", "stop", "rollback", "off")),
 )
 
 

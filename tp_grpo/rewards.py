@@ -27,7 +27,7 @@ class RewardError(RuntimeError):
 class Rewards:
     """Of n images: total, the weighted sum; by scorer; and the scorers' extras, named "scorer/extra". All (n,) fp32.
 
-    NaN where a score could not be had; the total is NaN where any is.
+    NaN where a score could not be had; the total is NaN where any of weight other than 0 is.
     """
 
     total: Tensor
@@ -46,8 +46,9 @@ class RewardSet:
     """`{"pickscore": 1.0}` or `{"shapes": {"weight": 1.0, ...options}}`: builds the scorers and adds their scores up.
 
     Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `patience` of
-    `scoring.LaneOptions`; what becomes of its failures is told there. After `settle`, `extras` are the names of all
-    extras, `macros` the macro means that can be taken of them, and `errors` what each scorer that failed said last.
+    `scoring.LaneOptions`; what becomes of its failures is told there. A scorer of weight 0 judges evaluations alone:
+    what is never trained on tells whether the reward is earned (`alarms`). After `settle`, `extras` are the names of
+    all extras, `macros` the macro means that can be taken of them, and `errors` what each scorer that failed said last.
 
     Raises ValueError for no scorer, an unknown name, a foreign option or a weight that is no number; what can be told
     of any scorer without its weights is told before the first is built.
@@ -86,19 +87,28 @@ class RewardSet:
                 raise ValueError(f"rewards.scorers.{name} is out of reach: {error}") from error
 
     def submit(
-        self, images: np.ndarray, prompts: list[str], metadata: list[Metadata], finite: np.ndarray | None = None
+        self,
+        images: np.ndarray,
+        prompts: list[str],
+        metadata: list[Metadata],
+        finite: np.ndarray | None = None,
+        *,
+        trained_only: bool = False,
     ) -> Future[Rewards]:
         """Start scoring images (n, H, W, 3) uint8. Failed scores are NaN; `settle` tells, once all ranks are here.
 
         finite (n,) bool: the images that have pixels, see `finite_images`; the others are not scored, and have failed.
+        trained_only: leave out the scorers of weight 0.
         """
         rows = np.flatnonzero(np.ones(len(images), bool) if finite is None else finite)
         batch = Batch(images, prompts, metadata)
+        asked = [name for name in self.scorers if self.weights[name] or not trained_only]
         if len(rows) < len(images):
             batch = Batch(*batch.take(rows))
-            for lane in self.lanes.values():
-                lane.tell("images that are NaN or infinite: the model or its VAE overflowed", len(images) - len(rows))
-        parts = {name: self.lanes[name].submit(scorer, batch) for name, scorer in self.scorers.items()}
+            for name in asked:
+                lost = len(images) - len(rows)
+                self.lanes[name].tell("images that are NaN or infinite: the model or its VAE overflowed", lost)
+        parts = {name: self.lanes[name].submit(self.scorers[name], batch) for name in asked}
         return self._adder.submit(self._add_up, parts, torch.from_numpy(rows), len(images))
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
@@ -123,7 +133,7 @@ class RewardSet:
 
     def check_failed(self, scores: Mapping[str, Tensor], max_failed: float) -> float:
         """The function of that name for these scorers, in the words of their own errors; other names are ignored."""
-        return check_failed({name: scores[name] for name in self.scorers}, max_failed, self.errors)
+        return check_failed({name: scores[name] for name in self.scorers if name in scores}, max_failed, self.errors)
 
     def close(self) -> None:
         """Drop what is still queued; the calls in work are finished, processes of scorers ended."""
@@ -145,7 +155,8 @@ class RewardSet:
             done = part.result()
             scores[name] = spread(done.score)
             extras.update({f"{name}/{key}": spread(value) for key, value in done.extras.items()})
-            total = total + self.weights[name] * scores[name]
+            if self.weights[name]:  # or a score that is missing would spoil a total that it has no part in
+                total = total + self.weights[name] * scores[name]
         return Rewards(total, scores, extras)
 
 

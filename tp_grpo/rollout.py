@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tp_grpo import sampler
+from tp_grpo import pictures, sampler
 from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.rewards import Rewards, RewardSet, finite_images, to_uint8
@@ -49,13 +49,15 @@ def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: f
 class Pending:
     """A rollout whose scores are still on the reward thread.
 
-    place: (B, J), J the ladder's length: the scored image that each entry stands for; images: (B, J, H, W, 3) uint8
-    where they are to be kept.
+    place: (B, J), J the ladder's length: the scored image that each entry stands for; coarse, detail: (B, h, w, 3) and
+    (B,) of the trajectories' own images, see `pictures`; images: (B, J, H, W, 3) uint8 where they are to be kept.
     """
 
     rollout: Rollout
     rewards: Future[Rewards]
     place: Tensor
+    coarse: Tensor
+    detail: Tensor
     images: np.ndarray | None
 
     def finish(self) -> tuple[Rollout, Rewards]:
@@ -110,10 +112,12 @@ def roll_out(
     images = to_uint8(decoded)
     owners = (different // plan.ladder).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
-    future = rewards.submit(images, prompts, metadata, finite_images(decoded))
+    future = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
     place = torch.searchsorted(different, image_of)
     unscored = Rollout(cond, trajectory, torch.empty(len(place), 0), batch.group_id, {})
-    return Pending(unscored, future, place, images[place.numpy()] if keep_images else None)
+    own = images[place[:, -1].numpy()]
+    kept = images[place.numpy()] if keep_images else None
+    return Pending(unscored, future, place, pictures.coarse(own), pictures.detail(own), kept)
 
 
 def first_of_group(group_id: Tensor) -> Tensor:

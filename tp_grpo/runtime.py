@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, patch_environment, set_seed
 from torch import Tensor, distributed, nn
-from tqdm import tqdm
 
-from tp_grpo import sharding
+from tp_grpo import progress, sharding
 from tp_grpo.peers import Peers, own_name
 
 T = TypeVar("T")
@@ -104,8 +103,12 @@ class Runtime:
     def say(self, text: str) -> None:
         """A line on the terminal, from the main process."""
         if self.is_main:
-            tqdm.write(text)
+            progress.say(text)
 
-    def bar(self, items: Iterable[Any], name: str) -> Any:
-        """A progress bar over `items` on the main process; nothing where the output is no terminal."""
-        return tqdm(items, desc=name, leave=False, disable=None if self.is_main else True, dynamic_ncols=True)
+    def epochs(self, start: int, stop: int) -> progress.Bar[int]:
+        """`progress.epochs` on the main process; the others say nothing."""
+        return progress.epochs(start, stop) if self.is_main else progress.Silent(range(start, stop))
+
+    def bar(self, items: Sequence[T], name: str, **options: Any) -> progress.Bar[T]:
+        """`progress.bar` on the main process; the others say nothing."""
+        return progress.bar(items, name, **options) if self.is_main else progress.Silent(items)

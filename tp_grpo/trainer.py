@@ -28,6 +28,7 @@ from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit, Rollout
 from tp_grpo.update import Updater
+from tp_grpo.watch import Watch
 
 
 class Trainer:
@@ -82,6 +83,7 @@ class Trainer:
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, c)
         self.clock = self.journal.clock
+        self.watch = Watch(self.runtime, self.folder, self.checkpoints, c)
 
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
@@ -97,10 +99,12 @@ class Trainer:
         """
         with self.preemption.watching():
             start = self._resume()
-            for epoch in range(start, self.config.epochs):
+            epochs = self.runtime.epochs(start, self.config.epochs)
+            for epoch in epochs:
                 with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
-                    self._epoch(epoch)
+                    epochs.set_postfix_str(f"reward {self._epoch(epoch):.3f}")
                     self._close(epoch + 1)
+                self.watch.look()
                 if epoch + 1 < self.config.epochs:
                     self.preemption.between_epochs()
             return self._finish()
@@ -136,7 +140,8 @@ class Trainer:
     def _save(self, epoch: int, scores: dict[str, float]) -> None:
         self.keeper.save(self.learner, epoch, scores, self.tracker.run_id)
 
-    def _epoch(self, epoch: int) -> None:
+    def _epoch(self, epoch: int) -> float:
+        """Returns the mean reward."""
         done = epoch + 1
         keep = self.journal.keeps_ladders(done)
         groups = prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
@@ -155,7 +160,8 @@ class Trainer:
         if keep:
             self.journal.ladders(done, samples, step_credit, advantages, pending, self.prompts.prompts)
         stats |= {"failed": failed, "zero_std": zero_std_share(step_credit.reward, samples.group_id).item()}
-        self.journal.epoch(done, samples, step_credit, stats | {"updates": self.learner.updates})
+        stats |= self.journal.looks(pending, samples.group_id) | {"updates": self.learner.updates}
+        return self.journal.epoch(done, samples, step_credit, stats)
 
     def _check_plan(self, epoch: int, groups: list[int]) -> None:
         """All ranks are about to do the same: an epoch of the same prompts and window."""
@@ -177,6 +183,7 @@ class Trainer:
         ]
         texts = [prompt for batch in batches for prompt in batch.prompts]
         conditions = encode_once(self.backbone, texts)
+        bar = self.runtime.bar(batches, "sample", unit="images", each=self.plan.batch_size * self.plan.world_size)
         return [
             roll_out(
                 self.backbone,
@@ -188,7 +195,7 @@ class Trainer:
                 key=(c.seed, epoch),
                 keep_images=keep_images,
             )
-            for batch in self.preemption.between(self.runtime.bar(batches, f"epoch {epoch + 1} sample"))
+            for batch in self.preemption.between(bar)
         ]
 
     def _credit(self, ladder: Tensor, group_id: Tensor) -> tuple[Credit, Tensor]:
@@ -215,14 +222,12 @@ class Trainer:
         ]
         rounds = range(self.config.train.inner_epochs * self.plan.updates)
         reports = []
-        for number in self.runtime.bar(rounds, "update"):
+        for number in self.runtime.bar(rounds, "update", unit="updates"):
             first = number % self.plan.updates * per_update
             part = slice(first, first + per_update)
             reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
             if reports[-1]["skipped"]:
-                self.runtime.say(
-                    f"update {self.learner.updates + 1}: the gradient is not finite; the update is left out"
-                )
+                self.runtime.say(f"update {self.learner.updates + 1} is left out: its gradient is not finite")
             self.learner.updated()
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}

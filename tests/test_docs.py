@@ -1,0 +1,222 @@
+"""The pages under docs/ and README.md: their commands work, their example computes, their quotations are real."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import base
+from tp_grpo import advantage, alarms, credit
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+# What a block that is not run here must say of itself: why, or which test runs it.
+REASONS = ("needs a GPU", "needs weights", "needs the network", "needs a finished run", "minutes; tests/")
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?```bash\n(?P<body>.*?)```", re.DOTALL)
+# Appended to the commands of a page, so that they take seconds.
+CHEAP = {
+    "generate.py": ["--config.eval.steps=2"],
+    "evaluate.py": ["--config.eval.steps=2", "--config.eval.prompts=4", "--config.eval.members=1"],
+    "estimate.py": [],
+    "prepare_prompts.py": [],
+}
+
+
+def commands(body: str) -> Iterator[list[str]]:
+    """The words of each command, without comments and environment assignments."""
+    for line in body.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield [word for i, word in enumerate(words) if i or not re.match(r"[A-Z_]+=", word)]
+
+
+def blocks() -> Iterator[tuple[str, str | None, list[str]]]:
+    """(page, why it is not run or None, words) of every fenced command."""
+    for page, text in PAGES.items():
+        for block in BLOCK.finditer(text):
+            for words in commands(block["body"]):
+                yield page, block["reason"], words
+
+
+def inline() -> Iterator[tuple[str, str | None, list[str]]]:
+    """The commands inside a line of prose."""
+    for page, text in PAGES.items():
+        for code in re.findall(r"`((?:python|bash) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            yield page, "prose", shlex.split(code.replace("\n", " "))
+
+
+ALL = [*blocks(), *inline()]
+RUN = [(page, words) for page, reason, words in ALL if reason is None]
+
+
+def named(items: list[tuple[str, str | None, list[str]]]) -> list[str]:
+    return [f"{page}: {' '.join(words)[:70]}" for page, _, words in items]
+
+
+def program(words: list[str]) -> tuple[Path, list[str]] | None:
+    """The file of ours that a command runs, and its arguments; None for programs of others."""
+    for i, word in enumerate(words):
+        if word == "-m" and words[i + 1].startswith(("tp_grpo", "reward_models")):
+            return ROOT / f"{words[i + 1].replace('.', '/')}.py", words[i + 2 :]
+        if re.match(r"(scripts|benchmarks)/.*\.(py|sh)$", word):
+            return ROOT / word, words[i + 1 :]
+    return None
+
+
+def test_there_are_commands_and_what_is_not_run_says_why() -> None:
+    assert len(RUN) >= 8 and len(ALL) > 20
+    for page, reason, words in blocks():
+        assert reason is None or reason.startswith(REASONS), f"{page}: {words}: {reason}"
+        for test in re.findall(r"tests/\w+\.py", reason or ""):
+            assert (ROOT / test).is_file(), test
+
+
+@pytest.mark.parametrize("page, reason, words", ALL, ids=named(ALL))
+def test_every_command_names_programs_options_and_fields_that_exist(
+    page: str, reason: str | None, words: list[str]
+) -> None:
+    found = program(words)
+    if found is None:
+        assert reason is not None, f"{page}: {words} is not ours: say why it is not run"
+        return
+    file, arguments = found
+    assert file.is_file(), file
+    source = file.read_text() + (ROOT / "scripts" / "_config.py").read_text()
+    config = base.get_config()
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == "--config":
+            module, _, recipe = value.partition(":")
+            if recipe.isupper():  # a place-holder
+                continue
+            config = importlib.import_module(module.removesuffix(".py").replace("/", ".")).get_config(recipe)
+        elif option.startswith("--config."):
+            assert option.removeprefix("--config.") in dict(flat(config.to_dict())), argument
+        elif option.startswith("--") and file.suffix == ".py":
+            assert f'"{option.removeprefix("--")}"' in source or f'"{option}"' in source, argument
+
+
+def flat(fields: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in fields.items():
+        yield prefix + name, value
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository; what is written stays there."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("config", "docs", "reward_models", "scripts", "tp_grpo"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "drawbench.csv").write_text("prompt,category\na red cube on a blue sphere,Colors\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quickstart(checkout: Path) -> None:
+    """A finished runs/quickstart in it."""
+    cheap = ["--config.run_name=quickstart", "--config.epochs=1", "--config.eval.prompts=4", "--config.eval.every=9"]
+    run(checkout, ["python", "scripts/train.py", "--config=config/tp_grpo.py:shapes_smoke", *cheap])
+
+
+def run(folder: Path, words: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable if word == "python" else word for word in words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page, words", RUN, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in RUN])
+def test_commands_run(page: str, words: list[str], checkout: Path, request: pytest.FixtureRequest) -> None:
+    if any("runs/quickstart" in word for word in words):
+        request.getfixturevalue("quickstart")
+    found = program(words)
+    assert found is not None and found[0].name in CHEAP, f"{page}: {words} has no cheap form: mark it as not run"
+    run(checkout, [*words, *CHEAP[found[0].name]])
+
+
+def test_configuration_is_what_the_source_says_and_complete() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/config_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", PAGES["configuration.md"], re.MULTILINE))
+    fields = {name for name, value in flat(base.get_config().to_dict()) if not isinstance(value, dict)}
+    assert rows.keys() == fields | {"rewards.scorers"}
+    assert not [name for name, meaning in rows.items() if not meaning.strip()], "every field has a meaning"
+
+
+def table(heading: str) -> list[list[float]]:
+    """The numbers of the table of method.md whose first column is called so, without the column of D."""
+    body = PAGES["method.md"].split(f"\n| {heading} |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[float(cell.strip(" *")) for cell in row.split("|")[2:-1]] for row in body]
+
+
+def test_the_worked_example_computes() -> None:
+    R = torch.tensor(table("ladder"), dtype=torch.float64)
+    increments = torch.tensor(table("increment"), dtype=torch.float64)
+    found, same = credit.turning_point(R), torch.zeros(4, dtype=torch.int64)
+    torch.testing.assert_close(found.increment, increments[:, :4])
+    torch.testing.assert_close(R[:, -1] - R[:, 0], increments[:, 4])
+    torch.testing.assert_close(found.reward, torch.tensor(table("step reward"), dtype=torch.float64))
+    assert found.turning.nonzero().tolist() == [[0, 1], [1, 1]], "bold in the page"
+    assert re.findall(r"\*\*([+-]0\.\d\d)\*\*", PAGES["method.md"]) == ["+0.40", "-0.30"]
+    unbalanced = credit.turning_point(R, balance=False)
+    assert unbalanced.turning.nonzero().tolist() == [[0, 1], [1, 1], [2, 2]]
+    assert unbalanced.reward[2, 2].item() == pytest.approx(0.20)
+    given = advantage.group_normalize(found.reward, same)
+    torch.testing.assert_close(given, torch.tensor(table("advantage"), dtype=torch.float64), rtol=0, atol=5.1e-3)
+    flow = advantage.group_normalize(credit.terminal(R).reward, same)[:, 0].tolist()
+    said = re.search(r"a ([+-][\d.]+), b ([+-][\d.]+), c ([+-][\d.]+), d ([+-][\d.]+)\.", PAGES["method.md"])
+    assert said and [float(number) for number in said.groups()] == pytest.approx(flow, abs=5.1e-3)
+
+
+def strings() -> Iterator[str]:
+    """Every string of the code, a "{}" for each value that is put into it."""
+    for package in ("tp_grpo", "reward_models", "scripts", "config"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+                    yield "".join(str(part) for part in parts)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_quoted_messages_are_those_of_the_code() -> None:
+    quoted = re.findall(r"^> (.+)$", PAGES["troubleshooting.md"], re.MULTILINE)
+    known = list(strings())
+    assert len(quoted) > 10
+    for quote in quoted:
+        pattern = ".*".join(re.escape(part.strip()) for part in quote.split("…") if part.strip())
+        assert any(re.search(pattern, text, re.DOTALL) for text in known), quote
+
+
+def test_every_alarm_and_every_field_named_in_troubleshooting_exists() -> None:
+    page = PAGES["troubleshooting.md"]
+    source = (ROOT / "tp_grpo" / "alarms.py").read_text()
+    names = set(re.findall(r'Alarm\(\s*"([^"]+)"', source))
+    assert len(names) == len(alarms.RULES)
+    assert all(f"| {name} |" in page for name in names), names
+    fields = dict(flat(base.get_config().to_dict()))
+    sections = "|".join(name for name, value in fields.items() if isinstance(value, dict) and "." not in name)
+    for field in re.findall(rf"`((?:{sections})\.\w+)", page):
+        assert field in fields, field
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert "://" in target or (folder / target).exists(), f"{page}: {target}"

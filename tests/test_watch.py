@@ -1,0 +1,134 @@
+"""Alarms in a run: said once, ended by, rolled back; and a run that begins with another's checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+from safetensors.torch import load_file
+
+from tp_grpo import alarms, checkpoint, files
+from tp_grpo.trainer import Trainer
+from tp_grpo.watch import Watch
+
+Smoke = Callable[..., ConfigDict]
+SILENT = {"zero_std": 1.0}
+
+
+class OneRank:
+    """A runtime of one process that remembers what was said."""
+
+    is_main = True
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def share(self, item: Any) -> list[Any]:
+        return [item]
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        work()
+
+
+def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tuple[Watch, OneRank]:
+    """Of a run whose checkpoints, at these epochs, hold their number as a policy."""
+    runtime, kept = OneRank(), folder / "checkpoints"
+    for epoch in saved:
+        (kept / f"epoch-{epoch}" / checkpoint.ADAPTER).mkdir(parents=True)
+        (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
+    there: Any = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
+    return Watch(runtime, folder, there, smoke(tracking__alarms=how)), runtime  # type: ignore[arg-type]
+
+
+def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": kind, "epoch": epoch, **values}) + "\n")
+
+
+def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
+    own, runtime = watch(tmp_path, "warn", smoke)
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+        own.look()
+    (said,) = runtime.said
+    assert said.startswith("alarm after epoch 5, zero std: 100% of the groups' steps") and "To do:" in said
+
+
+def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -> None:
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+    watch(tmp_path, "off", smoke)[0].look()
+    with pytest.raises(alarms.Alarmed, match="alarm after epoch 8, zero std"):
+        watch(tmp_path, "stop", smoke)[0].look()
+
+
+def test_rollback_exports_the_best_evaluated_policy_and_says_the_command(tmp_path: Path, smoke: Smoke) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6, 8))
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+        if epoch % 2 == 0:
+            record(tmp_path, "eval", epoch, total={2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5}[epoch], total_se=0.1)
+    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 6") as stopped:
+        own.look()
+    assert (tmp_path / "adapter" / "weights").read_text() == "6", "epoch 2 was better, but is not there any more"
+    assert f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-6 --config.run_name=NAME" in str(stopped.value)
+
+
+def test_rollback_without_a_good_checkpoint_exports_nothing(tmp_path: Path, smoke: Smoke) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4,))
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+    with pytest.raises(alarms.Alarmed, match="nothing to go back to"):
+        own.look()
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_run_logs_what_alarms_need_stops_by_them_and_another_begins_there(smoke: Smoke) -> None:
+    """One run for all of it: a scorer that gives every image the same, seen by the alarm at the fifth epoch."""
+    same = {"epochs": 9, "eval__every": 4, "tracking__images_every": 9, "tracking__alarms": "rollback"}
+    config = smoke("flow_grpo", run_name="flat", **same)
+    with config.unlocked():
+        config.rewards.scorers = ConfigDict(
+            {"tests.scorers:Flat": 1.0, "tests.scorers:Brightness": 0.0}, allow_dotted_keys=True
+        )
+    folder = Path(config.output_dir) / "flat"
+    with pytest.raises(alarms.Alarmed, match=r"epoch 5, zero std(.|\n)*holds the policy of epoch 4"):
+        Trainer(config).run()
+    lines = files.read_lines(folder / "metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["epoch"] for line in trained] == [1, 2, 3, 4, 5]
+    names = ("diversity", "high_frequency", "kl", "clip_high", "clip_low", "ratio_dev", "failed", "zero_std")
+    assert all(0 <= line[name] <= 1 for line in trained for name in names)
+    assert all(line["diversity"] > 0.01 and line["high_frequency"] > 0.001 for line in trained)
+    # Asked in evaluations alone, and no part of the total.
+    held_out = [line for line in lines if line["kind"] == "eval"]
+    assert all(line["tests.scorers:Brightness"] != line["total"] == line["tests.scorers:Flat"] for line in held_out)
+
+    begun = smoke("flow_grpo", run_name="again", epochs=5, eval__every=5, train__learning_rate=1e-5)
+    begun.checkpoint.resume = str(folder / "checkpoints" / "epoch-4")
+    trainer = Trainer(begun)
+    trainer.run()
+    assert trainer.learner.optimizer.param_groups[0]["lr"] == 1e-5
+    after = files.read_lines(folder.parent / "again" / "metrics.jsonl")
+    assert [(line["kind"], line["epoch"]) for line in after] == [("eval", 0), ("train", 5), ("eval", 5)]
+    before = load_file(folder / "checkpoints" / "epoch-4" / checkpoint.WEIGHTS)
+    moved = load_file(folder.parent / "again" / "checkpoints" / "epoch-5" / checkpoint.WEIGHTS)
+    largest = max((moved[name] - before[name]).abs().max().item() for name in before)
+    # AdamW moves a weight by about its learning rate an update; there were two.
+    assert 0 < largest < 1e-4
+
+
+def test_a_run_that_begins_elsewhere_must_share_what_its_weights_are_of(tmp_path: Path) -> None:
+    old = {"lora": {"rank": 4}, "train": {"learning_rate": 1.0, "beta": 0.0}, "seed": 1}
+    new = {"lora": {"rank": 4}, "train": {"learning_rate": 2.0, "beta": 0.1}, "seed": 2}
+    checkpoint.check_same_run(old, new, tmp_path, branches=True)
+    with pytest.raises(ValueError, match=r"lora.rank: 4 then, 8 now(.|\n)*must keep these"):
+        checkpoint.check_same_run(old, {**new, "lora": {"rank": 8}}, tmp_path, branches=True)

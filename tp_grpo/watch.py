@@ -1,0 +1,49 @@
+"""The alarms of a run under way: asked after every epoch, and obeyed as `tracking.alarms` says (see `alarms`)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tp_grpo import alarms, files
+from tp_grpo.checkpoint import ADAPTER, Checkpoints
+from tp_grpo.runtime import Runtime
+
+
+class Watch:
+    """Looks at the metrics.jsonl of the run's folder, which rank 0 alone writes."""
+
+    def __init__(self, runtime: Runtime, folder: Path, checkpoints: Checkpoints, config: Any) -> None:
+        self.runtime, self.folder, self.checkpoints, self.config = runtime, folder, checkpoints, config
+
+    def look(self) -> None:
+        """Called by all ranks after an epoch's checkpoint. Raises Alarmed on all of them where the run is to end."""
+        how = self.config.tracking.alarms
+        history = files.read_lines(self.folder / "metrics.jsonl") if self.runtime.is_main else []
+        if how in ("stop", "rollback"):
+            raised = self.runtime.share(alarms.check(history, self.config))[0]
+            if raised:
+                raise alarms.Alarmed(raised, self._roll_back(history) if how == "rollback" else "")
+            return
+        for alarm in alarms.risen(history, self.config):
+            self.runtime.say(str(alarm))
+
+    def _roll_back(self, history: Sequence[Mapping[str, Any]]) -> str:
+        """Export the best checkpoint's policy; what was done, and the command to train on from there."""
+        best = self.runtime.share(alarms.best_epoch(history, self.checkpoints.epochs(), self.config))[0]
+        if best is None:
+            return "There is nothing to go back to: of the checkpoints that are kept none has a good evaluation."
+        source = self.checkpoints.folder / f"epoch-{best}"
+
+        def write() -> None:
+            with files.whole(self.folder / ADAPTER) as draft:
+                shutil.copytree(source / ADAPTER, draft)
+
+        self.runtime.on_main(write)
+        return (
+            f"{self.folder / ADAPTER} holds the policy of epoch {best}, the best evaluated one. To train on from it "
+            f"with other settings: the same command with --config.checkpoint.resume={source} --config.run_name=NAME "
+            "and what is to change."
+        )

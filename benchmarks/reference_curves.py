@@ -1,0 +1,41 @@
+"""Make the curves of `report.py --against`: python benchmarks/reference_curves.py shapes_tiny --runs "TP-GRPO" RUN RUN ...
+
+Give --runs once a method: its name, then the run folders of its seeds. Writes docs/curves/NAME.json. For example
+
+    python benchmarks/credit.py --out runs/credit --seeds 3
+    python benchmarks/reference_curves.py shapes_tiny --runs TP-GRPO runs/credit/turning_point-*
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tp_grpo.report import reference
+from tp_grpo.report.data import read
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="what --against will call it")
+    parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("METHOD", "RUN"))
+    parser.add_argument("--folder", type=Path, default=reference.CURVES)
+    given = parser.parse_args(arguments)
+    try:
+        curves = reference.make({method: [read(Path(run)) for run in runs] for method, *runs in given.runs})
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    given.folder.mkdir(parents=True, exist_ok=True)
+    path = given.folder / f"{given.name}.json"
+    path.write_text(json.dumps(curves, sort_keys=True) + "\n")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

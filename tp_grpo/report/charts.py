@@ -1,0 +1,138 @@
+"""Which figures are drawn of which metrics, and the numbers that travel in the page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tp_grpo.report.data import AXES, Run, Table, rank
+
+HELD_OUT, TRAINING, HEALTH, COST = "Held-out prompts", "Training prompts", "Health", "Cost"
+SECTIONS = {
+    HELD_OUT: "ODE samples of the averaged weights, the same prompts and noise each time; bars are standard errors "
+    "over prompts.",
+    TRAINING: "Stochastic samples of the policy being trained; thick lines are running means, bars standard errors "
+    "over prompts, where they are known.",
+    HEALTH: "What tells a run that learns from one that is about to break.",
+    COST: "Seconds of an epoch, by phase.",
+}
+KNOWN = (
+    ("KL to the frozen model", ("kl",)),
+    ("Approximate KL of an update", ("approx_kl",)),
+    ("Share of ratios clipped", ("clip_high", "clip_low")),
+    ("Ratio's distance from 1: before and after the epoch's updates", ("ratio_dev", "ratio_dev_moved")),
+    ("Std of the reward within groups", ("group_std",)),
+    ("Share of groups with zero std", ("zero_std",)),
+    ("Gradient norm", ("grad_norm",)),
+    ("Loss", ("loss", "policy")),
+    ("Share of images without a score", ("failed",)),
+    ("Updates left out", ("skipped",)),
+)
+NOT_DRAWN = {"epoch", "nfe", "seconds_all", *AXES}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines of the same unit: `keys` are columns of the runs' `table` ("train" or "eval")."""
+
+    section: str
+    title: str
+    table: str
+    keys: tuple[str, ...]
+
+
+def charts(runs: list[Run]) -> list[Chart]:
+    """The figures for which some run has numbers, in the page's order; a metric not known here is drawn under Health."""
+    held = [name for name in _names(runs, "eval") if f"{name}_se" in _names(runs, "eval")]
+    train = [name for name in _names(runs, "train") if not name.endswith("_se") and name not in NOT_DRAWN]
+    scores = [name for name in train if name == "reward" or "/" in name or name in held]
+    phases = tuple(name for name in train if name.startswith("seconds_"))
+    named = {key for _, keys in KNOWN for key in keys} | {*scores, *phases}
+    rest = [name for name in train if name not in named and not _is_turning(name)]
+    found = [Chart(HELD_OUT, name, "eval", (name,)) for name in sorted(held, key=rank)]
+    found += [
+        Chart(TRAINING, name, "train", (name,)) for name in sorted(scores, key=lambda n: (n != "reward", rank(n)))
+    ]
+    known = [(title, tuple(key for key in keys if key in train)) for title, keys in KNOWN]
+    found += [Chart(HEALTH, title, "train", keys) for title, keys in known if keys]
+    found += [Chart(HEALTH, name, "train", (name,)) for name in rest]
+    return found + ([Chart(COST, "Seconds an epoch", "train", phases)] if phases else [])
+
+
+def payload(runs: list[Run], bands: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page's script draws: {"axes", "charts", "runs", "bands"}; numbers have five digits."""
+    drawn = charts(runs)
+    needed = {key for chart in drawn for key in chart.keys} | {*AXES, "epoch"}
+    return {
+        "axes": AXES,
+        "charts": [asdict(chart) for chart in drawn],
+        "runs": [
+            {"name": run.name, "train": _rounded(run.train, needed), "eval": _rounded(run.eval, needed)} for run in runs
+        ],
+        "bands": bands,
+    }
+
+
+def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
+    """Share of trajectories with a turning point at each step, averaged over at most `most` spans of epochs.
+
+    {"steps": [index], "spans": ["1-7"], "shares": [a step: [a span]]}; None for a credit that knows no turning points.
+    """
+    steps = sorted(int(name.removeprefix("turning_")) for name in run.train if _is_turning(name))
+    epochs = run.train.get("epoch", [])
+    if not any(value for step in steps for value in run.train[f"turning_{step}"]):
+        return None
+    width = -(-len(epochs) // most)
+    starts = range(0, len(epochs), width)
+    spans = [(epochs[start], epochs[min(start + width, len(epochs)) - 1]) for start in starts]
+    shares = []
+    for step in steps:
+        column = run.train[f"turning_{step}"]
+        shares.append([statistics.mean(v or 0.0 for v in column[start : start + width]) for start in starts])
+    return {"steps": steps, "spans": [f"{a}" if a == b else f"{a}–{b}" for a, b in spans], "shares": shares}
+
+
+def phases(run: Run) -> list[dict[str, Any]]:
+    """Median seconds and model evaluations of an epoch by phase, their order that of the epoch."""
+    counts = _evaluations(run)
+    rows = []
+    for name in (name for name in run.train if name.startswith("seconds_") and name != "seconds_all"):
+        known = [value for value in run.train[name] if value is not None]
+        phase = name.removeprefix("seconds_")
+        rows.append({"phase": phase, "seconds": statistics.median(known), "evaluations": counts.get(phase)})
+    whole = sum(row["seconds"] for row in rows) or 1.0
+    return [row | {"share": row["seconds"] / whole} for row in rows]
+
+
+def _evaluations(run: Run) -> dict[str, float | None]:
+    """Rows through the model in an epoch: those sampled, as logged; those trained on (twice with a KL term)."""
+    sample, train = run.config["sample"], run.config.get("train", {})
+    steps = sample["groups_per_epoch"] * sample["group_size"] * sample["window_size"]
+    trained = steps * train.get("inner_epochs", 1) * (2 if train.get("beta") else 1)
+    sampled = [value for value in run.train.get("evaluations", []) if value is not None]
+    return {"rollout": sampled[-1] / len(sampled) if sampled else None, "update": trained}
+
+
+def _names(runs: list[Run], table: str) -> list[str]:
+    has: Callable[[Run, str], bool] = lambda run, name: any(v is not None for v in getattr(run, table)[name])  # noqa: E731
+    return list(dict.fromkeys(name for run in runs for name in getattr(run, table) if has(run, name)))
+
+
+def _is_turning(name: str) -> bool:
+    return name.startswith("turning_") and name.removeprefix("turning_").isdigit()
+
+
+def _rounded(table: Table, needed: set[str]) -> Table:
+    return {
+        name: [digits(value) for value in column]
+        for name, column in table.items()
+        if name in needed or name.removesuffix("_se") in needed
+    }
+
+
+def digits(value: float | None) -> float | None:
+    """Five significant digits; None for what is not a number."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")

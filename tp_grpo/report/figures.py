@@ -1,0 +1,158 @@
+"""The page's figures as PNG files, for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tp_grpo.report import charts, reference
+from tp_grpo.report.charts import Chart
+from tp_grpo.report.data import Run, by_epoch, read_all, tensors
+from tp_grpo.report.strips import turn
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#000000", "#56b4e9")  # Okabe and Ito's
+MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)))
+RINGS = {"good": (COLOURS[0], "o", "-"), "bad": (COLOURS[1], "s", "--"), "even": ("#666666", "D", "-")}
+UNITS = {"updates": "updates", "evaluations": "sampling evaluations", "seconds": "training seconds"}
+WIDE, MAX_ROWS = 3, 8
+
+
+def save(
+    folders: Sequence[Path], out: Path, *, axis: str = "updates", against: dict[str, Any] | None = None
+) -> list[Path]:
+    """A file a section of curves, and for each run its turning points and the first group of its newest ladders.
+
+    Raises ValueError for a folder that holds no run.
+    """
+    runs = read_all(folders)
+    bands = reference.chosen(against, runs) if against else []
+    drawn, figures = charts.charts(runs), {}
+    for section in charts.SECTIONS:
+        own = [chart for chart in drawn if chart.section == section]
+        if own:
+            figures[section.lower().replace(" ", "-")] = _curves(runs, own, axis, bands)
+    for run in runs:
+        name = run.name.replace("/", "-")
+        turning = charts.turning_points(run)
+        if turning:
+            figures[f"turning-points-{name}"] = _histogram(turning)
+        if by_epoch(run.folder / "ladders"):
+            figures[f"trajectories-{name}"] = _filmstrips(run)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150)
+    return [out / f"{name}.png" for name in figures]
+
+
+def _curves(runs: list[Run], own: list[Chart], axis: str, bands: list[dict[str, Any]]) -> Figure:
+    across = min(WIDE, len(own))
+    down = -(-len(own) // across)
+    figure = Figure(figsize=(4.2 * across, 2.9 * down + 0.5), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for chart, axes in zip(own, panels, strict=False):
+        for band in bands:
+            _band(axes, band, chart, axis)
+        for number, run in enumerate(runs):
+            _lines(axes, run, number, chart, axis)
+        axes.set_title(chart.title, fontsize=9)
+        axes.set_xlabel(UNITS[axis], fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if len(chart.keys) > 1:
+            axes.legend(fontsize=7, frameon=False)
+    for axes in panels[len(own) :]:
+        axes.remove()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _lines(axes: Axes, run: Run, number: int, chart: Chart, axis: str) -> None:
+    table = getattr(run, chart.table)
+    held = chart.table == "eval"
+    for k, key in enumerate(key for key in chart.keys if key in table):
+        x, y = _floats(table[axis]), _floats(table[key])
+        label = f"{run.name} {key.removeprefix('seconds_')}" if len(chart.keys) > 1 else run.name
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "label": label}
+        many = not held and len(x) >= 30
+        if many:
+            axes.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.7)
+        axes.plot(x, running_mean(y) if many else y, marker=MARKS[number % len(MARKS)] if held else "", **style)
+        if f"{key}_se" in table:
+            error = _floats(table[f"{key}_se"])
+            axes.errorbar(x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
+
+
+def _band(axes: Axes, band: dict[str, Any], chart: Chart, axis: str) -> None:
+    table = band[chart.table]
+    if len(chart.keys) > 1 or chart.keys[0] not in table:
+        return
+    x, own = _floats(table[axis]), table[chart.keys[0]]
+    axes.fill_between(x, _floats(own["low"]), _floats(own["high"]), color="#888888", alpha=0.3, linewidth=0)
+    axes.plot(x, _floats(own["mean"]), "--", color="#666666", linewidth=1, label=f"reference {band['label']}")
+
+
+def running_mean(y: np.ndarray) -> np.ndarray:
+    """(n,) -> (n,): the centred mean over a fifteenth of the points, fewer at the ends; NaN is left out."""
+    half = len(y) // 30
+    return np.array([np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(len(y))])
+
+
+def _histogram(turning: dict[str, Any]) -> Figure:
+    """A panel a span of epochs: the share of trajectories that turn at each step."""
+    count = len(turning["spans"])
+    figure = Figure(figsize=(1.1 * count + 0.8, 2.4), layout="constrained")
+    shares = np.array(turning["shares"])
+    panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    for span, axes in enumerate(panels):
+        axes.barh(turning["steps"], shares[:, span], color=COLOURS[0])
+        axes.set_title(turning["spans"][span], fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks(turning["steps"])
+    panels[0].invert_yaxis()
+    panels[0].set_ylabel("step", fontsize=8)
+    figure.suptitle("share of trajectories with a turning point, by epochs", fontsize=9)
+    return figure
+
+
+def _filmstrips(run: Run) -> Figure:
+    kept, prompts = tensors(by_epoch(run.folder / "ladders")[-1])
+    ids = kept["group_id"][: len(kept["images"])]
+    rows = (ids == ids[0]).nonzero().flatten().tolist()[:MAX_ROWS]
+    across = kept["images"].shape[1]
+    figure = Figure(figsize=(1.2 * across + 0.6, 2.1 * len(rows) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(2 * len(rows), across, height_ratios=[1.2, 0.9] * len(rows))
+    for line, i in enumerate(rows):
+        for k in range(across):
+            axes = figure.add_subplot(grid[2 * line, k])
+            axes.imshow(kept["images"][i, k].numpy(), interpolation="nearest")
+            axes.set_title(f"{kept['ladder'][i, k]:.2f}", fontsize=8)
+            axes.axis("off")
+        if across > 1:
+            _ladder(figure.add_subplot(grid[2 * line + 1, :]), {name: value[i] for name, value in kept.items()})
+    figure.suptitle(f"“{prompts[0]}”", fontsize=9)
+    return figure
+
+
+def _ladder(axes: Axes, kept: dict[str, Any]) -> None:
+    ladder, credit = kept["ladder"].tolist(), kept["reward"].tolist()
+    axes.plot(range(len(ladder)), ladder, "-o", color="#666666", markersize=3)
+    if len(ladder) == len(credit) + 1:
+        for k in kept["turning"].nonzero().flatten().tolist():
+            colour, mark, dash = RINGS[turn(credit[k])]
+            place = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
+            axes.plot(*place, mark, markersize=11, fillstyle="none", color=colour, markeredgewidth=2)
+            axes.plot([k, k + 1], ladder[k : k + 2], dash, color=colour, linewidth=2)
+    axes.set_xlim(-0.5, len(ladder) - 0.5)
+    axes.margins(y=0.3)
+    axes.set_xticks([])
+    axes.tick_params(labelsize=7)
+
+
+def _floats(column: list[Any]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in column], dtype=float)

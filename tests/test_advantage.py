@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tp_grpo.advantage import group_normalize, zero_std_share
+from tp_grpo.advantage import group_normalize, group_std, zero_std_share
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())["advantages"]
 NAN = math.nan
@@ -104,6 +104,14 @@ def test_zero_std_share():
 
 def test_shapes_are_checked():
     for reward, group in ((torch.zeros(3), torch.zeros(3)), (torch.zeros(3, 2), torch.zeros(2))):
-        for function in (group_normalize, zero_std_share):
+        for function in (group_normalize, group_std, zero_std_share):
             with pytest.raises(ValueError, match=r"must be \(N, K\) and \(N,\)"):
                 function(reward, group)
+
+
+def test_group_std_is_averaged_over_groups_and_columns_that_have_a_reward():
+    reward = float64([[1.0, 5.0], [0.0, 0.0], [3.0, NAN], [0.0, 4.0], [NAN, 0.0]])
+    # Group 7: population std 1 and, of one member, 0; group 2: 0 and that of 0, 4, 0.
+    expected = (1 + 0 + 0 + math.sqrt(32 / 9)) / 4
+    assert group_std(reward, torch.tensor([7, 2, 7, 2, 2])).item() == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(group_std(float64([[NAN]]), torch.tensor([1])).item())

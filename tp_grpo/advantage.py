@@ -44,6 +44,18 @@ def zero_std_share(reward: Tensor, group_id: Tensor) -> Tensor:
     return (high <= low).to(reward.dtype).mean()
 
 
+def group_std(reward: Tensor, group_id: Tensor) -> Tensor:
+    """Population std within a group and column, averaged over those with a valid reward -> 0-dim float64; NaN if none.
+
+    Raises ValueError when the shapes do not match.
+    """
+    group = _groups(reward, group_id)
+    valid, r = ~reward.isnan(), reward.double()
+    variance = _group_mean((r - _group_mean(r, valid, group)) ** 2, valid, group)
+    first = torch.stack([(group == i).nonzero()[0, 0] for i in group.unique()])
+    return variance[first].sqrt().nanmean()
+
+
 def _groups(reward: Tensor, group_id: Tensor) -> Tensor:
     """Dense group numbers 0 .. n-1 of each row."""
     if reward.ndim != 2 or group_id.shape != reward.shape[:1]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tp_grpo.models.base import Backbone
 from tp_grpo.prompts import PromptSet
-from tp_grpo.rewards import Rewards, RewardSet, finite_images, macro_means, mean_and_error, to_uint8
+from tp_grpo.rewards import Rewards, RewardSet, finite_images, macro_means, summarise, to_uint8
 from tp_grpo.rollout import conditions_of, encode_once, ode_images
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import PromptBatch
@@ -33,10 +33,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, float]:
         """Mean over prompts, and its standard error (suffix _se), of each score that was had; and the macro means."""
-        report = {}
-        for name, values in self.scores.items():
-            if not values.isnan().all():
-                report[name], report[f"{name}_se"] = mean_and_error(values, self.prompts)
+        report = summarise(self.scores, self.prompts)
         for name, (mean, error) in macro_means(self.scores, self.prompts, self.macros).items():
             report[name], report[f"{name}_se"] = mean, error
         return report

@@ -10,6 +10,7 @@ from tp_grpo import pictures, progress, tracking
 from tp_grpo.evaluate import Evaluation
 from tp_grpo.gathered import Gathered, in_order
 from tp_grpo.plan import Plan
+from tp_grpo.rewards import summarise
 from tp_grpo.rollout import Pending
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit
@@ -35,7 +36,7 @@ class Journal:
         """stats: of the updates, by name; what they must hold is `ratio_dev`. Returns the mean reward."""
         reached = {"reward": samples.ladder} | samples.extras
         last = {name: column[:, -1] for name, column in reached.items()}
-        values = {name: column.nanmean().item() for name, column in last.items() if not column.isnan().all()}
+        values = summarise(last, samples.group_id.tolist())
         turning = credit.turning.float().mean(0).tolist()
         values |= {f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)}
         values |= stats | {"nfe": self.plan.epoch_nfe * epoch} | self.clock.lap()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -180,7 +180,16 @@ def _read(name: str, given: Any) -> tuple[float, LaneOptions, dict[str, Any]]:
     return float(weight), options, own
 
 
-def mean_and_error(values: Tensor, prompts: list[str]) -> tuple[float, float]:
+def summarise(columns: Mapping[str, Tensor], prompts: Sequence[Hashable]) -> dict[str, float]:
+    """{name: mean, name_se: error} over prompts, as `mean_and_error`; a column without any value is left out."""
+    found = {}
+    for name, values in columns.items():
+        if not values.isnan().all():
+            found[name], found[f"{name}_se"] = mean_and_error(values, prompts)
+    return found
+
+
+def mean_and_error(values: Tensor, prompts: Sequence[Hashable]) -> tuple[float, float]:
     """Mean of values (n,) and its standard error over prompts: images of one prompt are not independent.
 
     NaN values are left out, and prompts that have no other; (nan, nan) when none is left, error nan for one prompt.

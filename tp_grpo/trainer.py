@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tp_grpo import agreement, credit, models, prompts, sharding, tracking
-from tp_grpo.advantage import group_normalize, zero_std_share
+from tp_grpo.advantage import group_normalize, group_std, zero_std_share
 from tp_grpo.evaluate import evaluate
 from tp_grpo.gathered import gather
 from tp_grpo.journal import Journal
@@ -159,7 +159,8 @@ class Trainer:
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
             self.journal.ladders(done, samples, step_credit, advantages, pending, self.prompts.prompts)
-        stats |= {"failed": failed, "zero_std": zero_std_share(step_credit.reward, samples.group_id).item()}
+        stats |= {"failed": failed, "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item()}
+        stats["zero_std"] = zero_std_share(step_credit.reward, samples.group_id).item()
         stats |= self.journal.looks(pending, samples.group_id) | {"updates": self.learner.updates}
         return self.journal.epoch(done, samples, step_credit, stats)
 

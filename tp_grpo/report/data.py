@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from tp_grpo import files
 from tp_grpo.rewards import mean_and_error
 
 SCORE_ORDER = ("exact", "graded", "total")  # what to show first, where a scorer gives several figures
@@ -46,15 +46,13 @@ def read(folder: Path) -> Run:
     """Raises ValueError when the folder holds no run."""
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} holds no run: there is no metrics.jsonl")
-    lines = list(_lines(folder / "metrics.jsonl"))
+    lines = files.read_lines(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     _add_axes(train, evaluations)
-    _add_spread(folder, train)
     config = json.loads((folder / "config.json").read_text())
     spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
     name = folder.resolve().name
-    # The seconds of an evaluation are on its axis those of the training before it.
     return Run(folder, name, config, columns(train), columns(evaluations), spent)
 
 
@@ -172,14 +170,6 @@ def picture(image: Tensor) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # the last line of a run that is being written, or was killed
-
-
 def _add_axes(train: Lines, evaluations: Lines) -> None:
     spent, reached = 0.0, {0: dict.fromkeys(AXES, 0.0)}
     for line in train:
@@ -189,19 +179,3 @@ def _add_axes(train: Lines, evaluations: Lines) -> None:
         reached[line["epoch"]] = {name: line.get(name) for name in AXES}
     for line in evaluations:
         line |= reached.get(line["epoch"], dict.fromkeys(AXES))
-
-
-def _add_spread(folder: Path, train: Lines) -> None:
-    """Standard error over prompts and std within groups of the final reward, where only the kept ladders tell them."""
-    rows = {line["epoch"]: line for line in train}
-    for path in by_epoch(folder / "ladders"):
-        line = rows.get(epoch_of(path))
-        if line is None or {"reward_se", "group_std"} <= line.keys():
-            continue
-        with safe_open(path, framework="pt") as file:
-            reward, group = file.get_tensor("ladder")[:, -1], file.get_tensor("group_id")
-        error = mean_and_error(reward, [str(g) for g in group.tolist()])[1]
-        stds = [reward[group == g].double().std(correction=0).item() for g in group.unique()]
-        known = [std for std in stds if not math.isnan(std)]
-        line.setdefault("reward_se", None if math.isnan(error) else error)
-        line.setdefault("group_std", sum(known) / len(known) if known else None)

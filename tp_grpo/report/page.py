@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from tp_grpo import files
 from tp_grpo.report import charts, reference
 from tp_grpo.report.data import Run, before_and_after, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
@@ -39,8 +40,8 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
         # "<" would end the script element that holds it.
         data=json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c"),
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(html, encoding="utf-8")
+    with files.whole(page) as draft:
+        draft.write_text(html, encoding="utf-8")
 
 
 def _facts(run: Run, budget: float) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Journal:
 
     def epoch(self, epoch: int, samples: Gathered, credit: Credit, stats: dict[str, float]) -> float:
         """stats: of the updates, by name; what they must hold is `ratio_dev`. Returns the mean reward."""
-        reached = {"reward": samples.ladder} | samples.extras
+        reached = {"reward": samples.ladder} | samples.scores | samples.extras
         last = {name: column[:, -1] for name, column in reached.items()}
         values = summarise(last, samples.group_id.tolist())
         turning = credit.turning.float().mean(0).tolist()

@@ -51,7 +51,9 @@
     const lines = [];
     data.runs.forEach((run, r) => chart.keys.forEach((key, k) => {
       const own = state.runs.has(r) ? points(run[chart.table], key, state.axis) : [];
-      if (own.length) lines.push({ run: r, key, dash: DASHES[k % DASHES.length], points: own });
+      const many = chart.table === "train" && own.length >= 30;
+      const line = { run: r, key, many, dash: DASHES[k % DASHES.length], points: own, shown: many ? smooth(own) : own };
+      if (own.length) lines.push(line);
     }));
     return lines;
   }
@@ -62,22 +64,26 @@
       const table = band[chart.table], own = table[chart.keys[0]];
       if (!own) return [];
       const at = table[state.axis].map((x, i) => ({ x, y: own.mean[i], low: own.low[i], high: own.high[i] }));
-      return [{ label: band.label, points: at.filter((p) => p.x != null && p.y != null) }];
+      const known = at.filter((p) => p.x != null && p.y != null);
+      return [{ label: band.label, run: band.run, points: chart.table === "train" ? smooth(known) : known }];
     });
   }
 
+  // The running mean, over about a fifteenth of the points, of everything but x.
   function smooth(own) {
     const half = Math.floor(own.length / 30);
     return own.map((p, i) => {
       const near = own.slice(Math.max(0, i - half), i + half + 1);
-      return { x: p.x, y: near.reduce((sum, q) => sum + q.y, 0) / near.length };
+      const mean = (key) => near.reduce((sum, q) => sum + q[key], 0) / near.length;
+      return Object.fromEntries(Object.keys(p).map((key) => [key, key === "x" ? p.x : mean(key)]));
     });
   }
 
   const path = (own, x, y) => own.map((p, i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("");
 
   function scales(lines, bands) {
-    const all = lines.flatMap((line) => line.points.flatMap((p) => [{ x: p.x, y: p.y - p.error }, { x: p.x, y: p.y + p.error }]));
+    const all = lines.flatMap((line) => (line.many ? line.points.map(({ x, y }) => ({ x, y })) : []));
+    for (const line of lines) all.push(...line.shown.flatMap((p) => [{ x: p.x, y: p.y - p.error }, { x: p.x, y: p.y + p.error }]));
     for (const band of bands) all.push(...band.points.flatMap((p) => [{ x: p.x, y: p.low }, { x: p.x, y: p.high }]));
     const right = Math.max(1e-9, ...all.map((p) => p.x));
     let low = Math.min(...all.map((p) => p.y)), high = Math.max(...all.map((p) => p.y));
@@ -104,13 +110,13 @@
 
   function drawLine(svg, line, scale, held) {
     const group = element("g", { class: `s${line.run % 7}`, "data-run": line.run }, svg);
-    const many = !held && line.points.length >= 30;
-    if (many) element("path", { class: "line raw", d: path(line.points, scale.x, scale.y) }, group);
-    const shown = many ? smooth(line.points) : line.points;
-    element("path", { class: "line", d: path(shown, scale.x, scale.y), "stroke-dasharray": line.dash }, group);
+    const around = line.shown.map((p) => ({ x: p.x, low: p.y - p.error, high: p.y + p.error }));
+    if (line.many && line.points.some((p) => p.error)) element("path", { class: "area", d: between(around, scale) }, group);
+    if (line.many) element("path", { class: "line raw", d: path(line.points, scale.x, scale.y) }, group);
+    element("path", { class: "line", d: path(line.shown, scale.x, scale.y), "stroke-dasharray": line.dash }, group);
     for (const p of line.points) {
-      const x = scale.x(p.x);
-      if (p.error) element("line", { class: "error", x1: x, x2: x, y1: scale.y(p.y - p.error), y2: scale.y(p.y + p.error) }, group);
+      const x = scale.x(p.x), ends = { y1: scale.y(p.y - p.error), y2: scale.y(p.y + p.error) };
+      if (p.error && !line.many) element("line", { class: "error", x1: x, x2: x, ...ends }, group);
       if (held || line.points.length < 8) mark(group, x, scale.y(p.y), line.run);
     }
   }
@@ -121,12 +127,15 @@
     element("path", { class: "mark", d: shapes[run % shapes.length], transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` }, group);
   }
 
+  function between(own, scale) {
+    const upper = own.map((p) => ({ x: p.x, y: p.high })), lower = own.map((p) => ({ x: p.x, y: p.low })).reverse();
+    return path([...upper, ...lower], scale.x, scale.y) + "Z";
+  }
+
   function drawBand(svg, band, scale) {
-    const upper = band.points.map((p) => ({ x: p.x, y: p.high }));
-    const lower = band.points.map((p) => ({ x: p.x, y: p.low })).reverse();
-    const area = path([...upper, ...lower], scale.x, scale.y) + "Z";
-    element("path", { class: "area", d: area, "data-band": band.label }, svg);
-    element("path", { class: "middle", d: path(band.points, scale.x, scale.y) }, svg);
+    const group = element("g", { class: band.run === null ? "band" : `s${band.run % 7}`, "data-band": band.label }, svg);
+    element("path", { class: "area", d: between(band.points, scale) }, group);
+    element("path", { class: "middle", d: path(band.points, scale.x, scale.y) }, group);
   }
 
   const name = (chart, line) => data.runs[line.run].name + (chart.keys.length > 1 ? ` ${line.key}` : "");

@@ -14,8 +14,8 @@ HELD_OUT, TRAINING, HEALTH, COST = "Held-out prompts", "Training prompts", "Heal
 SECTIONS = {
     HELD_OUT: "ODE samples of the averaged weights, the same prompts and noise each time; bars are standard errors "
     "over prompts.",
-    TRAINING: "Stochastic samples of the policy being trained; thick lines are running means, bars standard errors "
-    "over prompts, where they are known.",
+    TRAINING: "Stochastic samples of the policy being trained; from 30 epochs on, thick lines are running means. Bars, "
+    "or the shade along a line, are the standard error of an epoch over its prompts.",
     HEALTH: "What tells a run that learns from one that is about to break.",
     COST: "Seconds of an epoch, by phase.",
 }
@@ -45,21 +45,51 @@ class Chart:
 
 
 def charts(runs: list[Run]) -> list[Chart]:
-    """The figures for which some run has numbers, in the page's order; a metric not known here is drawn under Health."""
-    held = [name for name in _names(runs, "eval") if f"{name}_se" in _names(runs, "eval")]
-    train = [name for name in _names(runs, "train") if not name.endswith("_se") and name not in NOT_DRAWN]
-    scores = [name for name in train if name == "reward" or "/" in name or name in held]
-    phases = tuple(name for name in train if name.startswith("seconds_"))
-    named = {key for _, keys in KNOWN for key in keys} | {*scores, *phases}
-    rest = [name for name in train if name not in named and not _is_turning(name)]
-    found = [Chart(HELD_OUT, name, "eval", (name,)) for name in sorted(held, key=rank)]
-    found += [
-        Chart(TRAINING, name, "train", (name,)) for name in sorted(scores, key=lambda n: (n != "reward", rank(n)))
-    ]
-    known = [(title, tuple(key for key in keys if key in train)) for title, keys in KNOWN]
-    found += [Chart(HEALTH, title, "train", keys) for title, keys in known if keys]
-    found += [Chart(HEALTH, name, "train", (name,)) for name in rest]
+    """The figures for which some run has numbers, in the page's order.
+
+    Left out are what repeats another line (the total of a single scorer) and the health of `silent`.
+    """
+    phases = tuple(name for name in _names(runs, "train") if name.startswith("seconds_") and name not in NOT_DRAWN)
+    found = [Chart(HELD_OUT, name, "eval", (name,)) for name in _scores(runs, "eval")]
+    found += [Chart(TRAINING, name, "train", (name,)) for name in _scores(runs, "train")]
+    found += [chart for chart in _health(runs) if not _zero(runs, chart)]
     return found + ([Chart(COST, "Seconds an epoch", "train", phases)] if phases else [])
+
+
+def silent(runs: list[Run]) -> list[str]:
+    """Titles of the health figures that would show nothing but zeros."""
+    return [chart.title for chart in _health(runs) if _zero(runs, chart)]
+
+
+def _health(runs: list[Run]) -> list[Chart]:
+    """Those of KNOWN, then the metrics that no figure knows."""
+    train, scores = _names(runs, "train"), {name for run in runs for name in run.train if _is_score(run, "train", name)}
+    known = [(title, _distinct(runs, "train", [key for key in keys if key in train])) for title, keys in KNOWN]
+    elsewhere = {key for _, keys in KNOWN for key in keys} | NOT_DRAWN | scores
+    rest = [name for name in train if name.removesuffix("_se") not in elsewhere]
+    alone = [name for name in rest if not name.startswith(("seconds_", "turning_"))]
+    found = [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in known if keys]
+    return found + [Chart(HEALTH, name.replace("_", " "), "train", (name,)) for name in alone]
+
+
+def _scores(runs: list[Run], table: str) -> list[str]:
+    names = [name for name in _names(runs, table) if any(_is_score(run, table, name) for run in runs)]
+    return _distinct(runs, table, sorted(names, key=lambda name: (name != "reward", rank(name))))
+
+
+def _is_score(run: Run, table: str, name: str) -> bool:
+    """Scores have a standard error, if only an unknown one."""
+    return f"{name}_se" in getattr(run, table)
+
+
+def _zero(runs: list[Run], chart: Chart) -> bool:
+    return not any(value for run in runs for key in chart.keys for value in run.train.get(key, []))
+
+
+def _distinct(runs: list[Run], table: str, names: list[str]) -> list[str]:
+    """Without those that have, in every run, the values of an earlier one."""
+    values = [[getattr(run, table).get(name) for run in runs] for name in names]
+    return [name for i, name in enumerate(names) if values[i] not in values[:i]]
 
 
 def payload(runs: list[Run], bands: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,7 +102,7 @@ def payload(runs: list[Run], bands: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": [
             {"name": run.name, "train": _rounded(run.train, needed), "eval": _rounded(run.eval, needed)} for run in runs
         ],
-        "bands": bands,
+        "bands": [{name: band[name] for name in ("label", "run", "train", "eval")} for band in bands],
     }
 
 

@@ -20,6 +20,7 @@ MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)))
 RINGS = {"good": (COLOURS[0], "o", "-"), "bad": (COLOURS[1], "s", "--"), "even": ("#666666", "D", "-")}
 UNITS = {"updates": "updates", "evaluations": "sampling evaluations", "seconds": "training seconds"}
 WIDE, MAX_ROWS = 3, 8
+MANY = 30  # points of a training curve that is smoothed
 
 
 def save(
@@ -74,33 +75,44 @@ def _curves(runs: list[Run], own: list[Chart], axis: str, bands: list[dict[str, 
 
 def _lines(axes: Axes, run: Run, number: int, chart: Chart, axis: str) -> None:
     table = getattr(run, chart.table)
-    held = chart.table == "eval"
     for k, key in enumerate(key for key in chart.keys if key in table):
-        x, y = _floats(table[axis]), _floats(table[key])
+        x, y, error = _known(table[axis], table[key], table.get(f"{key}_se"))
         label = f"{run.name} {key.removeprefix('seconds_')}" if len(chart.keys) > 1 else run.name
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "label": label}
-        many = not held and len(x) >= 30
-        if many:
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
+        if chart.table == "train" and len(x) >= MANY:
             axes.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.7)
-        axes.plot(x, running_mean(y) if many else y, marker=MARKS[number % len(MARKS)] if held else "", **style)
-        if f"{key}_se" in table:
-            error = _floats(table[f"{key}_se"])
+            y, error = running_mean(y), running_mean(np.nan_to_num(error))
+            axes.fill_between(x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0)
+        else:
             axes.errorbar(x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
+            style["marker"] = MARKS[number % len(MARKS)]
+        axes.plot(x, y, label=label, **style)
 
 
 def _band(axes: Axes, band: dict[str, Any], chart: Chart, axis: str) -> None:
     table = band[chart.table]
     if len(chart.keys) > 1 or chart.keys[0] not in table:
         return
-    x, own = _floats(table[axis]), table[chart.keys[0]]
-    axes.fill_between(x, _floats(own["low"]), _floats(own["high"]), color="#888888", alpha=0.3, linewidth=0)
-    axes.plot(x, _floats(own["mean"]), "--", color="#666666", linewidth=1, label=f"reference {band['label']}")
+    colour = "#666666" if band["run"] is None else COLOURS[band["run"] % len(COLOURS)]
+    own = [table[chart.keys[0]][name] for name in ("mean", "low", "high")]
+    x, mean, low, high = _known(table[axis], *own)
+    if chart.table == "train":
+        mean, low, high = running_mean(mean), running_mean(low), running_mean(high)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, mean, "--", color=colour, linewidth=1, label=f"reference {band['label']}")
 
 
 def running_mean(y: np.ndarray) -> np.ndarray:
-    """(n,) -> (n,): the centred mean over a fifteenth of the points, fewer at the ends; NaN is left out."""
-    half = len(y) // 30
-    return np.array([np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(len(y))])
+    """(n,) -> (n,): the centred mean over a fifteenth of the points, fewer at the ends."""
+    half = len(y) // MANY
+    return np.array([y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))])
+
+
+def _known(x: list[Any], y: list[Any], *others: list[Any] | None) -> list[np.ndarray]:
+    """The columns, without the rows where x or y is unknown; NaN where another one is."""
+    there = [a is not None and b is not None for a, b in zip(x, y, strict=True)]
+    columns = [x, y, *([None] * len(x) if column is None else column for column in others)]
+    return [np.array(column, dtype=float)[there] for column in columns]
 
 
 def _histogram(turning: dict[str, Any]) -> Figure:
@@ -127,6 +139,8 @@ def _filmstrips(run: Run) -> Figure:
     across = kept["images"].shape[1]
     figure = Figure(figsize=(1.2 * across + 0.6, 2.1 * len(rows) + 0.5), layout="constrained")
     grid = figure.add_gridspec(2 * len(rows), across, height_ratios=[1.2, 0.9] * len(rows))
+    low, high = kept["ladder"][rows].nan_to_num().aminmax()
+    margin = max(0.2 * float(high - low), 1e-3)
     for line, i in enumerate(rows):
         for k in range(across):
             axes = figure.add_subplot(grid[2 * line, k])
@@ -134,8 +148,10 @@ def _filmstrips(run: Run) -> Figure:
             axes.set_title(f"{kept['ladder'][i, k]:.2f}", fontsize=8)
             axes.axis("off")
         if across > 1:
-            _ladder(figure.add_subplot(grid[2 * line + 1, :]), {name: value[i] for name, value in kept.items()})
-    figure.suptitle(f"“{prompts[0]}”", fontsize=9)
+            axes = figure.add_subplot(grid[2 * line + 1, :])
+            _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
+            axes.set_ylim(low - margin, high + margin)
+    figure.suptitle(f"“{prompts[0]}”\nround: a turn for the better, square: for the worse", fontsize=9)
     return figure
 
 
@@ -149,10 +165,5 @@ def _ladder(axes: Axes, kept: dict[str, Any]) -> None:
             axes.plot(*place, mark, markersize=11, fillstyle="none", color=colour, markeredgewidth=2)
             axes.plot([k, k + 1], ladder[k : k + 2], dash, color=colour, linewidth=2)
     axes.set_xlim(-0.5, len(ladder) - 0.5)
-    axes.margins(y=0.3)
     axes.set_xticks([])
     axes.tick_params(labelsize=7)
-
-
-def _floats(column: list[Any]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in column], dtype=float)

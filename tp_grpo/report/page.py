@@ -35,6 +35,7 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
             (name, note, [(i, chart) for i, chart in enumerate(payload["charts"]) if chart["section"] == name])
             for name, note in charts.SECTIONS.items()
         ],
+        silent=charts.silent(runs),
         bands=bands,
         against=against["name"] if against else "",
         # "<" would end the script element that holds it.

@@ -47,10 +47,20 @@ def load(name: str) -> dict[str, Any]:
 
 
 def chosen(curves: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:
-    """The bands of the runs' credits, or all where none is of them; each with what the runs set differently."""
-    credits = {run.config["credit"]["name"] for run in runs}
+    """The bands of the runs' credits, or all where none is of them.
+
+    Each with `run`, the first run of its credit (None: there is none), and with what such runs set differently.
+    """
+    credits = [run.config["credit"]["name"] for run in runs]
     bands = [band for band in curves["bands"] if band["credit"] in credits] or curves["bands"]
-    return [band | {"differs": _differs(band, runs)} for band in bands]
+    return [
+        band
+        | {
+            "run": credits.index(band["credit"]) if band["credit"] in credits else None,
+            "differs": _differs(band, runs),
+        }
+        for band in bands
+    ]
 
 
 def _differs(band: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:

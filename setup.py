@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tp_grpo", "tp_grpo.*", "reward_models", "reward_models.*", "config", "config.*"]),
     package_data={
-        "tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "datasets/*.json", "**/*.jinja", "report/*.css", "report/*.js"],
+        "tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "datasets/*.json", "report/*"],
     },
     install_requires=[
         "absl-py>=2.0",

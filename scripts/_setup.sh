@@ -242,7 +242,7 @@ prepare() {
         "requirements.txt ($DOWNLOAD_GB GB to download, $INSTALLED_GB GB unpacked: some minutes, once)" -r requirements.txt
     install package "requirements.txt setup.py" "this package, editable" --no-deps --no-build-isolation -e .
     if [ "${1:-}" = dev ]; then
-        install dev "requirements.txt requirements-dev.txt" "requirements-dev.txt (50 MB)" \
+        install dev "requirements.txt requirements-dev.txt" "requirements-dev.txt (60 MB)" \
             -c requirements.txt -r requirements-dev.txt
     fi
     unlock

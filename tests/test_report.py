@@ -1,29 +1,22 @@
-"""The report's figures, on a run folder made by hand."""
+"""The report's numbers, pages and figures, on run folders made by hand; in a browser: test_report_page.py."""
 
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
 
+from tests.report_runs import PROMPT, eval_line, evaluation, make, save_ladders, train_line
 from tp_grpo import report
+from tp_grpo.report import charts, data, figures, reference
 
-
-def evaluation(folder: Path, epoch: int, exact: list[float], prompts: list[str] | None = None) -> None:
-    (folder / "evaluations").mkdir(exist_ok=True)
-    tensors = {
-        "total": torch.tensor(exact),
-        "shapes/exact": torch.tensor(exact),
-        "images": torch.zeros(2, 4, 4, 3).byte(),
-    }
-    save_file(
-        tensors,
-        folder / "evaluations" / f"epoch-{epoch}.safetensors",
-        {"prompts": json.dumps(prompts or ["p<1>", "p2", "p3"])},
-    )
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_change_is_paired_and_nan_left_out(tmp_path: Path) -> None:
@@ -37,35 +30,187 @@ def test_the_change_is_paired_and_nan_left_out(tmp_path: Path) -> None:
     assert first["epoch"] == 10
 
 
-def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
-    evaluation(tmp_path, 0, [0.0, 1.0, 0.5])
-    evaluation(tmp_path, 1, [0.2, 0.4, 0.1])
-    sample = {"kind": "sde", "noise_level": 0.7, "window_start": 0, "window_size": 2, "steps": 4}
-    sample |= {"groups_per_epoch": 1, "group_size": 2}
-    (tmp_path / "config.json").write_text(json.dumps({"credit": {"name": "x"}, "sample": sample, "seed": 1}))
-    lines = [{"kind": "train", "epoch": 1, "reward": 0.5, "seconds": 60.0}]
-    lines += [{"kind": "eval", "epoch": e, "total": 0.1, "total_se": 0.01, "seconds": 6.0} for e in (0, 1)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "ladders").mkdir()
-    kept = {"ladder": torch.tensor([[0.0, 0.3, 1.0], [1.0, 0.6, 0.2]]), "group_id": torch.tensor([7, 7])}
-    kept |= {"images": torch.zeros(2, 3, 4, 4, 3).byte(), "turning": torch.tensor([[False, True], [True, False]])}
-    kept |= {name: torch.tensor([[0.3, 0.7], [-0.8, -0.4]]) for name in ("increment", "reward", "advantage")}
-    save_file(kept, tmp_path / "ladders" / "epoch-1.safetensors", {"prompts": json.dumps(["p<1>", "p<1>"])})
-    report.write(tmp_path, tmp_path / "report.html")
-    html = (tmp_path / "report.html").read_text()
-    assert "p&lt;1&gt;" in html and "p<1>" not in html
-    assert html.count('class="cell good"') == 2 and html.count('class="cell bad"') == 2  # one each in the legend
-    assert "1.2 minutes" in html
-    assert "after epoch 1" in html and "-0.267 ± 0.240" in html
-
-
 def test_evaluations_of_other_prompts_are_not_compared(tmp_path: Path) -> None:
     evaluation(tmp_path, 0, [0.0, 1.0, 0.5])
-    evaluation(tmp_path, 1, [0.0, 1.0, 0.5], ["p<1>", "p2", "another"])
+    evaluation(tmp_path, 1, [0.0, 1.0, 0.5], [PROMPT, "p2", "another"])
     with pytest.raises(ValueError, match="different prompts"):
         report.gains(tmp_path)
+
+
+def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=1)
+    report.write(run, run / "report.html")
+    html = (run / "report.html").read_text()
+    assert "p&lt;1&gt;" in html and PROMPT not in html
+    assert html.count('class="step good"') == 2 and html.count('class="step bad"') == 1
+    words = (
+        "Step 2, turning point for the worse:\nincrement −0.25, long-term reward −0.12, credit −0.12, advantage −1.00"
+    )
+    assert f'aria-label="{words}"' in html
+    assert "Ladder of rewards: 0.75, 0.50, 0.62; 2 turning points" in html
+    assert "after epoch 1" in html and "−0.267 ± 0.240" in html
+
+
+def test_a_run_that_was_killed_while_writing_has_a_page(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "ep')
+    report.write(run, run / "report.html")
+    assert "<td>4</td>" in (run / "report.html").read_text()
+
+
+def test_a_run_before_its_first_epoch_has_a_page(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=0)
+    report.write(run, run / "report.html")
+    assert "<h3>Trajectories" not in (run / "report.html").read_text()
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         report.write(tmp_path, tmp_path / "report.html")
+
+
+def test_a_hundred_epochs_of_noise_are_less_than_ten_megabytes(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=100)
+    noise = torch.Generator().manual_seed(0)
+    K, kept, names = 9, 48, ("increment", "reward", "advantage")
+    for epoch in (50, 100):
+        tensors = {"images": torch.randint(0, 256, (kept, K + 1, 64, 64, 3), generator=noise).byte()}
+        tensors |= {"ladder": torch.rand(1152, K + 1, generator=noise), "turning": torch.ones(1152, K).bool()}
+        tensors |= {name: torch.rand(1152, K, generator=noise) for name in names}
+        save_ladders(run, epoch, tensors | {"group_id": torch.arange(1152) // 24})
+    report.write(run, run / "report.html")
+    html = (run / "report.html").read_text()
+    assert 3e6 < len(html.encode()) < 10e6
+    assert html.count('class="group"') == 2 and "more trajectories of this group are in the run's folder" in html
+
+
+def test_evaluations_stand_where_training_had_come_to(tmp_path: Path) -> None:
+    run = data.read(make(tmp_path / "run"))
+    assert run.train["seconds"] == [10.0, 20.0, 30.0, 40.0]
+    assert run.eval["seconds"] == [0.0, 40.0] and run.seconds == 50.0
+    assert run.eval["updates"] == [0.0, 8] and run.eval["evaluations"] == [0.0, 192]
+
+
+def test_figures_repeat_no_line_and_leave_out_what_is_zero(tmp_path: Path) -> None:
+    runs = [data.read(make(tmp_path / "run"))]
+    drawn = [(chart.section, chart.keys) for chart in charts.charts(runs)]
+    assert drawn[:2] == [(charts.HELD_OUT, ("shapes/exact",)), (charts.HELD_OUT, ("total",))]
+    assert drawn[2:4] == [(charts.TRAINING, ("reward",)), (charts.TRAINING, ("shapes/exact",))]
+    health = [keys for section, keys in drawn if section == charts.HEALTH]
+    assert health == [("clip_high", "clip_low"), ("group_std",), ("zero_std",), ("loss",)]
+    assert charts.silent(runs) == ["KL to the frozen model", "Share of images without a score"]
+    assert drawn[-1] == (charts.COST, ("seconds_rollout", "seconds_update"))
+
+
+def test_a_metric_that_no_figure_knows_is_drawn_under_health(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=0)
+    (run / "metrics.jsonl").write_text(json.dumps(train_line(1) | {"image_diversity": 0.5}))
+    assert charts.Chart(charts.HEALTH, "image diversity", "train", ("image_diversity",)) in charts.charts(
+        [data.read(run)]
+    )
+
+
+def test_turning_points_are_averaged_over_spans_of_epochs(tmp_path: Path) -> None:
+    found = charts.turning_points(data.read(make(tmp_path / "run")), most=2)
+    assert found == {"steps": [2, 3], "spans": ["1–2", "3–4"], "shares": [[0.125, 0.125], [0.5, 0.5]]}
+
+
+def test_the_cost_of_an_epoch_by_phase(tmp_path: Path) -> None:
+    phases = {row["phase"]: row for row in charts.phases(data.read(make(tmp_path / "run")))}
+    assert phases["rollout"] == {"phase": "rollout", "seconds": 7.0, "evaluations": 48.0, "share": 0.7}
+    assert phases["update"]["evaluations"] == 2 * 3 * 2  # prompts, images of each, steps; no KL, so once
+
+
+def test_runs_differ_in_what_was_set_not_in_names(tmp_path: Path) -> None:
+    runs = [data.read(make(tmp_path / "a")), data.read(make(tmp_path / "b", credit="terminal"))]
+    assert data.differences([run.config for run in runs]) == {"credit.name": ["turning_point", "terminal"]}
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = data.read_all([make(tmp_path / "x" / "run"), make(tmp_path / "y" / "run"), make(tmp_path / "other")])
+    assert [run.name for run in runs] == ["x/run", "y/run", "other"]
+
+
+def three_seeds(folder: Path) -> list[data.Run]:
+    return [data.read(make(folder / str(seed), seed=seed, lift=lift)) for seed, lift in ((1, 0.0), (2, 0.3), (3, 0.6))]
+
+
+def test_bands_span_the_seeds(tmp_path: Path) -> None:
+    band = reference.make({"TP-GRPO": three_seeds(tmp_path)})["bands"][0]
+    assert (band["label"], band["credit"], band["seeds"]) == ("TP-GRPO", "turning_point", [1, 2, 3])
+    assert band["eval"]["updates"] == [0, 8]
+    assert band["eval"]["total"] == {"mean": [0.25, 0.8], "low": [0.25, 0.5], "high": [0.25, 1.1]}
+    assert band["train"]["reward"]["low"] == [0.5, 0.6, 0.7, 0.8]
+
+
+def test_bands_are_of_one_setting_and_different_seeds(tmp_path: Path) -> None:
+    runs = three_seeds(tmp_path)
+    with pytest.raises(ValueError, match="the same seed twice"):
+        reference.make({"TP-GRPO": [*runs, runs[0]]})
+    other = data.read(make(tmp_path / "4", seed=4, epochs=5))
+    with pytest.raises(ValueError, match=r"differ in more than the seed.*epochs"):
+        reference.make({"TP-GRPO": [*runs, other]})
+
+
+def test_a_run_is_compared_with_the_band_of_its_credit_and_told_what_differs(tmp_path: Path) -> None:
+    curves = reference.make({"TP-GRPO": three_seeds(tmp_path)})
+    curves["bands"].append(curves["bands"][0] | {"label": "Flow-GRPO", "credit": "terminal"})
+    own = data.read(make(tmp_path / "own", seed=9, epochs=3))
+    (band,) = reference.chosen(curves, [own])
+    assert band["label"] == "TP-GRPO" and band["run"] == 0
+    assert band["differs"] == [{"run": "own", "field": "epochs", "reference": 4, "own": 3}]
+
+
+def test_the_kept_reference_curves_are_of_three_seeds_and_unknown_ones_are_named() -> None:
+    curves = reference.load("shapes_tiny")
+    assert {band["credit"] for band in curves["bands"]} == {"turning_point", "terminal"}
+    assert all(len(band["seeds"]) == 3 for band in curves["bands"])
+    with pytest.raises(ValueError, match=r"no reference curves 'shapes_huge'.*known: shapes_tiny"):
+        reference.load("shapes_huge")
+
+
+def test_figures_are_written_as_png(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "a"), make(tmp_path / "b", credit="terminal")]
+    written = figures.save(runs, tmp_path / "png", axis="seconds", against=reference.load("shapes_tiny"))
+    sections = ["held-out-prompts", "training-prompts", "health", "cost"]
+    assert [path.stem for path in written] == [*sections, *(f"{kind}-{n}" for n in "ab" for kind in KINDS)]
+    assert all(Image.open(path).convert("L").getextrema() == (0, 255) for path in written)
+
+
+KINDS = ("turning-points", "trajectories")
+
+
+Program = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    """A script of the repository by its path, with arguments -> exit status, what it printed, what it complained of."""
+
+    def run(path: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_script_writes_page_and_figures(tmp_path: Path, program: Program) -> None:
+    run = make(tmp_path / "run")
+    done = program("scripts/report.py", run, "--against", "shapes_tiny", "--png", tmp_path / "png")
+    assert done == (0, f"{run / 'report.html'}\n", "")
+    assert "Reference <b>shapes_tiny</b>" in (run / "report.html").read_text()
+    assert len(list((tmp_path / "png").glob("*.png"))) == 6
+    status, _, complaint = program("scripts/report.py", tmp_path)
+    assert status == 2 and "holds no run" in complaint
+
+
+def test_the_curves_are_made_by_a_command(tmp_path: Path, program: Program) -> None:
+    runs = [make(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    path = tmp_path / "mine.json"
+    command = ["benchmarks/reference_curves.py", "mine", "--folder", tmp_path, "--runs", "Mine", *runs]
+    assert program(*command) == (0, f"{path}\n", "")
+    bands = reference.load(str(path))["bands"]
+    assert bands[0]["seeds"] == [1, 2] and bands[0]["eval"]["total"]["mean"] == [0.25, eval_line(4, 0.5)["total"]]

@@ -78,8 +78,8 @@ def _scores(runs: list[Run], table: str) -> list[str]:
 
 
 def _is_score(run: Run, table: str, name: str) -> bool:
-    """Scores have a standard error, if only an unknown one."""
-    return f"{name}_se" in getattr(run, table)
+    """Scores have a standard error, if only an unknown one; a scorer's extras are named "scorer/extra"."""
+    return f"{name}_se" in getattr(run, table) or (not name.endswith("_se") and (name == "reward" or "/" in name))
 
 
 def _zero(runs: list[Run], chart: Chart) -> bool:

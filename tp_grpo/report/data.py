@@ -49,9 +49,9 @@ def read(folder: Path) -> Run:
     lines = files.read_lines(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
+    spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
     _add_axes(train, evaluations)
     config = json.loads((folder / "config.json").read_text())
-    spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
     name = folder.resolve().name
     return Run(folder, name, config, columns(train), columns(evaluations), spent)
 

@@ -150,7 +150,7 @@ def _filmstrips(run: Run) -> Figure:
         if across > 1:
             axes = figure.add_subplot(grid[2 * line + 1, :])
             _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
-            axes.set_ylim(low - margin, high + margin)
+            axes.set_ylim(float(low) - margin, float(high) + margin)
     figure.suptitle(f"“{prompts[0]}”\nround: a turn for the better, square: for the worse", fontsize=9)
     return figure
 

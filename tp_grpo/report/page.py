@@ -11,7 +11,7 @@ import jinja2
 
 from tp_grpo import files
 from tp_grpo.report import charts, reference
-from tp_grpo.report.data import Run, before_and_after, differences, gains, read_all
+from tp_grpo.report.data import Run, before_and_after, by_epoch, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
 
 
@@ -46,7 +46,7 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
 
 
 def _facts(run: Run, budget: float) -> dict[str, Any]:
-    headline = gains(run.folder)
+    headline, groups = gains(run.folder), trajectories(run.folder, budget)
     return {
         "name": run.name,
         "config": run.config,
@@ -57,7 +57,8 @@ def _facts(run: Run, budget: float) -> dict[str, Any]:
         "minutes": run.seconds / 60,
         "headline": headline,
         "samples": before_and_after(run.folder, headline[0]["name"]) if headline else [],
-        "groups": trajectories(run.folder, budget),
+        "groups": groups,
+        "kept_epochs": len(by_epoch(run.folder / "ladders")),
         "turning": charts.turning_points(run),
         "phases": charts.phases(run),
     }

@@ -164,7 +164,7 @@ def test_a_run_is_compared_with_the_band_of_its_credit_and_told_what_differs(tmp
 
 def test_the_kept_reference_curves_are_of_three_seeds_and_unknown_ones_are_named() -> None:
     curves = reference.load("shapes_tiny")
-    assert {band["credit"] for band in curves["bands"]} == {"turning_point", "terminal"}
+    assert {band["credit"] for band in curves["bands"]} == {"turning_point", "terminal", "incremental"}
     assert all(len(band["seeds"]) == 3 for band in curves["bands"])
     with pytest.raises(ValueError, match=r"no reference curves 'shapes_huge'.*known: shapes_tiny"):
         reference.load("shapes_huge")

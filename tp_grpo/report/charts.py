@@ -128,7 +128,7 @@ def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
 def phases(run: Run) -> list[dict[str, Any]]:
     """Median seconds and model evaluations of an epoch by phase, their order that of the epoch."""
     counts = _evaluations(run)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in (name for name in run.train if name.startswith("seconds_") and name != "seconds_all"):
         known = [value for value in run.train[name] if value is not None]
         phase = name.removeprefix("seconds_")

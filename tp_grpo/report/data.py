@@ -20,6 +20,7 @@ from tp_grpo.rewards import mean_and_error
 
 SCORE_ORDER = ("exact", "graded", "total")  # what to show first, where a scorer gives several figures
 SMALL = 64  # pixels; images of at most this side stay lossless
+BESIDE = ("run_name", "output_dir", "tracking.", "checkpoint.", "runtime.", "rewards.max_failed", "train.max_ratio_dev")
 AXES = ("updates", "evaluations", "seconds")
 
 Lines = list[dict[str, Any]]
@@ -83,10 +84,10 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that are not the same everywhere, but for names, places and what is only kept or shown."""
+    """The settings that are not the same everywhere, but for names, places and what a run does not depend on."""
     rows = [flat(config) for config in configs]
     names = sorted({name for row in rows for name in row})
-    asked = [n for n in names if n not in ("run_name", "output_dir") and not n.startswith(("tracking.", "checkpoint."))]
+    asked = [n for n in names if not n.startswith(BESIDE)]
     table = {name: [row.get(name) for row in rows] for name in asked}
     return {name: values for name, values in table.items() if any(value != values[0] for value in values)}
 
@@ -171,7 +172,8 @@ def picture(image: Tensor) -> str:
 
 
 def _add_axes(train: Lines, evaluations: Lines) -> None:
-    spent, reached = 0.0, {0: dict.fromkeys(AXES, 0.0)}
+    spent = 0.0
+    reached: dict[int, dict[str, Any]] = {0: dict.fromkeys(AXES, 0.0)}
     for line in train:
         line["seconds_all"] = line.get("seconds")
         spent += line.get("seconds") or 0.0

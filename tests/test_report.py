@@ -65,6 +65,29 @@ def test_a_run_before_its_first_epoch_has_a_page(tmp_path: Path) -> None:
     assert "<h3>Trajectories" not in (run / "report.html").read_text()
 
 
+def test_unknown_rewards_and_ladders_that_skip_states_are_told(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=1)
+    kept, _ = data.tensors(run / "ladders" / "epoch-1.safetensors")
+    kept["ladder"] = torch.tensor([[0.0, 1.0], [0.5, 0.5], [float("nan"), 0.25]])  # the foot and the end alone
+    save_ladders(run, 1, kept | {"images": torch.zeros(3, 2, 8, 8, 3).byte()})
+    report.write(run, run / "report.html")
+    html = (run / "report.html").read_text()
+    assert "Ladder of rewards: unknown, 0.25" in html
+    assert "Step 3, turning point for the better:\nincrement +0.75, credit +0.75, advantage +1.50" in html
+    assert figures.save([run], tmp_path)[-1].stem == "trajectories-run"
+
+
+def test_a_ladder_of_one_reward_is_a_row_of_images(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=1, credit="terminal")
+    kept, _ = data.tensors(run / "ladders" / "epoch-1.safetensors")
+    kept |= {"ladder": torch.tensor([[1.0], [0.5], [0.25]]), "turning": torch.zeros(3, 2).bool()}
+    save_ladders(run, 1, kept | {"images": torch.zeros(3, 1, 8, 8, 3).byte()})
+    report.write(run, run / "report.html")
+    html = (run / "report.html").read_text()
+    assert "The trajectory&#39;s image, reward 0.25" in html or "The trajectory's image, reward 0.25" in html
+    assert 'class="ladder"' not in html and "advantage −1.00" in html
+
+
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         report.write(tmp_path, tmp_path / "report.html")

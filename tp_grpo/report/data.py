@@ -125,8 +125,8 @@ def gains(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def before_and_after(folder: Path, score: str) -> list[dict[str, Any]]:
-    """The kept pictures of the first and the last evaluation, with that score."""
+def before_and_after(folder: Path, score: str, most: int) -> list[dict[str, Any]]:
+    """The first `most` of the pictures kept of the first and the last evaluation, with that score."""
     paths = by_epoch(folder / "evaluations")
     (before, prompts), (after, _) = tensors(paths[0]), tensors(paths[-1])
     return [
@@ -137,7 +137,7 @@ def before_and_after(folder: Path, score: str) -> list[dict[str, Any]]:
             "before_score": before[score][i].item(),
             "after_score": after[score][i].item(),
         }
-        for i in range(min(len(before["images"]), len(after["images"])))
+        for i in range(min(most, len(before["images"]), len(after["images"])))
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tp_grpo import files
 from tp_grpo.report import charts, reference
 from tp_grpo.report.data import Run, before_and_after, by_epoch, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
+
+PAIRS = 48  # before and after, in a page
 
 
 def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any] | None = None) -> None:
@@ -29,7 +32,7 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
     payload = charts.payload(runs, bands)
     html = environment.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
-        runs=[_facts(run, BUDGET / len(runs)) for run in runs],
+        runs=[_facts(run, share=1 / len(runs)) for run in runs],
         differs=differences([run.config for run in runs]),
         sections=[
             (name, note, [(i, chart) for i, chart in enumerate(payload["charts"]) if chart["section"] == name])
@@ -45,8 +48,9 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
         draft.write_text(html, encoding="utf-8")
 
 
-def _facts(run: Run, budget: float) -> dict[str, Any]:
-    headline, groups = gains(run.folder), trajectories(run.folder, budget)
+def _facts(run: Run, share: float) -> dict[str, Any]:
+    """What the template tells of a run; `share` of the page's pictures is its own."""
+    headline, groups = gains(run.folder), trajectories(run.folder, share * BUDGET)
     return {
         "name": run.name,
         "config": run.config,
@@ -56,7 +60,7 @@ def _facts(run: Run, budget: float) -> dict[str, Any]:
         "evaluations": _last(run, "evaluations"),
         "minutes": run.seconds / 60,
         "headline": headline,
-        "samples": before_and_after(run.folder, headline[0]["name"]) if headline else [],
+        "samples": before_and_after(run.folder, headline[0]["name"], math.ceil(share * PAIRS)) if headline else [],
         "groups": groups,
         "kept_epochs": len(by_epoch(run.folder / "ladders")),
         "turning": charts.turning_points(run),

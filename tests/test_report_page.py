@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -16,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from tests.report_runs import make
+from tests.report_runs import make, save_ladders
 from tp_grpo import report
 from tp_grpo.report import reference
 from tp_grpo.report.data import read
@@ -43,13 +44,20 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs that differ in their credit, against a band of three seeds."""
+    """Two runs, one of long ladders, that differ in their credit; against a band of three seeds."""
     folder = tmp_path_factory.mktemp("report")
     seeds = [read(make(folder / f"seed-{seed}", seed=seed, lift=0.1 * seed)) for seed in (1, 2, 3)]
     runs = [make(folder / "first"), make(folder / "second", credit="terminal", lift=0.2)]
+    save_ladders(runs[1], 4, long_ladders())
     against = {"name": "mine"} | reference.make({"TP-GRPO": seeds})
     report.write(runs, folder / "report.html", against=against)
     return folder / "report.html"
+
+
+def long_ladders(K: int = 9) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.zeros(3, K) for name in ("increment", "reward", "advantage")}
+    tensors |= {"ladder": torch.rand(3, K + 1), "images": torch.zeros(3, K + 1, 8, 8, 3).byte()}
+    return tensors | {"turning": torch.ones(3, K).bool(), "group_id": torch.tensor([7, 7, 7])}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tp_grpo import pictures, progress, tracking
+from tp_grpo.clock import Clock
 from tp_grpo.evaluate import Evaluation
 from tp_grpo.gathered import Gathered, in_order
 from tp_grpo.plan import Plan
@@ -17,11 +18,10 @@ from tp_grpo.types import Credit
 
 
 class Journal:
-    """Called by all ranks; the main process writes. `clock` times the phases of what is told next."""
+    """Called by all ranks; the main process writes. The clock has timed the phases of what is told next."""
 
-    def __init__(self, runtime: Runtime, plan: Plan, tracker: tracking.Tracker, config: Any) -> None:
-        self.runtime, self.plan, self.tracker, self.config = runtime, plan, tracker, config
-        self.clock = tracking.Clock()
+    def __init__(self, runtime: Runtime, plan: Plan, tracker: tracking.Tracker, clock: Clock, config: Any) -> None:
+        self.runtime, self.plan, self.tracker, self.clock, self.config = runtime, plan, tracker, clock, config
 
     def evaluation(self, epoch: int, result: Evaluation) -> dict[str, float]:
         """Of the policy after `epoch` epochs; returns the mean scores with their errors."""

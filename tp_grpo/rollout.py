@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tp_grpo import pictures, sampler
+from tp_grpo.clock import Clock
 from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.rewards import Rewards, RewardSet, finite_images, to_uint8
@@ -34,6 +36,32 @@ def encode_once(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Any]:
     distinct = list(dict.fromkeys(prompts))
     encoded = backbone.encode(distinct)
     return {prompt: index(encoded, slice(i, i + 1)) for i, prompt in enumerate(distinct)}
+
+
+class Conditions:
+    """The conditions of an epoch's prompts; those of the next can be made beside the update."""
+
+    def __init__(self, backbone: Backbone, *, ahead: bool) -> None:
+        """ahead: make use of that. Encoders that come to the device for it would add to the update's memory."""
+        self.backbone, self.ahead = backbone, ahead
+        self._made: dict[str, Any] = {}
+
+    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """By prompt, as `encode_once`; what was made ahead is let go of."""
+        made, self._made = self._made, {}
+        missing = [prompt for prompt in prompts if prompt not in made]
+        return made | (encode_once(self.backbone, missing) if missing else {})
+
+    @contextmanager
+    def making(self, prompts: Sequence[str]) -> Iterator[None]:
+        """Inside, these prompts are encoded on a thread; left when that is done. Raises what the encoder raised."""
+        if not (self.ahead and prompts):
+            yield
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+            future = thread.submit(encode_once, self.backbone, prompts)
+            yield
+        self._made = future.result()
 
 
 def velocity_of(backbone: Backbone, sigmas: Tensor, cond: Any, guidance_scale: float) -> sampler.Velocity:
@@ -83,16 +111,26 @@ def roll_out(
     sample: Any,
     key: Sequence[int],
     keep_images: bool,
+    clock: Clock | None = None,
 ) -> Pending:
-    """Sample a batch with its branches, decode every completion and hand them to the reward thread."""
-    sigmas = backbone.sigmas(plan.steps)
+    """Sample a batch with its branches, decode every completion and hand them to the reward thread.
+
+    The clock counts the rows that were evaluated and the images that were decoded, which are those that are scored.
+    """
+    clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
+    velocity = velocity_of(backbone, sigmas, cond, sample.guidance_scale)
+
+    def counted(x: Tensor, step: int, rows: Tensor) -> Tensor:
+        clock.count("evaluations_rollout", len(x))
+        return velocity(x, step, rows)
+
     noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape))
     origin = first_of_group(batch.group_id) if plan.same_latent else torch.arange(len(noise))
     if plan.same_latent:
         noise[:, 0] = draw_noise((COMMON, *key), replace(batch, member=0 * batch.member), backbone.latent_shape)
     noise = noise.to(backbone.device)
     trajectory, clean = sampler.staircase(
-        velocity_of(backbone, sigmas, cond, sample.guidance_scale),
+        counted,
         noise[:, 0],
         sigmas,
         noise[:, 1:],
@@ -108,8 +146,10 @@ def roll_out(
         trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
     image_of = _image_of(origin, plan)
     different = image_of.unique()
-    decoded = backbone.decode(clean.flatten(0, 1)[different.to(clean.device)])
-    images = to_uint8(decoded)
+    with clock.phase("decode"):
+        decoded = backbone.decode(clean.flatten(0, 1)[different.to(clean.device)])
+        images = to_uint8(decoded)
+    clock.count("images_decode", len(images))
     owners = (different // plan.ladder).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
     future = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -88,6 +89,10 @@ class Runtime:
         most: list[float] = self.gather(own).max(0).values.tolist()
         return most
 
+    def total(self, counts: dict[str, int]) -> dict[str, int]:
+        """Name by name, the sum over all ranks."""
+        return dict(sum(map(Counter, self.share(counts)), Counter()))
+
     def on_main(self, work: Callable[[], None]) -> None:
         """Rank 0 works while the others wait; an OSError of its is raised on all ranks alike."""
         error: OSError | None = None
@@ -99,6 +104,11 @@ class Runtime:
         error = self.share(error)[0]
         if error is not None:
             raise error
+
+    def synchronize(self) -> None:
+        """Wait for this thread's own work on the device; what scorers do on streams of theirs goes on."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def say(self, text: str) -> None:
         """A line on the terminal, from the main process."""

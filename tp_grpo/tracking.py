@@ -6,9 +6,7 @@ import json
 import math
 import os
 import secrets
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,29 +110,6 @@ class Tracker:
             owned = {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors shares nothing
             with files.whole(self.folder / kind / f"epoch-{epoch}.safetensors") as draft:
                 save_file(owned, draft, {"prompts": json.dumps(prompts)})
-
-
-class Clock:
-    """Seconds by phase; `lap` reads and resets."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.start = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-
-    def lap(self) -> dict[str, float]:
-        """{"seconds": all, "seconds_PHASE": ...} since the last lap."""
-        now = time.perf_counter()
-        report = {"seconds": now - self.start} | {f"seconds_{name}": value for name, value in self.seconds.items()}
-        self.seconds, self.start = {}, now
-        return report
 
 
 def thumbnails(images: np.ndarray) -> Tensor:

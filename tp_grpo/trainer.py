@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tp_grpo import agreement, credit, models, prompts, sharding, tracking
 from tp_grpo.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.clock import Clock
 from tp_grpo.evaluate import evaluate
 from tp_grpo.gathered import gather
 from tp_grpo.journal import Journal
@@ -24,9 +25,9 @@ from tp_grpo.learner import Learner, check_optimizer
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.preemption import Preempted, Preemption
 from tp_grpo.rewards import RewardError, RewardSet
-from tp_grpo.rollout import Pending, conditions_of, encode_once, roll_out
+from tp_grpo.rollout import Conditions, Pending, conditions_of, roll_out
 from tp_grpo.runtime import Runtime
-from tp_grpo.types import Credit, Rollout
+from tp_grpo.types import Credit, PromptBatch, Rollout
 from tp_grpo.update import Updater
 from tp_grpo.watch import Watch
 
@@ -59,8 +60,10 @@ class Trainer:
         self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings)
         self.checkpoints = self.keeper.checkpoints
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
+        self.clock = Clock(self.runtime.synchronize, self.runtime.total)
         with self.preemption.watching():  # loading takes minutes; what is asked meanwhile counts at the first batch
             self._build(settings)
+        self.clock.lap()  # loading is no part of the first epoch
 
     def _build(self, settings: dict[str, Any]) -> None:
         c = self.config
@@ -68,6 +71,8 @@ class Trainer:
         self.backbone = models.load(c.model, self.runtime.device)
         if c.model.text_encoders == "drop":
             self._encode_ahead()
+        resident = c.model.text_encoders != "offload" or self.runtime.device.type == "cpu"
+        self.conditions = Conditions(self.backbone, ahead=resident)
         self.plan = self.plan.at(self.backbone.sigmas(self.plan.steps).tolist())
         self.learner = Learner(self.runtime, self.backbone, c)
         self.updater = Updater(
@@ -77,12 +82,12 @@ class Trainer:
             sample=c.sample,
             train=c.train,
             boundary=self.preemption.boundary,
+            clock=self.clock,
         )
         self.tracker = tracking.Tracker(
             self.runtime.accelerator, self.folder, settings, c.tracking.project, self.keeper.found
         )
-        self.journal = Journal(self.runtime, self.plan, self.tracker, c)
-        self.clock = self.journal.clock
+        self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.watch = Watch(self.runtime, self.folder, self.checkpoints, c)
 
     def _encode_ahead(self) -> None:
@@ -138,13 +143,14 @@ class Trainer:
             raise stopped
 
     def _save(self, epoch: int, scores: dict[str, float]) -> None:
-        self.keeper.save(self.learner, epoch, scores, self.tracker.run_id)
+        with self.clock.phase("checkpoint"):
+            self.keeper.save(self.learner, epoch, scores, self.tracker.run_id)
 
     def _epoch(self, epoch: int) -> float:
         """Returns the mean reward."""
         done = epoch + 1
         keep = self.journal.keeps_ladders(done)
-        groups = prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
+        groups = self._groups(epoch)
         self._check_plan(epoch, groups)
         with self.clock.phase("rollout"):
             pending = self._roll_out(epoch, groups, keep_images=keep)
@@ -154,7 +160,8 @@ class Trainer:
         samples = gather(self.runtime, self.plan, finished, self.rewards.extras)
         step_credit, advantages = self._credit(samples.ladder, samples.group_id)
         failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
-        with self.clock.phase("update"):
+        following = self._batches(self._groups(done)) if done < self.config.epochs else []
+        with self.clock.phase("update"), self.conditions.making([p for batch in following for p in batch.prompts]):
             stats = self._update([rollout for rollout, _ in finished], advantages)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
@@ -163,6 +170,16 @@ class Trainer:
         stats["zero_std"] = zero_std_share(step_credit.reward, samples.group_id).item()
         stats |= self.journal.looks(pending, samples.group_id) | {"updates": self.learner.updates}
         return self.journal.epoch(done, samples, step_credit, stats)
+
+    def _groups(self, epoch: int) -> list[int]:
+        return prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
+
+    def _batches(self, groups: list[int]) -> list[PromptBatch]:
+        """This rank's share of an epoch of these groups."""
+        return [
+            self.prompts.batch([groups[slot] for slot, _ in slots], [member for _, member in slots])
+            for slots in self.plan.batches(self.runtime.rank)
+        ]
 
     def _check_plan(self, epoch: int, groups: list[int]) -> None:
         """All ranks are about to do the same: an epoch of the same prompts and window."""
@@ -177,13 +194,9 @@ class Trainer:
 
     def _roll_out(self, epoch: int, groups: list[int], *, keep_images: bool) -> list[Pending]:
         """This rank's share of the epoch; scoring goes on beside it."""
-        c = self.config
-        batches = [
-            self.prompts.batch([groups[slot] for slot, _ in slots], [member for _, member in slots])
-            for slots in self.plan.batches(self.runtime.rank)
-        ]
-        texts = [prompt for batch in batches for prompt in batch.prompts]
-        conditions = encode_once(self.backbone, texts)
+        c, batches = self.config, self._batches(groups)
+        with self.clock.phase("encode"):
+            conditions = self.conditions.of([prompt for batch in batches for prompt in batch.prompts])
         bar = self.runtime.bar(batches, "sample", unit="images", each=self.plan.batch_size * self.plan.world_size)
         return [
             roll_out(
@@ -195,6 +208,7 @@ class Trainer:
                 sample=c.sample,
                 key=(c.seed, epoch),
                 keep_images=keep_images,
+                clock=self.clock,
             )
             for batch in self.preemption.between(bar)
         ]

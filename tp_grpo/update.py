@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tp_grpo import flow, loss
+from tp_grpo.clock import Clock
 from tp_grpo.learner import Learner
 from tp_grpo.plan import Plan
 from tp_grpo.types import LossStats, Rollout, to
@@ -44,10 +45,15 @@ class Updater:
         sample: Any,
         train: Any,
         boundary: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
     ) -> None:
-        """boundary: called before each batch, on all ranks; the way out of an update in its midst."""
+        """boundary: called before each batch, on all ranks; the way out of an update in its midst.
+
+        clock: counts the rows of the forward passes, the frozen model's among them.
+        """
         self.accelerator, self.learner, self.backbone = accelerator, learner, learner.backbone
         self.plan, self.sample, self.train, self.boundary = plan, sample, train, boundary
+        self.clock = clock or Clock()
         self.sigmas = self.backbone.sigmas(plan.steps)
         self.weights = torch.ones(len(plan.window), device=self.backbone.device)
         if train.step_weight == "velocity":
@@ -170,5 +176,6 @@ class Updater:
 
     def _transition(self, x: Tensor, cond: Any, column: int) -> Any:
         i = self.plan.window[column]
+        self.clock.count("evaluations_update", len(x))
         v = self.backbone.velocity(x, self.sigmas[i], cond, self.sample.guidance_scale)
         return flow.transition(self.sample.kind, x, v, self.sigmas, i, noise_level=self.sample.noise_level)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,9 +48,10 @@ class Rollout:
         self.noise = torch.randn(batch, 1 + window, *self.backbone.latent_shape)
         self.rows = self.calls = 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
+        """The clean latents (B, K+1, *L)."""
         self.rows = self.calls = 0
-        sampler.staircase(
+        _, clean = sampler.staircase(
             self._counted,
             self.noise[:, 0],
             self.sigmas,
@@ -61,13 +63,14 @@ class Rollout:
             completions=self.plan.completions,
             solver=self.plan.solver,
         )
+        return clean
 
-    def _counted(self, x: torch.Tensor, step: int, rows: torch.Tensor) -> torch.Tensor:
+    def _counted(self, x: Tensor, step: int, rows: Tensor) -> Tensor:
         self.rows, self.calls = self.rows + len(x), self.calls + 1
         return self._velocity(x, step, rows)
 
     @property
-    def weights(self) -> list[torch.Tensor]:
+    def weights(self) -> list[Tensor]:
         return [*self.backbone.transformer.parameters(), *self.backbone.transformer.buffers(), self.noise]
 
 
@@ -84,7 +87,7 @@ def report(*, quick: bool, say: Callable[[str], None]) -> list[str]:
     return lines
 
 
-def median(work: Callable[[], None], repeats: int) -> float:
+def median(work: Callable[[], Any], repeats: int) -> float:
     """Seconds, after one time that warms up."""
     times = []
     for _ in range(repeats + 1):
@@ -121,7 +124,7 @@ def group(repeats: int, quick: bool) -> list[str]:
     rollout = Rollout(6, 5, 4)
     lines = ["| G | ms | ms an image |", "|---|---|---|"]
     for size in (4, 8) if quick else (4, 8, 16, 24):
-        seconds = median(lambda size=size: [rollout() for _ in range(size // 4)] and None, repeats)
+        seconds = median(lambda size=size: [rollout() for _ in range(size // 4)], repeats)  # type: ignore[misc]
         lines.append(f"| {size} | {1000 * seconds:.0f} | {1000 * seconds / size:.1f} |")
     return lines
 

@@ -8,6 +8,7 @@ then comes how cost grows (scaling.py). Prints Markdown; under 10 minutes on 2 c
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import statistics
@@ -179,7 +180,7 @@ def measure(case: Case, repeats: int) -> tuple[dict[str, float], dict[str, float
     plain, real = contestants(case)
     differences = check(plain, real)
     works: dict[str, Callable[[], Any]] = {"naive": plain.roll_out}
-    works |= {name: lambda name=name: real.roll_out(name) for name in COMPLETIONS}
+    works |= {name: functools.partial(real.roll_out, name) for name in COMPLETIONS}
     seconds = interleaved(works, repeats)
     updates = {"naive update": lambda: plain.update(fresh=False), "update": lambda: real.update(fresh=False)}
     return differences, seconds | interleaved(updates, repeats)

@@ -40,7 +40,7 @@ class Clock:
         self._counts[name] += number
 
     def lap(self) -> dict[str, float]:
-        """{"seconds": all, "seconds_PHASE": ... that add up to it, and the counts}, since the last lap; on all ranks."""
+        """{"seconds": all, "seconds_PHASE": ... that add up to it, and the counts}; on all ranks."""
         self._mark()
         seconds, counts = {REST: 0.0} | self._seconds, self._total(dict(self._counts))
         self._seconds, self._counts = {}, Counter()

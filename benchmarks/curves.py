@@ -1,0 +1,146 @@
+"""Held-out score against updates, evaluations and seconds: what credit.py reads, draws and compares."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from safetensors import safe_open
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from tp_grpo.rewards import mean_and_error
+
+AXES = {"updates": "updates", "evaluations": "model evaluations while sampling", "seconds": "seconds of training"}
+COLORS = ("#000000", "#e69f00", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method at the epochs that all its seeds evaluated, the base model first.
+
+    updates, evaluations, seconds (E,): from the start, without evaluations of held-out prompts; scores (seeds, E);
+    gains (seeds, E) of (gain over the base, its standard error over prompts).
+    """
+
+    epochs: list[int]
+    updates: list[float]
+    evaluations: list[float]
+    seconds: list[float]
+    scores: list[list[float]]
+    gains: list[list[tuple[float, float]]]
+
+    @property
+    def mean(self) -> list[float]:
+        return [statistics.mean(column) for column in zip(*self.scores, strict=True)]
+
+    @property
+    def error(self) -> list[float]:
+        """Standard error over seeds; 0 for a single one."""
+        if len(self.scores) < 2:
+            return [0.0] * len(self.epochs)
+        return [statistics.stdev(column) / len(column) ** 0.5 for column in zip(*self.scores, strict=True)]
+
+    def at(self, second: float) -> tuple[float, float]:
+        """Mean score after so many seconds, between evaluations linearly, and its standard error over seeds."""
+        own = [float(np.interp(second, self.seconds, scores)) for scores in self.scores]
+        return statistics.mean(own), statistics.stdev(own) / len(own) ** 0.5 if len(own) > 1 else 0.0
+
+    def seconds_to(self, score: float) -> float | None:
+        """When the mean first reaches that score, between evaluations linearly; None if it does not."""
+        mean = self.mean
+        for i, (here, there) in enumerate(itertools.pairwise(mean)):
+            if here < score <= there:
+                share = (score - here) / (there - here)
+                return self.seconds[i] + share * (self.seconds[i + 1] - self.seconds[i])
+        return 0.0 if mean[0] >= score else None
+
+
+def read(folders: Sequence[Path], score: str) -> Curve:
+    """The runs of a method's seeds. An epoch's seconds are the median of all: a busy machine hardly moves it."""
+    training = [_training(folder) for folder in folders]
+    second = statistics.median(line["seconds"] for lines in training for line in lines)
+    paths = [_evaluations(folder) for folder in folders]
+    epochs = sorted(set.intersection(*map(set, paths)))
+    last = {0: {"updates": 0.0, "nfe": 0.0}} | {line["epoch"]: line for line in training[0]}
+    scores, gains = [], []
+    for own in paths:
+        found = [_scores(own[epoch], score) for epoch in epochs]
+        scores.append([mean_and_error(values, prompts)[0] for values, prompts in found])
+        gains.append([mean_and_error(values - found[0][0], prompts) for values, prompts in found])
+    updates, evaluations = ([last[epoch][name] for epoch in epochs] for name in ("updates", "nfe"))
+    return Curve(epochs, updates, evaluations, [second * epoch for epoch in epochs], scores, gains)
+
+
+def compare(curves: dict[str, Curve], baseline: str) -> str:
+    """A row a method: after equal updates, after equal seconds, and how long it takes to the baseline's scores."""
+    updates = min(curve.updates[-1] for curve in curves.values())
+    seconds = min(curve.seconds[-1] for curve in curves.values())
+    head = ["method", f"after {updates:.0f} updates", f"after {seconds:.0f} s"]
+    targets: list[float] = []
+    if baseline in curves:
+        base = curves[baseline]
+        targets = [float(np.interp(updates, base.updates, base.mean)), base.mean[-1]]
+        head += [f"seconds to {baseline}'s {target:.3f}" for target in targets]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method, curve in curves.items():
+        own = float(np.interp(updates, curve.updates, curve.seconds))
+        reached = [curve.at(second) for second in (own, seconds)]
+        cells = [method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in reached)]
+        times = [curve.seconds_to(target) for target in targets]
+        cells += ["not reached" if time is None else f"{time:.0f}" for time in times]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table(curves: dict[str, Curve]) -> str:
+    """A row for each method and evaluated epoch, with the standard error over seeds."""
+    head = ["method", "updates", "sampling evaluations", "seconds", "held-out score", "gain over base ± s.e., by seed"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method, curve in curves.items():
+        for i in range(1, len(curve.epochs)):
+            gains = ", ".join(f"{own[i][0]:+.3f} ± {own[i][1]:.3f}" for own in curve.gains)
+            cells = [method, f"{curve.updates[i]:.0f}", f"{curve.evaluations[i] / 1000:.0f} k"]
+            cells += [f"{curve.seconds[i]:.0f}", f"{curve.mean[i]:.3f} ± {curve.error[i]:.3f}", gains]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, Curve], score: str, out: Path) -> None:
+    """The mean over seeds and a band of its standard error, against each of AXES."""
+    figure, panels = plt.subplots(1, len(AXES), figsize=(5 * len(AXES), 4.2), sharey=True, layout="constrained")
+    for axes, (name, label) in zip(panels, AXES.items(), strict=True):
+        for (method, curve), color in zip(curves.items(), COLORS, strict=False):
+            x, mean, error = getattr(curve, name), np.array(curve.mean), np.array(curve.error)
+            axes.plot(x, mean, color=color, marker="o", markersize=3, label=method)
+            axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"held-out {score}")
+    panels[0].legend(frameon=False, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _training(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def _evaluations(folder: Path) -> dict[int, Path]:
+    paths = (folder / "evaluations").glob("epoch-*.safetensors")
+    return {int(path.stem.removeprefix("epoch-")): path for path in paths}
+
+
+def _scores(path: Path, score: str) -> tuple[torch.Tensor, list[str]]:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(score), json.loads(file.metadata()["prompts"])

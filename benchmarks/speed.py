@@ -2,7 +2,8 @@
 
 Both sample and update the same random SD3-class transformers from the same noise, in one process, taking turns. First
 the results must agree: images to 1e-5, the gradient's norm to 1e-4, the updated weights; then medians are compared, and
-then comes how cost grows (scaling.py). Prints Markdown; under 10 minutes on 2 cores, about 1 with --quick.
+then comes how cost grows (scaling.py) and where an epoch's seconds go (phases.py). Prints Markdown; under 10 minutes on
+2 cores, about 1 with --quick.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import naive
+import phases
 import random_models
 import scaling
 
@@ -230,6 +232,9 @@ def main() -> None:
     print("\n".join(lines[-3:]), flush=True)
     torch.set_num_threads(threads)
     lines += scaling.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
+    own = phases.report("shapes_tiny", 3 if arguments.quick else 4)
+    print("\n".join(own), flush=True)
+    lines += own
     lines += ["", f"{machine()}; {time.perf_counter() - start:.0f} s in all."]
     print("\n".join(lines[-2:]))
     if arguments.out:

@@ -63,6 +63,7 @@ def probe(config: Any, *, repeats: int) -> Probe:
     updater = Updater(runtime.accelerator, learner, plan, sample=config.sample, train=config.train)
     cond = architecture.conditions(shapes, config.model, plan.batch_size, runtime.device)
     sigmas = backbone.sigmas(plan.steps)
+    plan = plan.at(sigmas.tolist())
     noise = torch.randn(plan.batch_size, 1 + len(plan.window), *backbone.latent_shape, device=runtime.device)
     velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
+
+import diffusers
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +43,9 @@ def _train(recipe: str, epochs: int) -> list[dict[str, float]]:
     config.update(epochs=epochs)
     config.eval.update(every=epochs, prompts=2, members=1, steps=2)
     config.tracking.update(trackers=(), images_every=epochs)
-    with tempfile.TemporaryDirectory() as folder:
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the run's own lines
         config.output_dir = folder
         Trainer(config).run()
         text = (Path(folder) / config.run_name / "metrics.jsonl").read_text()

@@ -67,6 +67,33 @@ def test_what_has_no_gradient_is_left_out_and_nothing_changes(
     assert (forwards, all_forwards) == ((made, 4) if beta == 0 else (8, 8))
 
 
+@pytest.mark.parametrize("zero", [[0], [1], [0, 1]])
+def test_ranks_meet_at_the_boundaries_before_they_add_their_gradients(smoke: Smoke, zero: list[int]) -> None:
+    """A rank that has nothing to compute at the end would add its gradients while others are at a boundary."""
+    trainer = Trainer(smoke(train__updates_per_epoch=1, sample__batch_size=4))
+    batches = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
+    events: list[str] = []
+    accelerator, backward = trainer.updater.accelerator, trainer.updater.accelerator.backward
+    no_sync = accelerator.no_sync
+
+    def noted_backward(loss: torch.Tensor) -> None:
+        events.append("backward")
+        backward(loss)
+
+    def noted_no_sync(model: Any) -> Any:
+        events.append("alone")
+        return no_sync(model)
+
+    trainer.updater.boundary = lambda: events.append("boundary")
+    accelerator.backward, accelerator.no_sync = noted_backward, noted_no_sync  # type: ignore[method-assign]
+    advantages = [torch.full((4, 2), float(batch not in zero)) for batch in range(2)]
+    trainer.updater.step(batches, advantages, fresh=True)
+    trainer.rewards.close()
+    assert events.count("boundary") == 2
+    together = [i for i, event in enumerate(events) if event == "backward" and events[i - 1] != "alone"]
+    assert together == [len(events) - 1] and "boundary" not in events[together[0] :]
+
+
 def test_the_frozen_model_is_asked_once(smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
     advantages = torch.tensor([[0.5, -1.0], [-0.5, 2.0], [1.5, 0.0], [-1.5, -1.0]])
     fields = {"train__beta": 10.0, "train__learning_rate": 1e-2}

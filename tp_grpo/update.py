@@ -98,13 +98,17 @@ class Updater:
         return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
 
     def _parts(self, advantages: Sequence[Tensor]) -> list[list[int]]:
-        """For each batch the columns to compute; at least one in all, for every rank joins in the gradients' sum."""
+        """For each batch the columns to compute; of the last one at least one.
+
+        For every rank joins in the gradients' sum, at its last backward pass, and that must come after the last
+        boundary, where ranks meet as well.
+        """
         columns = list(range(len(self.plan.window)))
         if self.train.beta > 0 or self.learner.runtime.shard:  # ranks that hold a share are asked equally often
             return [columns for _ in advantages]
         nonzero = [mask.tolist() for mask in (torch.stack(list(advantages)) != 0).any(1)]
         parts = [[column for column in columns if mask[column]] for mask in nonzero]
-        return parts if any(parts) else [[0], *parts[1:]]
+        return [*parts[:-1], parts[-1] or [0]]
 
     def _means(self, stats: Sequence[LossStats], total: int) -> dict[str, float]:
         """Over all ranks; loss and policy over all micro-batches, the zeros that were not computed among them."""

@@ -41,6 +41,7 @@ from tp_grpo.types import Rollout, Trajectory
 from tp_grpo.update import Updater
 
 COMPLETIONS = ("euler", "reuse")
+STACKED = 3  # steps in a backward pass, beside the default of one
 SCHEDULES = ((10, 9), (6, 5))  # T and K as published for SD3 and FLUX
 
 
@@ -125,8 +126,9 @@ class Real:
         )
         return clean
 
-    def update(self, *, fresh: bool) -> float:
+    def update(self, *, fresh: bool, stacked: int = 1) -> float:
         batch = len(self.noise)
+        self.updater.plan = replace(self.plan, stacked=stacked)
         rollout = Rollout(self.cond, self.trajectory, torch.empty(batch, 0), torch.arange(batch), {})
         return self.updater.step([rollout], [self.advantages], fresh=fresh)["grad_norm"]
 
@@ -184,7 +186,11 @@ def measure(case: Case, repeats: int) -> tuple[dict[str, float], dict[str, float
     works: dict[str, Callable[[], Any]] = {"naive": plain.roll_out}
     works |= {name: functools.partial(real.roll_out, name) for name in COMPLETIONS}
     seconds = interleaved(works, repeats)
-    updates = {"naive update": lambda: plain.update(fresh=False), "update": lambda: real.update(fresh=False)}
+    updates = {
+        "naive update": lambda: plain.update(fresh=False),
+        "update": lambda: real.update(fresh=False),
+        "stacked": lambda: real.update(fresh=False, stacked=STACKED),
+    }
     return differences, seconds | interleaved(updates, repeats)
 
 
@@ -193,7 +199,8 @@ def row(case: Case, seconds: dict[str, float]) -> str:
     cells = [case.size, schedule, str(case.batch), str(case.threads), f"{1000 * seconds['naive']:.0f}"]
     cells += [f"{1000 * seconds[name]:.0f} ({seconds['naive'] / seconds[name]:.2f} x)" for name in COMPLETIONS]
     cells.append(f"{1000 * seconds['naive update']:.0f}")
-    cells.append(f"{1000 * seconds['update']:.0f} ({seconds['naive update'] / seconds['update']:.2f} x)")
+    for name in ("update", "stacked"):
+        cells.append(f"{1000 * seconds[name]:.0f} ({seconds['naive update'] / seconds[name]:.2f} x)")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -221,7 +228,8 @@ def main() -> None:
     arguments = parser.parse_args()
     start, worst, threads = time.perf_counter(), dict[str, float](), torch.get_num_threads()
     columns = ["transformer", "schedule", "batch", "threads", "naive rollout, ms", *COMPLETIONS, "naive update, ms"]
-    lines = ["| " + " | ".join([*columns, "update"]) + " |", "|" + "---|" * (len(columns) + 1)]
+    columns += ["update", f"update, {STACKED} steps a pass"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     print("\n".join(lines), flush=True)
     for case in cases(arguments.quick):
         differences, seconds = measure(case, arguments.repeats)

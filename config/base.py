@@ -116,7 +116,7 @@ def _sample() -> ConfigDict:
     c.window_size = 9  # K, stochastic steps; all of them are trained
     c.groups_per_epoch = 48  # prompts an epoch, over all ranks
     c.group_size = 24  # images a prompt
-    c.batch_size = 9  # images a model call; also rows of a training micro-batch
+    c.batch_size = 9  # images a model call
     c.max_rows = 36  # ODE branches a model call
     # How states are completed: euler (every step) | reuse (but those from a sigma below 0.02, where the last velocity
     # serves again) | multistep (second order) | strided (every so many steps) | tweedie (the x_0 the state predicts)
@@ -134,6 +134,9 @@ def _train() -> ConfigDict:
     c = ConfigDict()
     c.updates_per_epoch = 2  # each on groups_per_epoch / updates_per_epoch whole groups
     c.inner_epochs = 1  # passes over an epoch's samples
+    # (image, step) pairs of a backward pass: whole rollout batches, at several steps where more than one fits; 0: one.
+    # More are faster where a batch does not fill the device, but no longer repeat sampling's rounding bit for bit.
+    c.batch_size = 0
     c.learning_rate = 3e-4  # constant
     c.optimizer = "adamw"  # adamw | adamw_8bit (bitsandbytes)
     c.adam_betas = (0.9, 0.999)  # decay of the averages of the gradient and of its square

@@ -101,7 +101,7 @@ def _plan(config: Any, found: Estimate) -> str:
         ("sampling", f"{p.nfe} model evaluations an image, {p.epoch_nfe} an epoch; {p.steps} steps"),
         ("scored", f"{p.epoch_images} images an epoch in {p.images // p.batch_size} calls of each scorer"),
         ("update", f"{p.updates} an epoch, each of {p.images // p.updates} images"),
-        ("", f"a rank: {p.micro_batches} micro-batches of {p.batch_size} accumulated "
+        ("", f"a rank: {p.micro_batches} micro-batches of {p.train_rows} accumulated "
              f"({p.batches_per_update} rollout batches x {len(p.window)} steps)"),
     ]  # fmt: skip
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])

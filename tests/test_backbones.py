@@ -71,6 +71,17 @@ def test_guidance_changes_the_images(load: Load) -> None:
     assert (ode(backbone, 3.5) - ode(backbone, 1.0)).abs().mean() > 1e-4
 
 
+def test_samples_at_different_sigmas_share_a_call(load: Load) -> None:
+    backbone = load()
+    cond, sigmas = backbone.encode(PROMPTS), backbone.sigmas(4)
+    x = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = backbone.velocity(x, sigmas[torch.tensor([1, 3])], cond, 3.0)
+        apart = [backbone.velocity(x, sigmas[step], cond, 3.0)[row] for row, step in enumerate((1, 3))]
+    torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=1e-5)
+    assert (together[0] - backbone.velocity(x, sigmas[3], cond, 3.0)[0]).abs().max() > 1e-3
+
+
 def test_sigmas_are_the_schedulers_own(random_sd3: Path, random_flux: Path) -> None:
     sigmas = models.load(settings(random_sd3, "sd3"), CPU).sigmas(10)
     assert sigmas.dtype == torch.float32 and sigmas.shape == (11,)

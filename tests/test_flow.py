@@ -209,3 +209,15 @@ def test_unknown_kind_names_the_two():
     for call in calls:
         with pytest.raises(ValueError, match=r"'ode'.*'sde' or 'cps'"):
             call()
+
+
+@pytest.mark.parametrize("kind", ["sde", "cps"])
+def test_a_step_a_sample_equals_one_step_at_a_time(kind):
+    sigmas = torch.tensor([1.0, 0.7, 0.4, 0.1, 0.0]).double()
+    x, v = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    steps = [2, 0, 1]
+    together = flow.transition(kind, x, v, sigmas, torch.tensor(steps), noise_level=0.7)
+    for row, step in enumerate(steps):
+        alone = flow.transition(kind, x, v, sigmas, step, noise_level=0.7)
+        for got, expected in ((together.mean[row], alone.mean[row]), (together.std[row].squeeze(), alone.std)):
+            torch.testing.assert_close(got, expected)

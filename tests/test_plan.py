@@ -23,6 +23,8 @@ def test_the_published_settings() -> None:
     p = plan(32, sample__batch_size=9)
     assert (p.images, p.nfe, p.ladder) == (1152, 55, 10)
     assert p.batches_per_update == 2 and p.micro_batches == 18
+    assert p.train_rows == 9 and plan(32, train__batch_size=45).train_rows == 45
+    assert plan(32, train__batch_size=45).micro_batches == 4, "18 entries, five at a time"
     assert plan(32, branches=False).nfe == 10 and plan(32, branches=False).ladder == 1
     assert plan(sample__steps=6, sample__window_size=5).nfe == 21
 
@@ -48,6 +50,12 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         ),
         (1, {"train__updates_per_epoch": 5}, r"48 does not split into train.updates_per_epoch = 5 .* 45 and 50"),
         (1, {"sample__batch_size": 7}, r"576 images .* batches of it; the nearest that do are 6 and 8"),
+        (
+            1,
+            {"train__batch_size": 20},
+            r"whole rollout batches of sample.batch_size = 9; .* are 18 and 27, or 0 for one",
+        ),
+        (1, {"train__batch_size": 4}, r"train.batch_size = 4: .* is 9, or 0"),
         (1, {"sample__window_size": 10}, r"the last step \(9\) ends at sigma 0.*largest window_size from there is 9"),
         (1, {"sample__window_start": 4}, "largest window_size from there is 5"),
         (1, {"sample__window_start": -1}, "sample.window_start = -1"),

@@ -17,6 +17,32 @@ from tp_grpo.update import GradientError, Updater
 Smoke = Callable[..., ConfigDict]
 
 
+@pytest.mark.parametrize("beta", [0.0, 1e-2])
+def test_steps_in_one_backward_pass_descend_like_one_after_the_other(smoke: Smoke, beta: float) -> None:
+    """Two rollout batches of four at two steps: as 4 passes of 4 rows, as 16 rows and as 12 and 4."""
+    fields = {"train__beta": beta, "train__updates_per_epoch": 1, "train__inner_epochs": 2}
+    fields |= {"sample__guidance_scale": 2.0, "train__learning_rate": 1e-2}
+    advantages = [torch.tensor([[0.5, -1.0], [-0.5, 2.0], [1.5, 1.0], [-1.5, -1.0]]), torch.ones(4, 2)]
+    found = {}
+    for rows in (0, 16, 12):
+        trainer = Trainer(smoke(run_name=f"rows-{rows}", train__batch_size=rows, **fields))
+        rollouts = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
+        seen = count(trainer)
+        reports = [trainer.updater.step(rollouts, advantages, fresh=fresh) for fresh in (True, False)]
+        weights = {name: p.detach().clone() for name, p in trainer.learner.policy.parameters.items()}
+        found[rows] = reports[1], weights, [len(x) for x in seen]
+        trainer.rewards.close()
+    policy = {0: [4] * 4, 16: [16], 12: [12, 4]}
+    for rows, (report, weights, forwards) in found.items():
+        made = policy[rows] if beta == 0 else [n for n in policy[rows] for _ in range(2)]
+        assert forwards == made + policy[rows], "the frozen model's means are kept for the second pass"
+        for name in ("loss", "policy", "kl", "grad_norm", "approx_kl"):
+            assert report[name] == pytest.approx(found[0][0][name], rel=2e-2, abs=1e-7), (rows, name)
+        moved = [name for name in weights if "lora_B" in name]
+        apart = sum((weights[name] - found[0][1][name]).norm() ** 2 for name in moved) ** 0.5
+        assert apart < 5e-2 * sum(found[0][1][name].norm() ** 2 for name in moved) ** 0.5
+
+
 def count(trainer: Trainer) -> list[torch.Tensor]:
     """Every training forward from now on, by its latents."""
     seen: list[torch.Tensor] = []
@@ -57,7 +83,7 @@ def test_what_has_no_gradient_is_left_out_and_nothing_changes(
     advantages = torch.tensor([[0.5, -1.0], [-0.5, 2.0], [1.5, 0.0], [-1.5, -1.0]])
     advantages[:, zero] = 0
     weights, report, forwards = updated(smoke(run_name="a", train__beta=beta), advantages, 2)
-    everything = [[0, 1]]
+    everything = [[(0, 0)], [(0, 1)]]
     monkeypatch.setattr(Updater, "_parts", lambda self, advantages: everything)
     same, full, all_forwards = updated(smoke(run_name="b", train__beta=beta), advantages, 2)
     assert all(torch.equal(weights[name], same[name]) for name in same)

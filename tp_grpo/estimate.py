@@ -127,11 +127,11 @@ def measure(backbone: Any, policy: Policy, shapes: Architecture, config: Any, pl
     if config.model.gradient_checkpointing:
         cost.checkpoint_blocks(backbone.transformer, kernels)
     with _meter(backbone) as meter, kernels():
-        velocity = _velocity(backbone, shapes, config, plan.batch_size, guidance)
+        velocity = _velocity(backbone, shapes, config, plan.train_rows, guidance)
         forward_flops, reference = meter.flops, torch.zeros_like(velocity)
         if config.train.beta > 0:
             with torch.no_grad(), policy.reference():
-                reference = _velocity(backbone, shapes, config, plan.batch_size, guidance)
+                reference = _velocity(backbone, shapes, config, plan.train_rows, guidance)
         torch.autograd.backward((velocity - reference).square().mean())
     rows = max(plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0)
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
@@ -176,13 +176,13 @@ def _counts(policy: Policy) -> Counts:
 
 
 def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
-    forward = measured.forward_flops / plan.batch_size
+    forward = measured.forward_flops / plan.train_rows
     steps = len(plan.window) * config.train.inner_epochs
     evaluated = _evaluated(config)
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
-        train=plan.images * steps * measured.update_flops / plan.batch_size,
+        train=plan.images * steps * measured.update_flops / plan.train_rows,
         evaluate=None if evaluated is None else evaluated * (config.eval.steps * forward + decode) / config.eval.every,
         forward=forward,
     )

@@ -57,8 +57,8 @@ def cps_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma, *, noise_lev
     return Step(mean=(1 - sigma_next) * clean + sigma_next * math.cos(angle) * noise, std=std, kl_scale=std)
 
 
-def transition(kind: str, x: Tensor, v: Tensor, sigmas: Tensor, step: int, *, noise_level: float) -> Step:
-    """The stochastic step `sigmas[step] -> sigmas[step + 1]` of a schedule (T+1,), `step` in [0, T).
+def transition(kind: str, x: Tensor, v: Tensor, sigmas: Tensor, step: int | Tensor, *, noise_level: float) -> Step:
+    """The stochastic step `sigmas[step] -> sigmas[step + 1]` of a schedule (T+1,), `step` in [0, T) or (B,) of them.
 
     Raises ValueError for a kind other than `sde` and `cps`.
     """

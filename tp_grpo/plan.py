@@ -37,8 +37,9 @@ class Plan:
     groups: int  # an epoch
     group_size: int
     updates: int  # an epoch
-    batch_size: int  # rows of a rollout call and of a training micro-batch
+    batch_size: int  # rows of a rollout call
     batches_per_update: int  # on each rank
+    stacked: int = 1  # rollout batches, each at one step, in a training micro-batch
     completion: str = "euler"
     completion_steps: int = 1  # of `multistep`
     completion_stride: int = 1  # of `strided`
@@ -121,8 +122,13 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Backward passes an update, on each rank: one for each rollout batch and step."""
-        return self.batches_per_update * len(self.window)
+        """Backward passes an update, on each rank, if no advantage is zero."""
+        return -(-self.batches_per_update * len(self.window) // self.stacked)
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of a training micro-batch."""
+        return self.batch_size * self.stacked
 
     def batches(self, rank: int) -> list[list[Slot]]:
         """The rank's samples, update by update, in batches. An update holds the same groups for any world size."""
@@ -144,6 +150,7 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _within(config.credit, "credit", "lam", 0, 1)
     _positive(config.advantage, "advantage", ("clip",))
     _within(train, "train", "beta", 0, float("inf"))
+    _within(train, "train", "batch_size", 0, float("inf"))
     _within(config.ema, "ema", "decay", 0, 1)
     _within(config.rewards, "rewards", "max_failed", 0, 1)
     _positive(train, "train", ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"))
@@ -178,6 +185,7 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
         updates=train.updates_per_epoch,
         batch_size=sample.batch_size,
         batches_per_update=per_rank // sample.batch_size,
+        stacked=max(1, train.batch_size // sample.batch_size),
         completion=sample.completion,
         completion_steps=sample.completion_steps,
         completion_stride=sample.completion_stride,
@@ -247,6 +255,11 @@ def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
             f"sample.batch_size = {sample.batch_size}: a rank's {own} images of an update ({images} images, {updates} "
             f"updates, {world_size} ranks) do not split into batches of it; "
             f"{_nearest(sample.batch_size, lambda b: b <= own and own % b == 0)}"
+        )
+    if train.batch_size % sample.batch_size:
+        raise ValueError(
+            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches of sample.batch_size "
+            f"= {sample.batch_size}; {_nearest(train.batch_size, lambda b: b % sample.batch_size == 0)}, or 0 for one"
         )
 
 

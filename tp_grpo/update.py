@@ -1,6 +1,7 @@
 """One policy update: micro-batches over (rollout batch x step), accumulated into one optimizer step.
 
-Without a KL term a micro-batch whose advantages are all zero has no gradient, and is not made. The divisor stays.
+Without a KL term a rollout batch whose advantages at a step are all zero has no gradient there, and is left out. The
+divisor stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from tp_grpo import flow, loss
 from tp_grpo.clock import Clock
 from tp_grpo.learner import Learner
 from tp_grpo.plan import Plan
-from tp_grpo.types import LossStats, Rollout, to
+from tp_grpo.types import LossStats, Rollout, Step, Trajectory, cat, to
+
+Entry = tuple[int, int]  # a rollout batch of the update, and one of its steps
 
 
 class RatioError(RuntimeError):
@@ -69,20 +72,19 @@ class Updater:
         Raises RatioError, before it descends, when ratio_dev exceeds `train.max_ratio_dev`; GradientError when more
         than `train.max_skipped` updates in a row were left out.
         """
-        stats: list[LossStats] = []
+        made: list[LossStats] = []
         deviations: list[Tensor] = []
-        total = len(rollouts) * len(self.plan.window)
-        parts = self._parts(advantages)
-        for batch, rollout in enumerate(rollouts):
-            self.boundary()
-            for column in parts[batch]:
-                last = len(stats) == sum(map(len, parts)) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.backbone.transformer):
-                    advantage = advantages[batch][:, column]
-                    stat, deviation = self._micro_batch(rollout, advantage, column, fresh=fresh)
-                    self.accelerator.backward(stat.loss / total)
-                stats.append(stat)
-                deviations.append(deviation)
+        total, parts = len(rollouts) * len(self.plan.window), self._parts(advantages)
+        begun = 0
+        for part in parts:
+            for _ in range(begun, part[-1][0] + 1):
+                self.boundary()
+            begun = part[-1][0] + 1
+            with contextlib.nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.backbone.transformer):
+                stat, deviation = self._micro_batch(rollouts, advantages, part, fresh=fresh)
+                self.accelerator.backward(stat.loss * len(part) / total)
+            made.append(stat)
+            deviations.append(deviation)
         self.learner.runtime.average_gradients(self.learner.parameters)
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.train.max_grad_norm)
@@ -94,27 +96,32 @@ class Updater:
         self.learner.optimizer.zero_grad(set_to_none=True)
         self.learner.skipped = 0 if finite else self.learner.skipped + 1
         self._check_skipped()
-        report = self._means(stats, total)
+        report = self._means(made, [len(part) / total for part in parts])
         return report | {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": float(not finite)}
 
-    def _parts(self, advantages: Sequence[Tensor]) -> list[list[int]]:
-        """For each batch the columns to compute; of the last one at least one.
+    def _parts(self, advantages: Sequence[Tensor]) -> list[list[Entry]]:
+        """The entries of each micro-batch; of the last rollout batch there is at least one.
 
         For every rank joins in the gradients' sum, at its last backward pass, and that must come after the last
         boundary, where ranks meet as well.
         """
-        columns = list(range(len(self.plan.window)))
-        if self.train.beta > 0 or self.learner.runtime.shard:  # ranks that hold a share are asked equally often
-            return [columns for _ in advantages]
-        nonzero = [mask.tolist() for mask in (torch.stack(list(advantages)) != 0).any(1)]
-        parts = [[column for column in columns if mask[column]] for mask in nonzero]
-        return [*parts[:-1], parts[-1] or [0]]
+        entries = [(batch, column) for batch in range(len(advantages)) for column in range(len(self.plan.window))]
+        # Ranks that hold a share of the weights are asked equally often.
+        if self.train.beta == 0 and not self.learner.runtime.shard:
+            nonzero = (torch.stack(list(advantages)) != 0).any(1).tolist()
+            last = len(advantages) - 1
+            kept = [(batch, column) for batch, column in entries if nonzero[batch][column]]
+            entries = kept if kept and kept[-1][0] == last else [*kept, (last, 0)]
+        size = self.plan.stacked
+        return [entries[start : start + size] for start in range(0, len(entries), size)]
 
-    def _means(self, stats: Sequence[LossStats], total: int) -> dict[str, float]:
-        """Over all ranks; loss and policy over all micro-batches, the zeros that were not computed among them."""
-        made = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in stats]).mean(0)
-        share = torch.tensor([len(stats) / total if name in ("loss", "policy") else 1 for name in STATS]).to(made)
-        return dict(zip(STATS, self.accelerator.reduce(made * share, "mean").tolist(), strict=True))
+    def _means(self, made: Sequence[LossStats], shares: Sequence[float]) -> dict[str, float]:
+        """Over all ranks; loss and policy over all entries, the zeros that were not computed among them."""
+        stats = torch.stack([torch.stack([getattr(s, name).detach() for name in STATS]) for s in made])
+        weight = torch.tensor(shares).to(stats)
+        found = weight @ stats
+        whole = torch.tensor([1.0 if name in ("loss", "policy") else sum(shares) for name in STATS]).to(stats)
+        return dict(zip(STATS, self.accelerator.reduce(found / whole, "mean").tolist(), strict=True))
 
     def _check_ratio(self, deviation: float) -> None:
         limit = self.train.max_ratio_dev
@@ -138,48 +145,58 @@ class Updater:
             )
 
     def _micro_batch(
-        self, rollout: Rollout, advantage: Tensor, column: int, *, fresh: bool
+        self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], entries: Sequence[Entry], *, fresh: bool
     ) -> tuple[LossStats, Tensor]:
-        """The loss of one batch at one step, in the very layout it was sampled in; and max |ratio - 1|."""
-        trajectory, kind = rollout.trajectory, self.sample.kind
-        states = (trajectory.x[:, column], trajectory.x[:, column + 1], trajectory.mean[:, column])
-        x, x_next, stored = (state.to(self.backbone.device) for state in states)
+        """The loss of some batches at some steps, in the very layout of sampling if it is one; and max |ratio - 1|."""
+        kind, device = self.sample.kind, self.backbone.device
+
+        def stacked(read: Callable[[Trajectory, int], Tensor]) -> Tensor:
+            return torch.cat([read(rollouts[batch].trajectory, column).to(device) for batch, column in entries])
+
+        x, x_next = stacked(lambda t, k: t.x[:, k]), stacked(lambda t, k: t.x[:, k + 1])
+        stored = stacked(lambda t, k: t.mean[:, k])
         # Sampling overflowed there and the advantage is 0; but 0 x NaN is NaN, in the loss and in the gradient.
         lost = ~(x.isfinite() & x_next.isfinite() & stored.isfinite()).flatten(1).all(1)
         kept = ~lost.reshape(-1, *[1] * (x.ndim - 1))
         x, x_next, stored = (state.where(kept, 0) for state in (x, x_next, stored))
-        cond = to(rollout.cond, self.backbone.device)
-        step = self._transition(x, cond, column)
+        cond = to(cat([rollouts[batch].cond for batch, _ in entries]), device)
+        columns = torch.tensor([k for _, k in entries], device=device).repeat_interleave(self.plan.batch_size)
+        step = self._transition(x, cond, entries)
         ratio = flow.log_ratio(kind, x_next, step, step.mean.detach() if fresh else stored).masked_fill(lost, 0)
         divergence = None
         if self.train.beta > 0:
-            divergence = flow.kl(step, self._reference(rollout, x, cond, column)).masked_fill(lost, 0)
+            divergence = flow.kl(step, self._reference(rollouts, entries, x, cond)).masked_fill(lost, 0)
         stat = loss.grpo(
             ratio,
-            advantage,
+            torch.cat([advantages[batch][:, column] for batch, column in entries]),
             divergence,
             clip_range=self.train.clip_range,
             beta=self.train.beta,
-            weight=self.weights[column].expand(len(x)),
+            weight=self.weights[columns],
         )
         if not fresh:
             return stat, stat.ratio_dev
         with torch.no_grad():
             return stat, flow.log_ratio(kind, x_next, step, stored).masked_fill(lost, 0).expm1().abs().max()
 
-    def _reference(self, rollout: Rollout, x: Tensor, cond: Any, column: int) -> Tensor:
-        """The frozen model's mean of the step (B, *L), computed once where there are more inner epochs."""
-        kept = self._references.setdefault(rollout, {})
-        if column in kept:
-            return kept[column].to(x.device)
+    def _reference(self, rollouts: Sequence[Rollout], entries: Sequence[Entry], x: Tensor, cond: Any) -> Tensor:
+        """The frozen model's means of the steps (rows, *L), computed once where there are more inner epochs."""
+        kept = [self._references.setdefault(rollouts[batch], {}) for batch, _ in entries]
+        if all(column in own for own, (_, column) in zip(kept, entries, strict=True)):
+            return torch.cat([own[column].to(x.device) for own, (_, column) in zip(kept, entries, strict=True)])
         with torch.no_grad(), self.learner.policy.reference():
-            mean: Tensor = self._transition(x, cond, column).mean
+            mean: Tensor = self._transition(x, cond, entries).mean
         if self.train.inner_epochs > 1:
-            kept[column] = mean.to(rollout.trajectory.mean.device)
+            for own, (batch, column), part in zip(kept, entries, mean.split(self.plan.batch_size), strict=True):
+                own[column] = part.to(rollouts[batch].trajectory.mean.device)
         return mean
 
-    def _transition(self, x: Tensor, cond: Any, column: int) -> Any:
-        i = self.plan.window[column]
+    def _transition(self, x: Tensor, cond: Any, entries: Sequence[Entry]) -> Step:
+        """Of `batch_size` rows an entry; a single one has its step as a number, as the sampler had it."""
+        steps: int | Tensor = self.plan.window[entries[0][1]]
+        if len(entries) > 1:
+            each = torch.tensor([self.plan.window[column] for _, column in entries], device=x.device)
+            steps = each.repeat_interleave(len(x) // len(entries))
         self.clock.count("evaluations_update", len(x))
-        v = self.backbone.velocity(x, self.sigmas[i], cond, self.sample.guidance_scale)
-        return flow.transition(self.sample.kind, x, v, self.sigmas, i, noise_level=self.sample.noise_level)
+        v = self.backbone.velocity(x, self.sigmas[steps], cond, self.sample.guidance_scale)
+        return flow.transition(self.sample.kind, x, v, self.sigmas, steps, noise_level=self.sample.noise_level)

@@ -41,7 +41,7 @@ class Backbone(Protocol):
         ...
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any, guidance_scale: float) -> Tensor:
-        """x (B, *L) fp32 at sigma (0-dim), cond on the device -> v (B, *L) fp32."""
+        """x (B, *L) fp32 at sigma, 0-dim or (B,); cond on the device -> v (B, *L) fp32."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:

@@ -85,14 +85,15 @@ class SD3(PipelineBackbone):
     def velocity(self, x: Tensor, sigma: Tensor, cond: SD3Cond, guidance_scale: float) -> Tensor:
         embeds, pooled = cond.embeds, cond.pooled
         guided = guidance_scale > 1
+        timestep = (sigma * 1000).expand(len(x))
         if guided:
             empty = self._negative()
             embeds = torch.cat([empty.embeds.expand_as(embeds), embeds])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
-            x = torch.cat([x, x])
+            x, timestep = torch.cat([x, x]), torch.cat([timestep, timestep])
         v: Tensor = self.transformer(
             hidden_states=x.to(embeds.dtype),
-            timestep=(sigma * 1000).expand(len(x)),
+            timestep=timestep,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             return_dict=False,

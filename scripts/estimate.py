@@ -29,6 +29,7 @@ REMEDIES = {
     "sample": (("sample.max_rows", (1,)), ("eval.batch_size", (1,)), ("sample.store_on_cpu", (True,))),
     "decode": (("model.decode_batch_size", (1,)), ("model.vae_dtype", ("bf16",)), ("sample.store_on_cpu", (True,))),
     "update": (
+        ("train.batch_size", (0,)),
         ("model.gradient_checkpointing", (True,)),
         ("sample.batch_size", (1,)),
         ("sample.store_on_cpu", (True,)),

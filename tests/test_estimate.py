@@ -110,6 +110,13 @@ def test_each_saving_shrinks_its_phase() -> None:
     assert less.peak("encode") == full.peak("encode")
 
 
+def test_more_steps_in_a_backward_pass_take_memory_and_no_other_work() -> None:
+    full, stacked = of("shapes_tiny"), changed(train__batch_size=96)
+    assert 1.9 < stacked.memory["update"]["activations"] / full.memory["update"]["activations"] < 2.1
+    assert stacked.flops.train == pytest.approx(full.flops.train, rel=1e-3) and stacked.plan.micro_batches == 2
+    assert stacked.flops.forward == pytest.approx(full.flops.forward, rel=1e-3)
+
+
 def test_training_the_whole_transformer_keeps_a_frozen_copy_for_the_kl_alone() -> None:
     whole, with_kl = changed(lora__rank=0), changed(lora__rank=0, train__beta=1e-4)
     weights = 4 * whole.counts.trainable

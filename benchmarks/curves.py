@@ -89,7 +89,8 @@ def compare(curves: dict[str, Curve], baseline: str) -> str:
     if baseline in curves:
         base = curves[baseline]
         targets = [float(np.interp(updates, base.updates, base.mean)), base.mean[-1]]
-        head += [f"seconds to {baseline}'s {target:.3f}" for target in targets]
+        after = updates, base.updates[-1]
+        head += [f"seconds to {baseline}'s {t:.3f} (its {n:.0f} updates)" for t, n in zip(targets, after, strict=True)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, curve in curves.items():
         own = float(np.interp(updates, curve.updates, curve.seconds))

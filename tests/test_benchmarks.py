@@ -66,7 +66,7 @@ def test_methods_are_compared_at_equal_updates_and_seconds() -> None:
     fast = curves.Curve([0, 10], [0, 40], [0, 100], [0, 80], [[0.2, 0.6]], [[(0.0, 0.0)] * 2])
     text = curves.compare({"Flow-GRPO": fast, "TP-GRPO": curve([[0.2, 0.4, 0.5]])}, "Flow-GRPO")
     lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
-    targets = ["seconds to Flow-GRPO's 0.400", "seconds to Flow-GRPO's 0.600"]
+    targets = ["seconds to Flow-GRPO's 0.400 (its 20 updates)", "seconds to Flow-GRPO's 0.600 (its 40 updates)"]
     assert lines[0] == ["method", "after 20 updates", "after 80 s", *targets]
     assert lines[2] == ["Flow-GRPO", "0.400 ± 0.000", "0.600 ± 0.000", "40", "80"]
     assert lines[3] == ["TP-GRPO", "0.500 ± 0.000", "0.460 ± 0.000", "50", "not reached"]

@@ -178,6 +178,7 @@ def test_the_best_epoch_is_saved_and_not_hacked() -> None:
 def test_a_real_healthy_run_raises_none_at_any_epoch() -> None:
     history, config = files.read_lines(REAL), tp_grpo.get_config("shapes_tiny")
     assert sum(record["kind"] == "train" for record in history) == 70 and history[-1]["total"] > history[0]["total"]
+    assert all(HEALTHY.keys() <= record.keys() for record in history if record["kind"] == "train")
     assert [alarms.check(history[:end], config) for end in range(1, len(history) + 1)] == [[]] * len(history)
     # And it is no run that could not raise any: two of its own numbers, spoilt, do.
     spoilt = [record | {"zero_std": 0.9, "ratio_dev": 0.1} for record in history]

@@ -29,6 +29,7 @@ CHEAP = {
     "evaluate.py": ["--config.eval.steps=2", "--config.eval.prompts=4", "--config.eval.members=1"],
     "estimate.py": [],
     "prepare_prompts.py": [],
+    "report.py": [],
 }
 
 

@@ -39,6 +39,7 @@ setup(
         "pillow>=10.0",
         "protobuf>=5.0",
         "psutil>=5.9",
+        "PyYAML>=6.0",
         "safetensors>=0.5",
         "scipy>=1.11",
         "sentencepiece>=0.2",

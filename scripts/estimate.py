@@ -92,19 +92,13 @@ def as_json(found: Estimate) -> dict[str, Any]:
 
 
 def _plan(config: Any, found: Estimate) -> str:
-    p, counts, rank = found.plan, found.counts, config.lora.rank
+    counts, rank = found.counts, config.lora.rank
     how = f"LoRA of rank {rank} on {counts.adapted_modules} modules" if rank else "the whole transformer"
     rows = [
         ("model", f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters"),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        ("ranks", f"{p.world_size}"),
-        ("images", f"{p.images} an epoch: {p.groups} prompts x {p.group_size}"),
-        ("sampling", f"{p.nfe} model evaluations an image, {p.epoch_nfe} an epoch; {p.steps} steps"),
-        ("scored", f"{p.epoch_images} images an epoch in {p.images // p.batch_size} calls of each scorer"),
-        ("update", f"{p.updates} an epoch, each of {p.images // p.updates} images"),
-        ("", f"a rank: {p.micro_batches} micro-batches of {p.train_rows} accumulated "
-             f"({p.batches_per_update} rollout batches x {len(p.window)} steps)"),
-    ]  # fmt: skip
+        *found.plan.rows,
+    ]
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
 
 

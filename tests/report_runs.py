@@ -37,7 +37,7 @@ def make(folder: Path, *, epochs: int = 4, lift: float = 0.0, **changes: Any) ->
     folder.mkdir(parents=True)
     changes["credit"] = {"name": changes.get("credit", "turning_point")}
     config = CONFIG | {"run_name": folder.name, "epochs": epochs} | changes
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     lines = [train_line(epoch, lift) for epoch in range(1, epochs + 1)]
     lines.insert(0, eval_line(0, 0.25))
     lines.append(eval_line(epochs, 0.5 + lift))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {
@@ -81,7 +82,7 @@ def test_in_process_and_through_the_server_train_alike(
     here = train(random_sd3, dataset, tmp_path / "here", f"--config.rewards.scorers={both}")
     remote = {name: {**options, "remote": server} for name, options in both.items()}
     away = train(random_sd3, dataset, tmp_path / "there", f"--config.rewards.scorers={remote}")
-    kept = json.loads((tmp_path / "there" / "ocr" / "config.json").read_text())
+    kept = yaml.safe_load((tmp_path / "there" / "ocr" / "config.yaml").read_text())
     assert kept["rewards"]["scorers"]["general_ocr"]["remote"] == server
     for lines in (here, away):
         assert [line["epoch"] for line in lines if line["kind"] == "train"] == [1, 2]

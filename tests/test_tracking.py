@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tp_grpo.checkpoint import Checkpoint
 
 
 def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
-    tracker = tracking.Tracker(Accelerator(cpu=True), tmp_path, {"seed": 1}, "test")
+    tracker = tracking.Tracker(Accelerator(cpu=True), tmp_path, {"seed": 1}, [("ranks", "1")], "test")
     for epoch in range(4):
         tracker.log("train", epoch, {"reward": epoch / 2})
     with tracker.metrics.open("a") as file:
@@ -48,7 +49,7 @@ def test_both_trackers_take_a_run(name: str, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
-    tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1, "sample": {"steps": 4}}, "test")
+    tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1, "sample": {"steps": 4}}, [("ranks", "1")], "test")
     tracker.log("train", 1, {"reward": 0.5})
     accelerator.end_training()
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
@@ -63,13 +64,14 @@ def test_a_resumed_run_goes_on_in_the_same_curves(name: str, monkeypatch: pytest
 
     def log(resumes: Checkpoint | None, values: dict[int, float]) -> tracking.Tracker:
         accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
-        tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1}, "test", resumes)
+        tracker = tracking.Tracker(accelerator, tmp_path, {"seed": 1}, [("ranks", "1")], "test", resumes)
         for epoch, value in values.items():
             tracker.log("train", epoch, {"reward": value})
         accelerator.end_training()
         return tracker
 
     first = log(None, {1: 0.25, 2: 0.5})
+    time.sleep(1.1)  # wandb names a run's folder by the second
     second = log(Checkpoint(1, {}, {}, {}, tracker=first.run_id), {2: 0.75, 3: 1.0})
     assert second.run_id == first.run_id and log(None, {}).run_id != first.run_id
     if name == "wandb":

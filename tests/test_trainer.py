@@ -199,6 +199,7 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
         ({"lora__targets": ("attn.to_x",)}, "no module of the transformer is called attn.to_x"),
         ({"train__step_weight": "speed"}, "not one of uniform, velocity"),
         ({"run_name": ""}, "run_name is empty"),
+        ({"rewards__scorers": {"shapes": {"weight": 0.0}}}, "every weight is 0"),
     ],
 )
 def test_bad_input_is_a_clear_value_error(

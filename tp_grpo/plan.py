@@ -130,6 +130,22 @@ class Plan:
         """Rows of a training micro-batch."""
         return self.batch_size * self.stacked
 
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan in words: a short name and what there is of it."""
+        images = f"{self.images} an epoch: {self.groups} prompts x {self.group_size}"
+        sampled = f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; {self.steps} steps"
+        scored = f"{self.epoch_images} images an epoch in {self.images // self.batch_size} calls of each scorer"
+        batches = f"{self.batches_per_update} rollout batches x {len(self.window)} steps"
+        return [
+            ("ranks", f"{self.world_size}"),
+            ("images", images),
+            ("sampling", sampled),
+            ("scored", scored),
+            ("update", f"{self.updates} an epoch, each of {self.images // self.updates} images"),
+            ("", f"a rank: {self.micro_batches} micro-batches of {self.train_rows} accumulated ({batches})"),
+        ]
+
     def batches(self, rank: int) -> list[list[Slot]]:
         """The rank's samples, update by update, in batches. An update holds the same groups for any world size."""
         per_update = self.images // self.updates

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `metrics.jsonl`, ladders with thumbnails, evaluations; and the trackers of the config."""
+"""What a run leaves behind: config, plan, metrics, ladders with thumbnails, evaluations; and the config's trackers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
@@ -49,6 +50,7 @@ class Tracker:
         accelerator: Accelerator,
         folder: Path,
         config: Mapping[str, Any],
+        plan: Sequence[tuple[str, str]],
         project: str,
         resumes: Checkpoint | None = None,
     ) -> None:
@@ -59,14 +61,18 @@ class Tracker:
         if self.main:
             (folder / "ladders").mkdir(parents=True, exist_ok=True)
             (folder / "evaluations").mkdir(exist_ok=True)
-            with files.whole(folder / "config.json") as draft:
-                draft.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+            with files.whole(folder / "config.yaml") as draft:
+                draft.write_text(yaml.safe_dump(config))
+            with files.whole(folder / "plan.txt") as draft:
+                draft.write_text("".join(f"{name:<10}{text}\n" for name, text in plan))
         settings = {
             "wandb": {"dir": str(folder), "name": folder.name, "id": self.run_id, "resume": "allow"},
             "tensorboard": {"purge_step": resumes.epoch + 1} if resumes else {},
         }
         flat = {name: v if isinstance(v, int | float | str | bool) else str(v) for name, v in config.items()}
         accelerator.init_trackers(project, flat, init_kwargs=settings)
+        if self.main and os.environ.get("WANDB_MODE") == "offline" and "wandb" in map(str, accelerator.log_with):
+            print(f"wandb is offline; to upload the run later: wandb sync {folder}/wandb/offline-run-*", flush=True)
 
     def has_evaluation(self, epoch: int) -> bool:
         """Whether `evaluations/` holds that epoch's."""
@@ -92,10 +98,15 @@ class Tracker:
         """A line `{"kind", "epoch", ...}` in metrics.jsonl, and the values to every tracker."""
         if not self.main:
             return
-        # JSON has no NaN, and a reader of the line need not be Python.
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        files.append_line(self.metrics, {"kind": kind, "epoch": epoch, **known})
+        self.write(kind, epoch, values)
         self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=epoch)
+
+    def write(self, kind: str, epoch: int, values: Mapping[str, float]) -> None:
+        """The line alone: a tracker's steps are epochs."""
+        if self.main:
+            # JSON has no NaN, and a reader of the line need not be Python.
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            files.append_line(self.metrics, {"kind": kind, "epoch": epoch, **known})
 
     def save_ladders(self, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]) -> None:
         """`ladders/epoch-N.safetensors`; prompts travel in its metadata."""

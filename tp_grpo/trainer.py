@@ -54,6 +54,8 @@ class Trainer:
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
+        if not any(self.rewards.weights.values()):
+            raise ValueError("rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight")
         for chosen in (self.prompts, self.eval_prompts):
             self.rewards.check_prompts(chosen.prompts, chosen.metadata)
         settings = json.loads(config.to_json_best_effort())
@@ -85,7 +87,7 @@ class Trainer:
             clock=self.clock,
         )
         self.tracker = tracking.Tracker(
-            self.runtime.accelerator, self.folder, settings, c.tracking.project, self.keeper.found
+            self.runtime.accelerator, self.folder, settings, self.plan.rows, c.tracking.project, self.keeper.found
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.watch = Watch(self.runtime, self.folder, self.checkpoints, c)
@@ -162,7 +164,7 @@ class Trainer:
         failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
         following = self._batches(self._groups(done)) if done < self.config.epochs else []
         with self.clock.phase("update"), self.conditions.making([p for batch in following for p in batch.prompts]):
-            stats = self._update([rollout for rollout, _ in finished], advantages)
+            stats = self._update(done, [rollout for rollout, _ in finished], advantages)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
             self.journal.ladders(done, samples, step_credit, advantages, pending, self.prompts.prompts)
@@ -228,7 +230,7 @@ class Trainer:
         norm = c.advantage
         return steps, group_normalize(steps.reward, group_id, global_std=norm.global_std, clip=norm.clip)
 
-    def _update(self, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
+    def _update(self, epoch: int, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
         """All updates of the epoch; returns their mean statistics, ratio_dev that of the unmoved policy."""
         per_update = self.plan.batches_per_update
         own = [
@@ -244,6 +246,7 @@ class Trainer:
             if reports[-1]["skipped"]:
                 self.runtime.say(f"update {self.learner.updates + 1} is left out: its gradient is not finite")
             self.learner.updated()
+            self.tracker.write("update", epoch, {"update": self.learner.updates} | reports[-1])
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
@@ -52,7 +53,7 @@ def read(folder: Path) -> Run:
     evaluations = [line for line in lines if line["kind"] == "eval"]
     spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
     _add_axes(train, evaluations)
-    config = json.loads((folder / "config.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     name = folder.resolve().name
     return Run(folder, name, config, columns(train), columns(evaluations), spent)
 

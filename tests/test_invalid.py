@@ -32,7 +32,7 @@ def invalid(ladder: Tensor, method: str) -> Tensor:
 def test_a_nan_never_reaches_an_advantage(rows: list, method: str, global_std: bool, groups: int) -> None:
     ladder = torch.tensor(rows)
     group_id = torch.arange(len(rows)) % groups
-    steps = credit.assign(method, ladder, steps=ladder.shape[1] - 1)
+    steps = credit.assign(method, ladder, steps=ladder.shape[1] - 1, group_id=group_id)
     advantage = group_normalize(steps.reward, group_id, global_std=global_std, clip=5.0)
     assert advantage.isfinite().all()
     lost = invalid(ladder, method)

@@ -214,11 +214,11 @@ def test_skipped_updates_are_counted_across_a_resume(smoke: Smoke) -> None:
         trainer.run()
 
 
-def test_a_sample_that_is_nan_is_a_skipped_update_and_no_mismatch(smoke: Smoke) -> None:
+def test_a_forward_pass_that_is_nan_is_a_skipped_update_and_no_mismatch(smoke: Smoke) -> None:
     trainer = Trainer(smoke())
     (batch, *_) = [p.finish()[0] for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)]
     trainer.rewards.close()
-    batch.trajectory.x[1, 1] = torch.nan
+    batch.cond.pooled[1] = torch.nan
     before = values(trainer)
     report = trainer.updater.step([batch], [torch.ones(4, 2)], fresh=True)
     assert report["skipped"] == 1 and math.isnan(report["ratio_dev"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import naive
 import speed
 
 from config import recipes
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("steps, window, evaluations", [(10, 9, 64), (6, 5, 26)])
@@ -112,3 +115,13 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"code 3; its words are in .*one.log"):
         credit.train([sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path / "one.log", 1)
     assert (tmp_path / "one.log").read_text() == "why\n"
+
+
+def test_completions_are_compared_on_a_real_model() -> None:
+    command = [sys.executable, "scripts/compare_completions.py", "--config=config/tp_grpo.py:shapes_smoke"]
+    command += ["--groups=2", "--batches=2", "--repeats=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in done.stdout.splitlines() if "|" in line}
+    assert rows["`euler`"][3] == "1.000 ± 0.000" and int(rows["`euler`"][1]) > int(rows["`tweedie`"][1])
+    assert set(rows) >= {"`euler`", "`reuse`", "`multistep`, 3", "`strided`, 2", "`tweedie`"}

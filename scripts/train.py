@@ -40,12 +40,12 @@ def main(_: list[str]) -> int:
     except KeyboardInterrupt:
         return _stopped(trainer, "stopped by Ctrl-C", 130)
     except Preempted as why:
-        code = _stopped(trainer, f"stopped by {why}", 0)
+        code = _stopped(trainer, f"stopped by {why}", 0, agreed=True)
         if trainer is not None:
             trainer.runtime.accelerator.end_training()  # all ranks are here; one that left without would abort
         return code
     except Alarmed as why:
-        code = _stopped(trainer, str(why), 5)
+        code = _stopped(trainer, str(why), 5, agreed=True)
         if trainer is not None:
             trainer.runtime.accelerator.end_training()
         return code
@@ -74,11 +74,14 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def _stopped(trainer: Trainer | None, why: str, code: int) -> int:  # type: ignore[name-defined]  # noqa: F821
-    """Say why, and what is safe; threads that still score are not waited for."""
-    print(f"\n{why}", file=sys.stderr)
+def _stopped(trainer: Trainer | None, why: str, code: int, *, agreed: bool = False) -> int:  # type: ignore[name-defined]  # noqa: F821
+    """Say why, and what is safe; threads that still score are not waited for. agreed: all ranks say it, so one does."""
     if trainer is not None:
         trainer.rewards.close()
+    if agreed and trainer is not None and not trainer.runtime.is_main:
+        return code
+    print(f"\n{why}", file=sys.stderr)
+    if trainer is not None:
         saved = trainer.checkpoints.epochs()
         safe = f"everything up to epoch {saved[-1]} is in {trainer.folder}" if saved else "no epoch was finished yet"
         again = "" if trainer.config.checkpoint.resume == "auto" else " with --config.checkpoint.resume=auto"

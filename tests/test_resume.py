@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
 from tp_grpo import checkpoint, files
+from tp_grpo.shapes import captions
 from tp_grpo.trainer import Trainer
 
 Smoke = Callable[..., ConfigDict]
@@ -104,3 +106,16 @@ def test_the_adapter_beside_a_checkpoint_is_the_average_of_that_epoch(smoke: Smo
         load_file(p / name) for p in (folder(config) / "adapter", folder(config) / "checkpoints/epoch-1/adapter")
     )
     assert last.keys() == kept.keys() and all(torch.equal(last[key], kept[key]) for key in last)
+
+
+def test_prompts_that_changed_behind_their_name_are_another_run(smoke: Smoke, tmp_path: Path) -> None:
+    """Groups and noise are keyed by a prompt's place in its file."""
+    prompts = tmp_path / "train.jsonl"
+    some = [json.dumps({"prompt": prompt, **metadata}) for prompt, metadata in captions.train()[:12]]
+    prompts.write_text("\n".join(some))
+    Trainer(smoke(epochs=1, prompts__train=str(prompts))).run()
+    prompts.write_text("\n".join(some[::-1]))
+    with pytest.raises(ValueError, match=r"prompts.train \(content\): '\w+' then, '\w+' now"):
+        Trainer(smoke(epochs=2, prompts__train=str(prompts)))
+    prompts.write_text("\n".join(some))
+    Trainer(smoke(epochs=2, prompts__train=str(prompts))).run()

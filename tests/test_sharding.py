@@ -28,6 +28,7 @@ def test_fsdp2_is_asked_for_by_the_launcher_alone() -> None:
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed: .* or fsdp2.yaml, which shards the frozen"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "fsdp_version = 1: only FSDP2"),
+        ({**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, {}, "fsdp_reshard_after_forward = false"),
         ({**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params: shares stay on the GPU"),
         (FSDP2, {"lora__rank": 0}, "lora.rank = 0: FSDP2 shards the frozen weights, and here all are trained"),
         (FSDP2, {"model__compile": "inductor"}, "model.compile = 'inductor': .* leave it empty"),

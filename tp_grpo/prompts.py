@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shlex
@@ -33,6 +34,12 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the prompts and their metadata, in their order."""
+        content = json.dumps([self.prompts, self.metadata], sort_keys=True, default=repr)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batch(self, ids: Sequence[int], members: Sequence[int]) -> PromptBatch:
         """The samples (ids[b], members[b])."""

@@ -36,6 +36,9 @@ def asked(environment: Mapping[str, str], config: Any) -> bool:
             "FSDP_VERSION", "1"
         )
         != "2",
+        "fsdp_config.fsdp_reshard_after_forward = false: blocks are given back after each pass; set it to true": (
+            environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
+        ),
         "fsdp_config.fsdp_offload_params: shares stay on the GPU; set it to false": "FSDP_OFFLOAD_PARAMS" in on,
         "lora.rank = 0: FSDP2 shards the frozen weights, and here all are trained; use ddp.yaml": not config.lora.rank,
         f"model.compile = {config.model.compile!r}: blocks that are gathered when they are needed are not compiled; "

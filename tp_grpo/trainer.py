@@ -56,16 +56,20 @@ class Trainer:
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
         if not any(self.rewards.weights.values()):
             raise ValueError("rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight")
-        for chosen in (self.prompts, self.eval_prompts):
+        for chosen in self._prompt_sets().values():
             self.rewards.check_prompts(chosen.prompts, chosen.metadata)
         settings = json.loads(config.to_json_best_effort())
-        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings)
+        content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
+        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings | content)
         self.checkpoints = self.keeper.checkpoints
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
         self.clock = Clock(self.runtime.synchronize, self.runtime.total)
         with self.preemption.watching():  # loading takes minutes; what is asked meanwhile counts at the first batch
             self._build(settings)
         self.clock.lap()  # loading is no part of the first epoch
+
+    def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
+        return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}
 
     def _build(self, settings: dict[str, Any]) -> None:
         c = self.config

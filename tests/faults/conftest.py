@@ -28,3 +28,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     runs.finish(folder, "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks."""
+    folder = tmp_path_factory.mktemp("pair")
+    runs.finish(folder, "run", runs.PAIR, ranks=2)
+    return folder / "run"

@@ -33,6 +33,7 @@ SHORT = {
     "tracking.images_every": 3,
     "checkpoint.keep_every": 100,
 }
+PAIR = {"sample.batch_size": 1}  # for two ranks
 SLOW_FLUSH = 0.02  # seconds added to every flush, so that there is a midst of writing
 DEADLINE = 120  # seconds for any process
 

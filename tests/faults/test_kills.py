@@ -63,7 +63,26 @@ def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool
         return False
     time.sleep(wait)
     process.process.kill()
-    return process.wait()[0] == -9
+    code, output = process.wait()
+    assert code in (0, -9), output
+    return code == -9
+
+
+def test_a_rank_killed_beside_another_stops_both_and_loses_nothing(
+    tmp_path: Path, undisturbed_pair: Path, moments: int
+) -> None:
+    """Also while rank 0 writes and the other waits for it; the one that is left names the one that is gone."""
+    print(f"the moments: --moments={moments}")
+    draw = random.Random(moments)
+    for phase, lost in (("update", 1), ("write", 1), ("write", 0)):
+        processes = runs.start(tmp_path, "run", runs.PAIR, at=(phase, 1), ranks=2)
+        assert processes[0].reached()
+        time.sleep(draw.uniform(0, WIDTH[phase]))
+        processes[lost].process.kill()
+        code, output = processes[1 - lost].wait()
+        assert code == 4 and f"rank {lost} on machine 0" in output, output
+    runs.finish(tmp_path, "run", runs.PAIR, ranks=2)
+    runs.assert_same_weights(tmp_path / "run", undisturbed_pair)
 
 
 @pytest.fixture

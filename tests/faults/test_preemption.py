@@ -17,8 +17,6 @@ from tp_grpo.checkpoint import Checkpoints, load
 from tp_grpo.files import read_lines
 from tp_grpo.preemption import Preempted, Preemption
 
-PAIR = {"sample.batch_size": 1}  # for two ranks
-
 
 def epochs(folder: Path) -> list[int]:
     return Checkpoints(folder / "checkpoints", 100).epochs()
@@ -75,13 +73,6 @@ def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path:
     assert "total" in load(folder / "checkpoints/epoch-2").scores
 
 
-@pytest.fixture(scope="module")
-def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pair")
-    runs.finish(folder, "run", PAIR, ranks=2)
-    return folder / "run"
-
-
 @pytest.mark.parametrize(
     "number, rank, grace, said, kept",
     [
@@ -92,12 +83,13 @@ def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     number: signal.Signals, rank: int, grace: float, said: str, kept: list[int], tmp_path: Path, undisturbed_pair: Path
 ) -> None:
-    fields = {**PAIR, "checkpoint.grace": grace}
+    fields = {**runs.PAIR, "checkpoint.grace": grace}
     processes = runs.start(tmp_path, "run", fields, at=("update", 3), ranks=2)  # in epoch 2
     assert all(process.reached() for process in processes)
     os.kill(processes[rank].pid, number)
-    for code, output in [process.wait() for process in processes]:
-        assert code == 0 and said in output and "the same command goes on from there" in output, output
+    (code, output), (other_code, silence) = [process.wait() for process in processes]
+    assert code == 0 and said in output and "the same command goes on from there" in output, output
+    assert other_code == 0 and said not in silence, "one rank says it for all"
     assert epochs(tmp_path / "run") == kept
     shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)
     runs.finish(tmp_path, "run", fields, ranks=2)

@@ -2,8 +2,8 @@
 
 Give --runs once a method: its name, then the run folders of its seeds. Writes docs/curves/NAME.json. For example
 
-    python benchmarks/credit.py --out runs/credit --seeds 3
-    python benchmarks/reference_curves.py shapes_tiny --runs TP-GRPO runs/credit/turning_point-*
+    python benchmarks/credit.py --out runs/credit --methods TP-GRPO --seeds 3
+    python benchmarks/reference_curves.py shapes_tiny --runs TP-GRPO runs/credit/turning_point-?/
 """
 
 from __future__ import annotations

@@ -118,7 +118,11 @@ def test_a_run_logs_what_alarms_need_stops_by_them_and_another_begins_there(smok
     trainer.run()
     assert trainer.learner.optimizer.param_groups[0]["lr"] == 1e-5
     after = files.read_lines(folder.parent / "again" / "metrics.jsonl")
-    assert [(line["kind"], line["epoch"]) for line in after] == [("eval", 0), ("train", 5), ("eval", 5)]
+    assert [(line["kind"], line["epoch"]) for line in after if line["kind"] != "update"] == [
+        ("eval", 0),
+        ("train", 5),
+        ("eval", 5),
+    ]
     before = load_file(folder / "checkpoints" / "epoch-4" / checkpoint.WEIGHTS)
     moved = load_file(folder.parent / "again" / "checkpoints" / "epoch-5" / checkpoint.WEIGHTS)
     largest = max((moved[name] - before[name]).abs().max().item() for name in before)

@@ -131,6 +131,12 @@ def test_values_are_read_by_arrow_keys_and_in_a_table(opened: webdriver.Chrome) 
     assert len(rows) == 8 and rows[1] == "first 4 0.6 0.05"
 
 
+def test_the_table_is_there_as_soon_as_it_is_asked_for(opened: webdriver.Chrome) -> None:
+    at_once = "arguments[0].click(); return arguments[0].parentElement.querySelectorAll('tbody tr').length"
+    summary = one(chart(opened, "reward"), "summary")
+    assert [opened.execute_script(at_once, summary) for _ in range(3)] == [8, 8, 8]  # opened, closed, opened
+
+
 def test_trajectories_are_sorted_by_reward_and_by_turning_points(opened: webdriver.Chrome) -> None:
     section = one(opened, "#run-0")
     shown = next(group for group in every(section, ".group") if group.is_displayed())

@@ -195,9 +195,9 @@
 
   function numbers(figure, chart, lines, axis) {
     const details = element("details", {}, figure);
-    element("summary", {}, details, "Numbers");
-    details.addEventListener("toggle", () => {
-      if (!details.open || details.querySelector("table")) return;
+    // Before it opens: `toggle` comes some time after.
+    element("summary", {}, details, "Numbers").addEventListener("click", () => {
+      if (details.querySelector("table")) return;
       const holder = element("div", { tabindex: "0", role: "region", "aria-label": `Numbers of ${chart.title}` }, details);
       const table = element("table", {}, holder);
       const head = element("tr", {}, element("thead", {}, table));

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.report_runs import PROMPT, eval_line, evaluation, make, save_ladders, train_line
+from config import tp_grpo
+from tests.report_runs import CONFIG, PROMPT, eval_line, evaluation, make, save_ladders, train_line
 from tp_grpo import report
 from tp_grpo.report import charts, data, figures, reference
 
@@ -183,6 +184,26 @@ def test_a_run_is_compared_with_the_band_of_its_credit_and_told_what_differs(tmp
     (band,) = reference.chosen(curves, [own])
     assert band["label"] == "TP-GRPO" and band["run"] == 0
     assert band["differs"] == [{"run": "own", "field": "epochs", "reference": 4, "own": 3}]
+
+
+def test_a_setting_that_the_reference_does_not_know_is_a_difference(tmp_path: Path) -> None:
+    curves = {"name": "mine"} | reference.make({"TP-GRPO": three_seeds(tmp_path)})
+    own = make(tmp_path / "own", credit="turning_point", sample=CONFIG["sample"] | {"completion": "tweedie"})
+    (band,) = reference.chosen(curves, [data.read(own)])
+    assert band["differs"] == [{"run": "own", "field": "sample.completion", "reference": None, "own": "tweedie"}]
+    report.write(own, own / "report.html", against=curves)
+    assert "own has sample.completion = tweedie, the reference unknown." in (own / "report.html").read_text()
+
+
+def test_the_kept_reference_curves_know_every_setting_of_their_recipe_and_differ_where_a_run_does() -> None:
+    curves = reference.load("shapes_tiny")
+    for band in curves["bands"]:
+        today = json.loads(tp_grpo.get_config("shapes_tiny").to_json_best_effort())
+        today["credit"]["name"], today["epochs"] = band["credit"], band["config"]["epochs"]
+        other = data.differences([band["config"], today])
+        assert set(other) == {"seed"}, "a new field: give the bands the value that those runs were made with"
+        today["sample"]["completion"] = "tweedie"
+        assert data.differences([band["config"], today])["sample.completion"] == ["euler", "tweedie"]
 
 
 def test_the_kept_reference_curves_are_of_three_seeds_and_unknown_ones_are_named() -> None:

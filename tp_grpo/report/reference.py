@@ -64,13 +64,12 @@ def chosen(curves: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _differs(band: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:
-    """Rows {"run", "field", "reference", "own"} of the runs with the band's credit."""
+    """Rows {"run", "field", "reference", "own"} of the runs with the band's credit; None where a field is unknown."""
     rows = []
     for run in runs:
         if run.config["credit"]["name"] == band["credit"]:
             for field, (theirs, own) in differences([band["config"], run.config]).items():
-                # A field that one of the two does not know was added since, and left at what it was before.
-                if field != "seed" and theirs is not None and own is not None:
+                if field != "seed":
                     rows.append({"run": run.name, "field": field, "reference": theirs, "own": own})
     return rows
 

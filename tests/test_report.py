@@ -89,6 +89,19 @@ def test_a_ladder_of_one_reward_is_a_row_of_images(tmp_path: Path) -> None:
     assert 'class="ladder"' not in html and "advantage −1.00" in html
 
 
+def test_the_alarms_that_stand_are_told_of_a_run_that_asks_for_them(tmp_path: Path) -> None:
+    settings = {"rewards": {"scorers": {"my.own:Scorer": 1.0}, "max_failed": 0.05}}
+    settings |= {"train": {"beta": 0.0, "inner_epochs": 1, "updates_per_epoch": 1, "clip_range": 1e-4}}
+    runs = [make(tmp_path / how, tracking={"alarms": how}, epochs=5, **settings) for how in ("warn", "off")]
+    for run in [*runs, make(tmp_path / "old", epochs=5)]:
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(text.replace('"zero_std": 0.125', '"zero_std": 0.75'))
+    report.write([*runs, tmp_path / "old"], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("alarms that stand</h2>") == 1 and "<h2>warn: alarms that stand</h2>" in html
+    assert "<li><b>zero std</b>, after epoch 5: 75% of the groups" in html and html.count("To do: ") == 1
+
+
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         report.write(tmp_path, tmp_path / "report.html")

@@ -44,8 +44,10 @@ def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tu
     for epoch in saved:
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER).mkdir(parents=True)
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
+    config = smoke(tracking__alarms=how)
+    (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
     there: Any = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
-    return Watch(runtime, folder, there, smoke(tracking__alarms=how)), runtime  # type: ignore[arg-type]
+    return Watch(runtime, folder, there, config), runtime  # type: ignore[arg-type]
 
 
 def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
@@ -66,8 +68,20 @@ def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
     watch(tmp_path, "off", smoke)[0].look()
-    with pytest.raises(alarms.Alarmed, match="alarm after epoch 8, zero std"):
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(alarms.Alarmed, match=r"alarm after epoch 8, zero std(.|\n)*did: .*report\.html$"):
         watch(tmp_path, "stop", smoke)[0].look()
+    html = (tmp_path / "report.html").read_text()
+    assert "alarms that stand" in html and "<b>zero std</b>, after epoch 8: 100% of the groups&#39; steps" in html
+
+
+def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(tmp_path: Path, smoke: Smoke) -> None:
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+    own, _ = watch(tmp_path, "stop", smoke)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(alarms.Alarmed, match=r"zero std(.|\n)*There is no report of the run: .*config\.yaml"):
+        own.look()
 
 
 def test_rollback_exports_the_best_evaluated_policy_and_says_the_command(tmp_path: Path, smoke: Smoke) -> None:

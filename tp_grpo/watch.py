@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tp_grpo import alarms, files
+from tp_grpo import alarms, files, report
 from tp_grpo.checkpoint import ADAPTER, Checkpoints
 from tp_grpo.runtime import Runtime
 
@@ -19,16 +19,31 @@ class Watch:
         self.runtime, self.folder, self.checkpoints, self.config = runtime, folder, checkpoints, config
 
     def look(self) -> None:
-        """Called by all ranks after an epoch's checkpoint. Raises Alarmed on all of them where the run is to end."""
+        """Called by all ranks after an epoch's checkpoint.
+
+        Raises Alarmed on all of them where the run is to end, with its report written.
+        """
         how = self.config.tracking.alarms
         history = files.read_lines(self.folder / "metrics.jsonl") if self.runtime.is_main else []
         if how in ("stop", "rollback"):
             raised = self.runtime.share(alarms.check(history, self.config))[0]
             if raised:
-                raise alarms.Alarmed(raised, self._roll_back(history) if how == "rollback" else "")
+                done = [self._roll_back(history)] if how == "rollback" else []
+                raise alarms.Alarmed(raised, "\n".join([*done, self._report()]))
             return
         for alarm in alarms.risen(history, self.config):
             self.runtime.say(str(alarm))
+
+    def _report(self) -> str:
+        """Where the run's page is, or why there is none: what ends the run is the alarm, not a full disk."""
+        page, said = self.folder / "report.html", ""
+        if self.runtime.is_main:
+            try:
+                report.write(self.folder, page)
+                said = f"What the run did: {page}"
+            except (OSError, ValueError) as error:
+                said = f"There is no report of the run: {error}"
+        return self.runtime.share(said)[0]
 
     def _roll_back(self, history: Sequence[Mapping[str, Any]]) -> str:
         """Export the best checkpoint's policy; what was done, and the command to train on from there."""

@@ -42,6 +42,7 @@ class Run:
     train: Table
     eval: Table
     seconds: float  # all of them, evaluations included
+    history: Lines  # of metrics.jsonl, in its order
 
 
 def read(folder: Path) -> Run:
@@ -55,7 +56,7 @@ def read(folder: Path) -> Run:
     _add_axes(train, evaluations)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     name = folder.resolve().name
-    return Run(folder, name, config, columns(train), columns(evaluations), spent)
+    return Run(folder, name, config, columns(train), columns(evaluations), spent, lines)
 
 
 def read_all(folders: Iterable[Path]) -> list[Run]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from ml_collections import ConfigDict
 
-from tp_grpo import files
+from tp_grpo import alarms, files
 from tp_grpo.report import charts, reference
 from tp_grpo.report.data import Run, before_and_after, by_epoch, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
@@ -54,6 +55,7 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
     return {
         "name": run.name,
         "config": run.config,
+        "alarms": _alarms(run),
         "settings": json.dumps(run.config, indent=1, sort_keys=True),
         "epochs": max([0, *(epoch for epoch in run.train.get("epoch", []) if epoch)]),
         "updates": _last(run, "updates"),
@@ -66,6 +68,13 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
         "turning": charts.turning_points(run),
         "phases": charts.phases(run),
     }
+
+
+def _alarms(run: Run) -> list[alarms.Alarm]:
+    """Those that stand after the run's last line; none of a run whose settings know of no alarms."""
+    if "alarms" not in run.config.get("tracking", {}):
+        return []
+    return alarms.check(run.history, ConfigDict(run.config, allow_dotted_keys=True))
 
 
 def _last(run: Run, name: str) -> float:

@@ -25,7 +25,8 @@ VALUES = {
     "clip_low": 0.09,
     "ratio_dev": 0.0,
     "seconds": 12.0,
-    "seconds_rollout": 9.25,
+    "seconds_rollout": 8.25,
+    "seconds_decode": 1.0,
     "seconds_score_wait": 0.25,
     "seconds_update": 2.5,
 }
@@ -35,7 +36,7 @@ def test_the_summary_of_an_epoch_is_two_lines() -> None:
     first, second = progress.summary(10, 70, VALUES, images=96).splitlines()
     assert first == "epoch 10/70  reward 0.537  turning 15%  clipped 16%  ratio_dev 0.0e+00"
     # 96 images in 12 s; 60 epochs of 12 s are left
-    assert second == "             12.0 s (sample 9.2, score wait 0.2, update 2.5)  8 images/s  left 12 min"
+    assert second == "             12.0 s (sample 8.2, decode 1.0, score wait 0.2, update 2.5)  8 images/s  left 12 min"
     assert "kl 0.012" in progress.summary(10, 70, VALUES | {"kl": 0.0123}, images=96)
 
 

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_ladder_of_one_reward_is_a_row_of_images(tmp_path: Path) -> None:
 
 
 def test_the_alarms_that_stand_are_told_of_a_run_that_asks_for_them(tmp_path: Path) -> None:
-    settings = {"rewards": {"scorers": {"my.own:Scorer": 1.0}, "max_failed": 0.05}}
+    settings: dict[str, Any] = {"rewards": {"scorers": {"my.own:Scorer": 1.0}, "max_failed": 0.05}}
     settings |= {"train": {"beta": 0.0, "inner_epochs": 1, "updates_per_epoch": 1, "clip_range": 1e-4}}
     runs = [make(tmp_path / how, tracking={"alarms": how}, epochs=5, **settings) for how in ("warn", "off")]
     for run in [*runs, make(tmp_path / "old", epochs=5)]:
@@ -148,6 +149,23 @@ def test_a_metric_that_no_figure_knows_is_drawn_under_health(tmp_path: Path) -> 
     )
 
 
+def test_counts_are_told_by_phase_and_are_no_figures_of_health(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=0)
+    counts = [{"evaluations_rollout": 48, "images_decode": 12, "evaluations_update": n} for n in (30, 24, 24)]
+    lines = [train_line(i + 1) | counts[i] | {"seconds_decode": 1.0} for i in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = data.read(run)
+    assert {row["phase"]: (row["evaluations"], row["images"]) for row in charts.phases(read)} == {
+        "rollout": (48, None),
+        "update": (24, None),  # the median; the settings alone would have said 12
+        "decode": (None, 12),
+    }
+    known = {key for chart in charts.charts([read]) for key in chart.keys}
+    assert not known & {"evaluations_rollout", "evaluations_update", "images_decode"}
+    report.write(run, run / "report.html")
+    assert "<td>1.00</td><td>9%</td><td>–</td><td>12</td>" in (run / "report.html").read_text()
+
+
 def test_turning_points_are_averaged_over_spans_of_epochs(tmp_path: Path) -> None:
     found = charts.turning_points(data.read(make(tmp_path / "run")), most=2)
     assert found == {"steps": [2, 3], "spans": ["1–2", "3–4"], "shares": [[0.125, 0.125], [0.5, 0.5]]}
@@ -155,7 +173,8 @@ def test_turning_points_are_averaged_over_spans_of_epochs(tmp_path: Path) -> Non
 
 def test_the_cost_of_an_epoch_by_phase(tmp_path: Path) -> None:
     phases = {row["phase"]: row for row in charts.phases(data.read(make(tmp_path / "run")))}
-    assert phases["rollout"] == {"phase": "rollout", "seconds": 7.0, "evaluations": 48.0, "share": 0.7}
+    rollout = {"phase": "rollout", "seconds": 7.0, "evaluations": 48.0, "images": None, "share": 0.7}
+    assert phases["rollout"] == rollout
     assert phases["update"]["evaluations"] == 2 * 3 * 2  # prompts, images of each, steps; no KL, so once
 
 

@@ -95,9 +95,11 @@ def summary(epoch: int, epochs: int, values: Mapping[str, Any], images: int) -> 
         f"{name} {values[field]:.1f}"
         for name, field in (
             ("sample", "seconds_rollout"),
+            ("decode", "seconds_decode"),
             ("score wait", "seconds_score_wait"),
             ("update", "seconds_update"),
         )
+        if field in values
     )
     took = f"{seconds:.1f} s ({phases})  {images / seconds:.3g} images/s  left {duration((epochs - epoch) * seconds)}"
     head = f"epoch {epoch}/{epochs}  "

@@ -67,7 +67,7 @@ def _health(runs: list[Run]) -> list[Chart]:
     known = [(title, _distinct(runs, "train", [key for key in keys if key in train])) for title, keys in KNOWN]
     elsewhere = {key for _, keys in KNOWN for key in keys} | NOT_DRAWN | scores
     rest = [name for name in train if name.removesuffix("_se") not in elsewhere]
-    alone = [name for name in rest if not name.startswith(("seconds_", "turning_"))]
+    alone = [name for name in rest if not name.startswith(("seconds_", "turning_", "evaluations_", "images_"))]
     found = [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in known if keys]
     return found + [Chart(HEALTH, name.replace("_", " "), "train", (name,)) for name in alone]
 
@@ -126,24 +126,36 @@ def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
 
 
 def phases(run: Run) -> list[dict[str, Any]]:
-    """Median seconds and model evaluations of an epoch by phase, their order that of the epoch."""
+    """Of an epoch by phase, in the epoch's order: median seconds, their share, model evaluations and images decoded.
+
+    {"phase", "seconds", "share", "evaluations", "images"}; a count is None where none is known.
+    """
     counts = _evaluations(run)
     rows: list[dict[str, Any]] = []
     for name in (name for name in run.train if name.startswith("seconds_") and name != "seconds_all"):
-        known = [value for value in run.train[name] if value is not None]
         phase = name.removeprefix("seconds_")
-        rows.append({"phase": phase, "seconds": statistics.median(known), "evaluations": counts.get(phase)})
+        evaluations = _median(run, f"evaluations_{phase}")
+        row = {"phase": phase, "seconds": _median(run, name), "images": _median(run, f"images_{phase}")}
+        rows.append(row | {"evaluations": counts.get(phase) if evaluations is None else evaluations})
     whole = sum(row["seconds"] for row in rows) or 1.0
     return [row | {"share": row["seconds"] / whole} for row in rows]
 
 
 def _evaluations(run: Run) -> dict[str, float | None]:
-    """Rows through the model in an epoch: those sampled, as logged; those trained on (twice with a KL term)."""
+    """Rows through the model in an epoch of a run that did not count them by phase.
+
+    Those sampled are from the sum that was logged, those trained on from the settings (twice with a KL term).
+    """
     sample, train = run.config["sample"], run.config.get("train", {})
     steps = sample["groups_per_epoch"] * sample["group_size"] * sample["window_size"]
     trained = steps * train.get("inner_epochs", 1) * (2 if train.get("beta") else 1)
     sampled = [value for value in run.train.get("evaluations", []) if value is not None]
     return {"rollout": sampled[-1] / len(sampled) if sampled else None, "update": trained}
+
+
+def _median(run: Run, name: str) -> float | None:
+    known = [value for value in run.train.get(name, []) if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _names(runs: list[Run], table: str) -> list[str]:

@@ -31,9 +31,14 @@ def main() -> None:
     with safe_open(folder / f"epoch-{epoch}.safetensors", framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         prompts = json.loads(file.metadata()["prompts"])
+    entries, steps = kept["ladder"].shape[1], kept["turning"].shape[1]
+    if entries != steps + 1:
+        parser.error(
+            f"the ladders have {entries} rewards for {steps} steps: the figure needs one before and after each"
+        )
     count = kept["turning"][: len(kept["images"])].sum(1)
     row = count.tolist().index(count.max()) if arguments.row is None else arguments.row
-    draw({name: value[row] for name, value in kept.items()}, prompts[row], arguments.out)
+    draw({name: value[row] for name, value in kept.items() if name != "states"}, prompts[row], arguments.out)
 
 
 def draw(kept: dict, prompt: str, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tp_grpo import pictures, progress, tracking
@@ -63,11 +64,12 @@ class Journal:
         pending: list[Pending],
         prompts: list[str],
     ) -> None:
-        """All ladders of the epoch, and thumbnails of the completions of the first groups; prompts: of the set."""
+        """The epoch's ladders with their columns' states, and thumbnails of the first groups; prompts: of the set."""
         small = [tracking.thumbnails(p.images) for p in pending if p.images is not None]
         first = in_order(self.runtime, self.plan, small)[: self.config.tracking.groups * self.plan.group_size]
         tensors = {
             "ladder": samples.ladder,
+            "states": torch.tensor(self.plan.states),
             "reward": credit.reward,
             "increment": credit.increment,
             "turning": credit.turning,

@@ -16,9 +16,10 @@ BUDGET = 5_000_000  # characters of pictures in a page
 def trajectories(folder: Path, budget: float = BUDGET) -> list[dict[str, Any]]:
     """The kept groups, as many as `budget` characters of pictures allow: the newest epoch, the oldest, then the others.
 
-    A group is {"epoch", "prompt", "rows", "left_out"}, newest epoch first; a row {"member", "reward", "turns",
-    "frames", "steps"}. A frame is a completion {"image", "reward", "x", "y"}, a step {"increment", "long_term",
-    "credit", "advantage", "turning", "x", "y"}; x and y are percent of the ladder's box, y from above.
+    A group is {"epoch", "prompt", "rows", "left_out", "states"}, newest epoch first; a row {"member", "reward",
+    "turns", "frames", "steps"}. A frame is a completion {"image", "words", "reward", "x", "y"}, a step {"increment",
+    "long_term", "credit", "advantage", "turning", "x", "y"}; x and y are percent of the ladder's box, y from above.
+    `states` are the stochastic steps before each completion where some state has none, else None.
     """
     paths = by_epoch(folder / "ladders")
     found: list[dict[str, Any]] = []
@@ -49,16 +50,34 @@ def _groups(path: Path, budget: float) -> list[dict[str, Any]]:
             rows.append({"member": member} | _row(kept, i, (min(finite), max(finite))))
             spent += sum(len(frame["image"]) for frame in rows[-1]["frames"])
         left_out = len(members) - len(rows)
-        groups.append(
-            {"epoch": epoch_of(path), "prompt": prompts[ids.index(group_id)], "rows": rows, "left_out": left_out}
-        )
+        group = {"epoch": epoch_of(path), "prompt": prompts[ids.index(group_id)], "rows": rows}
+        groups.append(group | {"left_out": left_out, "states": _partial(kept)})
     return groups
+
+
+def _partial(kept: dict[str, Tensor]) -> list[int] | None:
+    """The states of the ladder's columns where there are several and some state of the window is left out."""
+    states: list[int] = kept["states"].tolist() if "states" in kept else []
+    return states if 1 < len(states) <= kept["reward"].shape[1] else None
+
+
+def _words(kept: dict[str, Tensor], j: int) -> str:
+    """What the ladder's column j is the reward of; a file without states does not say how many steps came before."""
+    if kept["ladder"].shape[1] == 1:
+        return "The trajectory's image"
+    state = int(kept["states"][j]) if "states" in kept else j
+    if state == 0:
+        return "Completion by the ODE alone"
+    if "states" not in kept:
+        return f"Completion {j}"
+    return f"Completion after {state} stochastic step{'' if state == 1 else 's'}"
 
 
 def _row(kept: dict[str, Tensor], i: int, span: tuple[float, float]) -> dict[str, Any]:
     ladder = kept["ladder"][i].tolist()
     frames = [
-        {"image": picture(image), "reward": reward, "x": 100 * (j + 0.5) / len(ladder), "y": _height(reward, span)}
+        {"image": picture(image), "words": _words(kept, j), "reward": reward}
+        | {"x": 100 * (j + 0.5) / len(ladder), "y": _height(reward, span)}
         for j, (image, reward) in enumerate(zip(kept["images"][i], ladder, strict=True))
     ]
     steps = [_step(kept, i, k, frames) for k in range(kept["reward"].shape[1])]

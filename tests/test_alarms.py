@@ -167,12 +167,29 @@ def test_every_alarm_says_numbers_cause_and_fields_that_exist() -> None:
 
 def test_the_best_epoch_is_saved_and_not_hacked() -> None:
     history = evaluations([20, 21, 22, 25], [5, 5.4, 5.5, 4.5])  # epochs 0, 20, 40, 60
-    assert alarms.best_epoch(history, [20, 40, 60], settings()) == 40
-    assert alarms.best_epoch(history, [20, 60], settings()) == 20
-    assert alarms.best_epoch(history, [59, 61], settings()) is None
+    totals = alarms.honest(history, settings())
+    assert totals == {0: 20, 20: 21, 40: 22}
+    assert alarms.best_epoch(totals, [20, 40, 60]) == 40
+    assert alarms.best_epoch(totals, [20, 60]) == 20
+    assert alarms.best_epoch(totals, [59, 61]) is None
     trained = settings()
     trained.rewards.scorers["aesthetic"] = 1.0
-    assert alarms.best_epoch(history, [20, 40, 60], trained) == 60
+    assert alarms.best_epoch(alarms.honest(history, trained), [20, 40, 60]) == 60
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"diversity": lambda i: 0.2 if i < 30 else 0.01},
+        {"high_frequency": lambda i: 0.05 if i < 30 else 0.5},
+        {"kl": lambda i: 0.02 if i < 30 else 0.5},
+    ],
+)
+def test_a_policy_that_has_collapsed_is_not_the_best_though_its_total_is_highest(bad: Mapping[str, Any]) -> None:
+    collapsed = train(60, **bad) + evaluations([20, 21, 22, 25], [5, 5, 5, 5])  # epochs 0, 20, 40, 60
+    assert alarms.honest(collapsed, settings()) == {0: 20, 20: 21}
+    recovered = train(60, zero_std=lambda i: 0.9 if 15 <= i < 25 else 0.1) + evaluations([20, 23, 22, 25], [5] * 4)
+    assert alarms.honest(recovered, settings()) == {0: 20, 40: 22, 60: 25}
 
 
 def test_a_real_healthy_run_raises_none_at_any_epoch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,23 +84,51 @@ def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(tmp_path: Pa
         own.look()
 
 
-def test_rollback_exports_the_best_evaluated_policy_and_says_the_command(tmp_path: Path, smoke: Smoke) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6, 8))
-    for epoch in range(1, 9):
-        record(tmp_path, "train", epoch, **SILENT)
-        if epoch % 2 == 0:
-            record(tmp_path, "eval", epoch, total={2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5}[epoch], total_se=0.1)
-    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 6") as stopped:
+def collapsing(folder: Path, totals: Mapping[int, float]) -> None:
+    """Records of eight epochs with an alarm from the fifth on, and evaluations by epoch."""
+    for epoch in range(9):
+        if epoch:
+            record(folder, "train", epoch, **SILENT)
+        if epoch in totals:
+            record(folder, "eval", epoch, total=totals[epoch], total_se=0.1)
+
+
+def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(tmp_path: Path, smoke: Smoke) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
+    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
         own.look()
-    assert (tmp_path / "adapter" / "weights").read_text() == "6", "epoch 2 was better, but is not there any more"
-    assert f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-6 --config.run_name=NAME" in str(stopped.value)
+    assert (tmp_path / "adapter" / "weights").read_text() == "4", "6 was better, and raised the alarm"
+    assert f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-4 --config.run_name=NAME" in str(stopped.value)
+    assert "removed" not in str(stopped.value)
 
 
-def test_rollback_without_a_good_checkpoint_exports_nothing(tmp_path: Path, smoke: Smoke) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(4,))
-    for epoch in range(1, 9):
-        record(tmp_path, "train", epoch, **SILENT)
-    with pytest.raises(alarms.Alarmed, match="nothing to go back to"):
+def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(tmp_path: Path, smoke: Smoke) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6, 8))
+    own.config.eval.every = 2
+    collapsing(tmp_path, {0: 0.1, 2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5})
+    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
+        own.look()
+    said = str(stopped.value)
+    assert "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), has been removed" in said
+    assert "--config.run_name=NAME --config.epochs=2 makes it again" in said
+    assert "--config.checkpoint.keep_every=2 keeps" in said
+
+
+@pytest.mark.parametrize(
+    "totals, advice",
+    [
+        ({}, "a lower --config.eval.every may find"),
+        ({0: 0.5, 6: 0.9}, "No evaluation without an alarm was better than the base model's"),
+        ({0: 0.5, 3: 0.9}, "The checkpoint of epoch 3(.|\\n)*--config.epochs=3 makes it again"),
+    ],
+)
+def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
+    tmp_path: Path, smoke: Smoke, totals: Mapping[int, float], advice: str
+) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6))
+    collapsing(tmp_path, totals)
+    with pytest.raises(alarms.Alarmed, match=f"nothing to go back to. (.|\\n)*{advice}"):
         own.look()
     assert not (tmp_path / "adapter").exists()
 

@@ -86,20 +86,22 @@ def never_trained_on(config: Any) -> list[str]:
     return [name for name, weight in weights.items() if weight == 0]
 
 
-def best_epoch(history: History, saved: Iterable[int], config: Any) -> int | None:
-    """Of the epochs `saved` that were evaluated, the one with the highest total; None where there is no such epoch.
+def honest(history: History, config: Any) -> dict[int, float]:
+    """The totals of the evaluations by epoch, 0 the base model's, but for epochs after which any alarm stood.
 
-    Epochs in which a scorer that is never trained on had fallen do not count: where the reward is hacked most, the
-    total is highest.
+    The total is highest where the reward is hacked most, and says nothing of a policy that has collapsed.
     """
-    honest: dict[int, float] = {}
-    for end in range(len(history)):
-        record = history[end]
-        if record["kind"] == "eval" and record.get("total") is not None and record["epoch"] in set(saved):
-            hacked = any(_fall(history[: end + 1], name) for name in never_trained_on(config))
-            if not hacked:
-                honest[record["epoch"]] = record["total"]
-    return max(honest, key=lambda epoch: honest[epoch]) if honest else None
+    totals = {r["epoch"]: r["total"] for r in history if r["kind"] == "eval" and r.get("total") is not None}
+    return {
+        epoch: total
+        for epoch, total in totals.items()
+        if not check([record for record in history if record["epoch"] <= epoch], config)
+    }
+
+
+def best_epoch(totals: Mapping[int, float], saved: Iterable[int]) -> int | None:
+    """Of the epochs `saved`, the one with the highest of `honest`'s totals; None where none of them has one."""
+    return max((epoch for epoch in saved if epoch in totals), key=lambda epoch: totals[epoch], default=None)
 
 
 def _hacked(history: History, config: Any) -> Iterable[Alarm]:

@@ -47,9 +47,10 @@ class Watch:
 
     def _roll_back(self, history: Sequence[Mapping[str, Any]]) -> str:
         """Export the best checkpoint's policy; what was done, and the command to train on from there."""
-        best = self.runtime.share(alarms.best_epoch(history, self.checkpoints.epochs(), self.config))[0]
+        totals = self.runtime.share(alarms.honest(history, self.config))[0]
+        best = self.runtime.share(alarms.best_epoch(totals, self.checkpoints.epochs()))[0]
         if best is None:
-            return "There is nothing to go back to: of the checkpoints that are kept none has a good evaluation."
+            return f"There is nothing to go back to. {self._removed(totals, best)}"
         source = self.checkpoints.folder / f"epoch-{best}"
 
         def write() -> None:
@@ -60,5 +61,23 @@ class Watch:
         return (
             f"{self.folder / ADAPTER} holds the policy of epoch {best}, the best evaluated one. To train on from it "
             f"with other settings: the same command with --config.checkpoint.resume={source} --config.run_name=NAME "
-            "and what is to change."
+            f"and what is to change. {self._removed(totals, best)}"
+        ).rstrip()
+
+    def _removed(self, totals: Mapping[int, float], best: int | None) -> str:
+        """What can be done where a better epoch than `best` has no checkpoint; nothing where there is none such."""
+        better = max(totals, key=lambda epoch: totals[epoch], default=0)
+        if best is not None and totals[better] <= totals[best]:
+            return ""
+        every = self.config.eval.every
+        if better == 0:
+            return (
+                f"No evaluation without an alarm was better than the base model's. They are {every} epochs apart: a "
+                "lower --config.eval.every may find a better policy in between."
+            )
+        return (
+            f"The checkpoint of epoch {better}, evaluated as better without an alarm (total {totals[better]:.4g}), has "
+            "been removed, for checkpoint.keep and checkpoint.keep_every keep only some. The same command with "
+            f"--config.run_name=NAME --config.epochs={better} makes it again, with the same noise; "
+            f"--config.checkpoint.keep_every={every} keeps one of every evaluation."
         )

@@ -105,6 +105,27 @@ class Runtime:
         if error is not None:
             raise error
 
+    def together(self, work: Callable[[], T]) -> T:
+        """Every rank does the work, which holds no collective; what fails on any stops all, naming who failed.
+
+        Raises ValueError for a ValueError of any rank, and on the others for any error of one.
+        """
+        failed: Exception | None = None
+        try:
+            done = work()
+        except Exception as error:
+            failed = error
+        if self.peers is None:
+            if failed:
+                raise failed
+            return done
+        said = self.share(_words(failed))
+        if failed and not isinstance(failed, ValueError):
+            raise failed
+        if any(said):
+            raise ValueError(_blame(said, self.peers.names)) from failed
+        return done
+
     def synchronize(self) -> None:
         """Wait for this thread's own work on the device; what scorers do on streams of theirs goes on."""
         if self.device.type == "cuda":
@@ -122,3 +143,17 @@ class Runtime:
     def bar(self, items: Sequence[T], name: str, **options: Any) -> progress.Bar[T]:
         """`progress.bar` on the main process; the others say nothing."""
         return progress.bar(items, name, **options) if self.is_main else progress.Silent(items)
+
+
+def _words(error: Exception | None) -> str:
+    """Of an error, for the other ranks; empty without one."""
+    if error is None:
+        return ""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _blame(said: list[str], names: list[str]) -> str:
+    """What each rank said in its name; what all say alike is said once."""
+    if len(set(said)) == 1:
+        return said[0]
+    return "\n".join(f"{name}: {words}" for name, words in zip(names, said, strict=True) if words)

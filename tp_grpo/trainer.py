@@ -48,16 +48,7 @@ class Trainer:
             timeout_s=config.runtime.timeout_s,
             shard=sharding.asked(os.environ, config),
         )
-        self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
-        check_optimizer(config.train.optimizer)
-        self.prompts = prompts.load(config.prompts.train, field="prompts.train")
-        self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
-        prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
-        self.rewards = RewardSet(config.rewards.scorers.to_dict())
-        if not any(self.rewards.weights.values()):
-            raise ValueError("rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight")
-        for chosen in self._prompt_sets().values():
-            self.rewards.check_prompts(chosen.prompts, chosen.metadata)
+        self.runtime.together(self._read)  # what is missing may be missing on one node alone
         settings = json.loads(config.to_json_best_effort())
         content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
         self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings | content)
@@ -68,13 +59,27 @@ class Trainer:
             self._build(settings)
         self.clock.lap()  # loading is no part of the first epoch
 
+    def _read(self) -> None:
+        """What the config names, before any weights load."""
+        config = self.config
+        self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
+        check_optimizer(config.train.optimizer)
+        self.prompts = prompts.load(config.prompts.train, field="prompts.train")
+        self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
+        prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
+        self.rewards = RewardSet(config.rewards.scorers.to_dict())
+        if not any(self.rewards.weights.values()):
+            raise ValueError("rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight")
+        for chosen in self._prompt_sets().values():
+            self.rewards.check_prompts(chosen.prompts, chosen.metadata)
+
     def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
         return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}
 
     def _build(self, settings: dict[str, Any]) -> None:
         c = self.config
         self.runtime.seed(c.seed)
-        self.backbone = models.load(c.model, self.runtime.device)
+        self.backbone = self.runtime.together(lambda: models.load(c.model, self.runtime.device))
         if c.model.text_encoders == "drop":
             self._encode_ahead()
         resident = c.model.text_encoders != "offload" or self.runtime.device.type == "cpu"

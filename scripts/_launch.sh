@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by single_node/*.sh and multi_node/*.sh: checks, then `exec accelerate launch`.
+# Sourced by single_node/*.sh and multi_node/*.sh: checks, then accelerate's launcher.
 #
 # MODEL_NAME sd3 | flux | shapes (the embedded model, which needs no GPU); REWARD pickscore | geneval | general_ocr,
 # of shapes tiny | smoke; NUM_GPUS of this machine (default: all; without CUDA, processes: 1); BETA the weight of the
@@ -61,7 +61,6 @@ launch() {
     local algorithm="$1" machines="$2" rank="$3" processes="$4" present config chosen
     shift 4
     cd "$LAUNCH_ROOT"
-    command -v accelerate >/dev/null || fail "there is no accelerate on the PATH: pip install -r requirements.txt"
     present="$(gpus)"
     chosen="$(recipe "$processes")" || exit 2
     if [ "$present" -gt 0 ] && [ "${LAUNCH:-}" != cpu ]; then
@@ -73,14 +72,19 @@ launch() {
         export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
         LAUNCH="${LAUNCH:-cpu}"
     fi
+    case "${LAUNCH:-}" in
+        *zero* | *deepspeed* | *DeepSpeed*)
+            fail "LAUNCH = '$LAUNCH': DeepSpeed's engine casts the fp32 adapters and steps on its own schedule, beside the \
+trainer's; take ddp, or fsdp2, which shards the frozen weights (docs/scaling.md)" ;;
+    esac
     config="scripts/accelerate_configs/${LAUNCH:-ddp}.yaml"
     [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': there is no $config; there are ddp, fsdp2 and cpu"
     if [ "$machines" -gt 1 ]; then reach_master "$rank"; fi
     # shellcheck disable=SC2086 # the recipe is a name and, of the embedded model, an argument
     set -- --config="config/$algorithm.py:"$chosen ${BETA:+--config.train.beta="$BETA"} "$@"
     export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
-    trap '' USR1 # is for the ranks, who take it back; the launcher would die of it
-    exec accelerate launch --config_file "$config" \
+    trap '' USR1 # is for the ranks, who take it back
+    exec python3 scripts/_accelerate.py launch --config_file "$config" \
         --num_machines "$machines" --machine_rank "$rank" --num_processes "$processes" \
         --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "$MASTER_PORT" \
         --rdzv_conf "timeout=$MASTER_WAIT" scripts/train.py "$@"

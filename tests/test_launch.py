@@ -14,10 +14,13 @@ import pytest
 from config import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-ACCELERATE = """#!/bin/bash
-kill -USR1 $$  # a program that does not ignore it dies here
-printf '%s\\n' "$@" "NCCL_DEBUG=${NCCL_DEBUG-unset}" "CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset}" \\
-    "ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU-unset}" "GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME-unset}"
+ACCELERATE = """
+import os, signal, sys
+
+def main():
+    os.kill(os.getpid(), signal.SIGUSR1)  # a program that does not ignore it dies here
+    names = ("NCCL_DEBUG", "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "GLOO_SOCKET_IFNAME")
+    print(*sys.argv[1:], *(f"{name}={os.environ.get(name, 'unset')}" for name in names), sep="\\n")
 """
 OURS = (
     "MODEL_NAME",
@@ -40,7 +43,11 @@ class Scripts:
         self.root, self.tools = folder / "a copy", folder / "tools"
         shutil.copytree(ROOT / "scripts", self.root / "scripts", symlinks=True)
         self.tools.mkdir()
-        self.tool("accelerate", ACCELERATE)
+        commands = folder / "pretended" / "accelerate" / "commands"
+        commands.mkdir(parents=True)
+        for package in (commands, commands.parent):
+            (package / "__init__.py").touch()  # or the real one is taken
+        (commands / "accelerate_cli.py").write_text(ACCELERATE)
         self.gpus(0)
 
     def tool(self, name: str, text: str) -> None:
@@ -57,7 +64,12 @@ class Scripts:
         path = f"{self.tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = ["bash", str(self.root / "scripts" / script), *arguments]
         return subprocess.run(
-            command, env={**clean, "PATH": path, **env}, cwd="/", capture_output=True, text=True, timeout=60
+            command,
+            env={**clean, "PATH": path, "PYTHONPATH": str(self.root.parent / "pretended"), **env},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     def launched(self, script: str, *arguments: str, **env: str) -> list[str]:
@@ -161,9 +173,15 @@ NODE = "multi_node/tp_grpo.sh 0"
         (ALONE, {"MASTER_PORT": "70000"}, "MASTER_PORT = 70000 is no port: they end at 65535"),
         (
             ALONE,
-            {"LAUNCH": "zero9"},
-            "LAUNCH = 'zero9': there is no scripts/accelerate_configs/zero9.yaml; there are ddp, fsdp2",
+            {"LAUNCH": "fsdp9"},
+            "LAUNCH = 'fsdp9': there is no scripts/accelerate_configs/fsdp9.yaml; there are ddp, fsdp2",
         ),
+        (
+            ALONE,
+            {"LAUNCH": "zero2"},
+            "LAUNCH = 'zero2': DeepSpeed's engine casts the fp32 adapters and steps on its own schedule",
+        ),
+        (ALONE, {"LAUNCH": "deepspeed"}, "take ddp, or fsdp2, which shards the frozen weights (docs/scaling.md)"),
         (ALONE, {"LAUNCH": "cpu"}, "MODEL_NAME=sd3 needs CUDA GPUs"),
         ("multi_node/tp_grpo.sh", {}, "RANK = '': give this machine's number first, as in bash"),
         ("multi_node/tp_grpo.sh --config.epochs=3", {}, "RANK = '--config.epochs=3': give this machine's number first"),

@@ -21,6 +21,7 @@ from absl import app
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo import peers
     from tp_grpo.agreement import DisagreementError
     from tp_grpo.alarms import Alarmed
     from tp_grpo.preemption import Preempted, stop_on_second_ctrl_c
@@ -42,17 +43,17 @@ def main(_: list[str]) -> int:
     except Preempted as why:
         code = _stopped(trainer, f"stopped by {why}", 0, agreed=True)
         if trainer is not None:
-            trainer.runtime.accelerator.end_training()  # all ranks are here; one that left without would abort
+            trainer.runtime.leave()
         return code
     except Alarmed as why:
         code = _stopped(trainer, str(why), 5, agreed=True)
         if trainer is not None:
-            trainer.runtime.accelerator.end_training()
+            trainer.runtime.leave()
         return code
     except (RewardError, RatioError, GradientError, DisagreementError) as error:
         return _stopped(trainer, f"error: {error}", 3)
     except RuntimeError as error:
-        lost = trainer.runtime.explain(error) if trainer else None
+        lost = peers.explain(error)
         if lost is None:
             raise
         return _stopped(trainer, f"error: {lost}", 4)

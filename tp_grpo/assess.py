@@ -62,7 +62,7 @@ def assess(config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts
         (out / "table.json").write_text(json.dumps(rows, indent=1))
         (out / "table.md").write_text(table + "\n")
         runtime.say(f"{table}\nwritten to {out}")
-    runtime.accelerator.end_training()
+    runtime.leave()
     return table
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, patch_environment, set_seed
 from torch import Tensor, distributed, nn
 
-from tp_grpo import progress, sharding
+from tp_grpo import peers, progress, sharding
 from tp_grpo.peers import Peers, own_name
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Runtime:
             _GROUPS.append(distributed.group.WORLD)
         self.shard = shard and self.world_size > 1
         self.timeout_s = timeout_s
-        self.peers = Peers(self.rank, self.share(own_name(self.rank))) if self.world_size > 1 else None
+        self.peers = Peers(self.rank, self.share(own_name(self.rank)), timeout_s) if self.world_size > 1 else None
 
     def seed(self, seed: int) -> None:
         """The same on every rank: initial adapters agree."""
@@ -77,9 +77,10 @@ class Runtime:
         shared: list[T] = gather_object([item])
         return shared
 
-    def explain(self, error: BaseException) -> str | None:
-        """Which rank is gone, where that is what an error is about; None where it is not."""
-        return self.peers.explain(error, self.timeout_s) if self.peers else None
+    def leave(self) -> None:
+        """Close the trackers and the group; called where all ranks are, for one that left without would abort."""
+        peers.leave()
+        self.accelerator.end_training()
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Place by place, the largest of all ranks' values; fp32, cheap enough for every batch."""

@@ -278,5 +278,5 @@ class Trainer:
         """Export the averaged policy, write the report, close the trackers."""
         page = self.keeper.finish(self.learner)
         self.rewards.close()
-        self.runtime.accelerator.end_training()
+        self.runtime.leave()
         return page

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -28,6 +30,7 @@ class Machines:
         self.names = [f"tpgrpo-{os.getpid()}-{rank}" for rank in range(2)]
 
     def join(self) -> None:
+        clear_left_over()
         for name in self.names:
             ip("netns", "add", name)
             etc = Path("/etc/netns") / name  # `ip netns exec` lays it over /etc; a look-up would wait for a server
@@ -46,16 +49,22 @@ class Machines:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
-    def start(self, rank: int, out: Path, run_name: str = "two", **env: str) -> subprocess.Popen[str]:
-        """The documented command on one of them."""
+    def start(
+        self, rank: int, out: Path, run_name: str = "two", changed: Mapping[str, object] = FIELDS, **env: str
+    ) -> subprocess.Popen[str]:
+        """The documented command on one of them, with the fields changed."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[rank], "bash", SCRIPT, str(rank), *fields(out, run_name)],
+            ["ip", "netns", "exec", self.names[rank], "bash", SCRIPT, str(rank), *fields(out, run_name, changed)],
             cwd=ROOT,
             env=environment(MASTER_ADDR="10.77.0.1", NUM_MACHINES="2", NUM_PROCESSES="2", MASTER_WAIT="60") | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def unplug(self) -> None:
+        """The cable, at machine 1: nobody is told."""
+        ip("-n", self.names[1], "link", "set", "cable", "down")
 
     def kill(self, rank: int) -> None:
         """The machine's power fails: the launcher and all that it started, at once."""
@@ -65,12 +74,24 @@ class Machines:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+def clear_left_over() -> None:
+    """What tests that were killed have left: namespaces and folders named after a process that is gone."""
+    listed = {line.split()[0] for line in ip("netns", "list").splitlines() if line.strip()}
+    folders = {path.name for path in Path("/etc/netns").glob("tpgrpo-*")}
+    for name in listed | folders:
+        made_by = re.fullmatch(r"tpgrpo-(\d+)-\d", name)
+        if made_by and not psutil.pid_exists(int(made_by[1])):
+            if name in listed:
+                ip("netns", "delete", name)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
-def fields(out: Path, run_name: str) -> list[str]:
-    given = {**FIELDS, "output_dir": out, "run_name": run_name}
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def fields(out: Path, run_name: str, changed: Mapping[str, object] = FIELDS) -> list[str]:
+    given = {**FIELDS, **changed, "output_dir": out, "run_name": run_name}
     return [f"--config.{field}={value}" for field, value in given.items()]
 
 
@@ -150,6 +171,45 @@ def test_two_machines_one_of_them_late_or_lost_give_what_one_gives(machines: Mac
     assert finish(second)[0] == 0
     resumed = weights(tmp_path / "lost")
     assert all((resumed[name] == two[name]).all() for name in two) and resumed.keys() == two.keys()
+
+
+def begin(machines: Machines, out: Path, **changed: object) -> list[subprocess.Popen[str]]:
+    """Both machines, in a run that goes on until it is hurt; after the first epoch is on disk."""
+    both = [machines.start(rank, out, "hurt", {"epochs": 1000, **changed}) for rank in range(2)]
+    wait_for(out / "hurt/checkpoints/epoch-1/state.json", both[0])
+    return both
+
+
+def test_the_loss_of_machine_0_which_holds_the_store_is_named(machines: Machines, tmp_path: Path) -> None:
+    first, second = begin(machines, tmp_path)
+    machines.kill(0)
+    killed = time.monotonic()
+    first.communicate()
+    code, output = finish(second, 60)
+    assert code != 0 and "rank 0 on machine 0" in output and "everything up to epoch " in output, output
+    assert time.monotonic() - killed < 60
+
+
+def test_a_cable_that_is_pulled_out_stops_both_machines_within_the_timeout(machines: Machines, tmp_path: Path) -> None:
+    first, second = begin(machines, tmp_path, **{"runtime.timeout_s": 15})
+    machines.unplug()
+    pulled = time.monotonic()
+    code, output = finish(first, 90)
+    assert code != 0 and "warning: rank 1 on machine 1" in output and "error: rank 1 on machine 1" in output, output
+    code, output = finish(second, 90)
+    assert code != 0 and "error: the store of machine 0 does not answer" in output, output
+    assert "everything up to epoch " in output and time.monotonic() - pulled < 90, output
+
+
+def test_what_a_killed_test_left_behind_is_removed(machines: Machines) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = Path("/etc/netns") / f"tpgrpo-{gone.pid}-0"
+    left.mkdir()
+    ip("netns", "add", left.name)
+    clear_left_over()
+    assert not left.exists() and left.name not in ip("netns", "list")
+    assert all(name in ip("netns", "list") for name in machines.names)
 
 
 @pytest.mark.parametrize(

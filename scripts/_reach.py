@@ -44,7 +44,11 @@ def check_own(address: str, resolved: str, port: int) -> None:
             probe.bind((resolved, port))
         except OSError as error:
             own = [a.address for of in psutil.net_if_addrs().values() for a in of if a.family == socket.AF_INET]
-            why = f"port {port} is taken; set MASTER_PORT" if resolved in own else f"its own are {', '.join(own)}"
+            why = (
+                f"port {port} is taken; set MASTER_PORT"
+                if resolved in own
+                else f"its own are {', '.join(own)}, and a floating or NAT address is none"
+            )
             raise OSError(f"MASTER_ADDR = {address!r}: this machine, RANK 0, cannot listen there; {why}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,3 +51,12 @@ def test_an_error_that_is_ours_keeps_its_traceback_on_its_rank_alone(tmp_path: P
     assert code == 2 and "error: rank 1 on machine 0 (" in output and "ImportError: no such package" in output, output
     assert "Traceback" not in output
     assert other_code == 1 and "Traceback" in other and "ImportError: no such package" in other, other
+
+
+def test_a_rank_that_is_lost_while_it_loads_is_named(tmp_path: Path) -> None:
+    first, second = runs.start(tmp_path, "run", {"sample.batch_size": 1}, at=("load", 1), ranks=2)
+    assert second.reached()
+    os.kill(second.pid, signal.SIGKILL)
+    code, output = first.wait()
+    assert code == 4 and "error: rank 1 on machine 0 (" in output and "no longer answers" in output, output
+    assert "Traceback" not in output, output

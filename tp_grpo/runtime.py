@@ -46,7 +46,6 @@ class Runtime:
         if self.world_size > 1:
             _GROUPS.append(distributed.group.WORLD)
         self.shard = shard and self.world_size > 1
-        self.timeout_s = timeout_s
         self.peers = Peers(self.rank, self.share(own_name(self.rank)), timeout_s) if self.world_size > 1 else None
 
     def seed(self, seed: int) -> None:
@@ -150,7 +149,7 @@ def _words(error: Exception | None) -> str:
     """Of an error, for the other ranks; empty without one."""
     if error is None:
         return ""
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return str(error) or "ValueError" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _blame(said: list[str], names: list[str]) -> str:

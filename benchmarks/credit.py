@@ -41,16 +41,16 @@ class Method:
     longer: int = 1
 
 
+MULTISTEP = {"sample.completion": "multistep", "sample.completion_steps": 3}
 METHODS = {
     # Without branches an epoch takes less than half the seconds: it gets as many seconds, roughly, as the others.
     BASELINE: Method("terminal", "terminal", "flow_grpo", longer=2),
     "incremental": Method("incremental", "incremental"),
     "TP-GRPO": Method("turning_point", "turning_point"),
     "TP-GRPO, reuse": Method("reuse", "turning_point", fields={"sample.completion": "reuse"}),
-    "TP-GRPO, multistep 3": Method(
-        "multistep", "turning_point", fields={"sample.completion": "multistep", "sample.completion_steps": 3}
-    ),
+    "TP-GRPO, multistep 3": Method("multistep", "turning_point", fields=MULTISTEP),
     "value": Method("value", "value"),
+    "value, multistep 3": Method("value_multistep", "value", fields=MULTISTEP),
 }
 
 

@@ -139,7 +139,7 @@ def test_what_is_saved_loads_back_and_a_foreign_one_is_refused(
     with torch.no_grad():
         for parameter in policy.parameters.values():
             parameter += 0.1 * torch.randn(parameter.shape)
-    backbone.export(policy, tmp_path)
+    backbone.export(policy, policy.parameters, tmp_path)
     again = export.load(load().transformer, tmp_path)
     assert all(torch.equal(again.parameters[name], p) for name, p in policy.parameters.items())
     other = {"sd3": "flux", "flux": "sd3"}[kind]
@@ -155,7 +155,7 @@ def test_an_export_that_does_not_survive_is_noticed(load: Callable[..., Any], tm
     policy = Policy(backbone.transformer, rank=4, alpha=8, targets=backbone.lora_targets, kl=False)
     monkeypatch.setattr(export, "load_file", lambda path: {n: v + 1 for n, v in load_file(path).items()})
     with pytest.raises(RuntimeError, match="did not survive saving"):
-        backbone.export(policy, tmp_path)
+        backbone.export(policy, policy.parameters, tmp_path)
 
 
 def script(name: str, *arguments: str) -> str:

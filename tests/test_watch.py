@@ -46,8 +46,9 @@ def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tu
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
     config = smoke(tracking__alarms=how)
     (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
-    there: Any = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
-    return Watch(runtime, folder, there, config), runtime  # type: ignore[arg-type]
+    there = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
+    keeper: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
+    return Watch(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
 
 
 def record(folder: Path, kind: str, epoch: int, **values: float) -> None:

@@ -105,6 +105,11 @@ class Checkpoints:
         self.tidy()
         return final
 
+    def check_room(self, checkpoint: Checkpoint) -> None:
+        """Raises NoRoomError when the disk has no room for it, before anything is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.check_room(self.folder / f"epoch-{checkpoint.epoch}", self._needed(checkpoint))
+
     def _needed(self, checkpoint: Checkpoint) -> int:
         """Bytes: as many as the one before took, and at least the tensors'."""
         before = [files.size(self.folder / f"epoch-{epoch}") for epoch in self.epochs()[-1:]]

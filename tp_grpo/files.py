@@ -32,9 +32,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".draft-{path.name}")
     remove(draft)
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise _no_room(path, needed, free)
+    free = check_room(path, needed)
     try:
         yield draft
         for part in (*draft.rglob("*"), draft):
@@ -49,6 +47,14 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
         remove(path)
     draft.replace(path)
     flush(path.parent)
+
+
+def check_room(path: Path, needed: int) -> int:
+    """Bytes free where `path` is to be; its folder is there. Raises NoRoomError when fewer than `needed` are."""
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise _no_room(path, needed, free)
+    return free
 
 
 def remove(path: Path) -> None:

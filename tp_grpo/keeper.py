@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tp_grpo import agreement, checkpoint, files, modelcard, report
 from tp_grpo.learner import Learner
+from tp_grpo.preemption import Preemption
 from tp_grpo.rewards import RewardError
 from tp_grpo.runtime import Runtime
 
@@ -17,15 +19,22 @@ class Keeper:
     """`found` is the checkpoint to go on from, None for a run that begins; it is let go of once it is restored.
 
     It has no tracker id where the run's curves do not go on from it: it is another run's, or an earlier one.
+    A checkpoint is copied into host memory and written beside the next epoch, on a thread of rank 0; whoever reads
+    `checkpoints` while the run goes on must `settle` first.
     """
 
-    def __init__(self, runtime: Runtime, folder: Path, options: Any, settings: dict[str, Any]) -> None:
-        """options: `config.checkpoint`; settings: the whole config, for the checkpoints.
+    def __init__(
+        self, runtime: Runtime, folder: Path, options: Any, settings: dict[str, Any], preemption: Preemption
+    ) -> None:
+        """options: `config.checkpoint`; settings: the whole config, for the checkpoints; preemption: times the writing.
 
         Raises ValueError for a run that cannot or must not be gone on with or that is in work already,
         DisagreementError when ranks see other checkpoints or have another config.
         """
         self.runtime, self.folder, self.options, self.settings = runtime, folder, options, settings
+        self.preemption = preemption
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None  # on rank 0
         self.checkpoints = checkpoint.Checkpoints(
             folder / "checkpoints", options.keep_every, options.keep, options.best
         )
@@ -102,14 +111,36 @@ class Keeper:
         return found.epoch
 
     def save(self, learner: Learner, epoch: int, scores: dict[str, float], tracker: str) -> None:
-        """Rank 0 writes, the others wait. Raises NoRoomError on all ranks when the disk is full."""
+        """Rank 0 copies what is held and begins to write it, once the checkpoint before is on the disk.
 
-        def write() -> None:
-            self.checkpoints.save(
-                learner.snapshot(epoch, self.settings, scores, tracker), lambda out: self._policy(learner, out)
-            )
+        Raises NoRoomError on all ranks when the disk has no room for it, or had none for the one before.
+        """
 
-        self.runtime.on_main(write)
+        def begin() -> None:
+            self._wait()
+            made, card = learner.snapshot(epoch, self.settings, scores, tracker), self._card()
+            self.checkpoints.check_room(made)
+
+            def write() -> None:
+                with self.preemption.write():
+                    self.checkpoints.save(made, lambda out: self._export(learner, out, card, made.state["ema"]))
+
+            self._writing = self._writer.submit(write)
+
+        self.runtime.on_main(begin)
+
+    def settle(self) -> None:
+        """Wait for the last checkpoint to be on the disk. Raises NoRoomError on all ranks when there was no room."""
+        self.runtime.on_main(self._wait)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for it, whatever becomes of it and of the other ranks."""
+        self._writer.shutdown()
 
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
         """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""
@@ -130,11 +161,12 @@ class Keeper:
 
     def finish(self, learner: Learner) -> Path:
         """Rank 0 writes the averaged policy into `adapter/` and the report, and says what was gained; its path."""
+        self.settle()
         page = self.folder / "report.html"
 
         def write() -> None:
             with files.whole(self.folder / checkpoint.ADAPTER) as draft:
-                self._policy(learner, draft)
+                self._export(learner, draft, self._card())
             report.write(self.folder, page)
             for row in report.gains(self.folder)[:1]:
                 self.runtime.say(
@@ -145,7 +177,11 @@ class Keeper:
         self.runtime.on_main(write)
         return page
 
-    def _policy(self, learner: Learner, folder: Path) -> None:
-        """The averaged policy with a card that says what it is."""
-        learner.export(folder)
-        (folder / "README.md").write_text(modelcard.write(self.settings, report.gains(self.folder)))
+    def _card(self) -> str:
+        """What the policy is and what it has gained so far."""
+        return modelcard.write(self.settings, report.gains(self.folder))
+
+    def _export(self, learner: Learner, folder: Path, card: str, ema: Mapping[str, Any] | None = None) -> None:
+        """The averaged policy with its card; ema: see `Learner.export`."""
+        learner.export(folder, ema)
+        (folder / "README.md").write_text(card)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from tp_grpo.checkpoint import Checkpoint
 from tp_grpo.models.base import Backbone
@@ -80,7 +81,10 @@ class Learner:
             self.ema.restore(self.parameters)
 
     def snapshot(self, epoch: int, settings: dict[str, Any], scores: dict[str, float], tracker: str) -> Checkpoint:
-        """All that it takes to go on from here; nothing in it depends on the number of ranks."""
+        """All that it takes to go on from here, copied into host memory: it stays as it is while training goes on.
+
+        Nothing in it depends on the number of ranks.
+        """
         scaler = self.runtime.accelerator.scaler
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -89,8 +93,7 @@ class Learner:
             "updates": self.updates,
             "skipped": self.skipped,
         }
-        weights = {name: p.detach().cpu() for name, p in self.policy.parameters.items()}
-        return Checkpoint(epoch, weights, state, settings, scores, tracker)
+        return Checkpoint(epoch, _copied(self.policy.parameters), _copied(state), settings, scores, tracker)
 
     def restore(self, found: Checkpoint) -> None:
         with torch.no_grad():
@@ -106,7 +109,21 @@ class Learner:
             self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.updates, self.skipped = found.state["updates"], found.state["skipped"]
 
-    def export(self, folder: Path) -> None:
-        """The averaged policy, for use outside of this framework."""
-        with self.averaged():
-            self.backbone.export(self.policy, folder)
+    def export(self, folder: Path, ema: Mapping[str, Any] | None = None) -> None:
+        """The averaged policy, for use outside of this framework.
+
+        ema: a snapshot's; then nothing that training changes is read, and any thread may call this.
+        """
+        average = self.ema.shadow_params if ema is None else ema["shadow_params"]
+        self.backbone.export(self.policy, dict(zip(self.policy.parameters, average, strict=True)), folder)
+
+
+def _copied(value: Any) -> Any:
+    """Nested containers with their tensors copied into host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copied(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value

@@ -37,6 +37,7 @@ class Preemption:
         self._evaluates = False
         self._epochs: deque[float] = deque(maxlen=REMEMBERED)
         self._evaluations: deque[float] = deque(maxlen=REMEMBERED)
+        self._writes: deque[float] = deque(maxlen=REMEMBERED)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Preemption:
 
     @contextmanager
     def epoch(self, *, evaluates: bool) -> Iterator[None]:
-        """Time an epoch, from its first batch to its checkpoint; evaluates: whether an evaluation belongs to it."""
+        """Time an epoch, from its first batch until its checkpoint is begun; evaluates: whether it ends with one."""
         self._begun, self._evaluates = time.monotonic(), evaluates
         yield
         took = time.monotonic() - self._begun
@@ -69,6 +70,13 @@ class Preemption:
         begun = time.monotonic()
         yield
         self._evaluations.append(time.monotonic() - begun)
+
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """Time a checkpoint's way to the disk, on whatever thread."""
+        begun = time.monotonic()
+        yield
+        self._writes.append(time.monotonic() - begun)
 
     def boundary(self) -> None:
         """Called by all ranks between two batches. Raises Preempted when the epoch would take too long."""
@@ -94,7 +102,8 @@ class Preemption:
         now = time.monotonic()
         if not self._epochs or (self._evaluates and not self._evaluations):
             return True
-        needed = max(self._epochs) + (max(self._evaluations) if self._evaluates else 0.0)
+        needed = max(self._epochs) + max((*self._writes, 0.0))
+        needed += max(self._evaluations) if self._evaluates else 0.0
         left = max(0.0, needed - (now - self._begun))
         return now + left > self._asked_at + self.grace
 

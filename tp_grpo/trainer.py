@@ -51,9 +51,9 @@ class Trainer:
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
         settings = json.loads(config.to_json_best_effort())
         content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
-        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings | content)
-        self.checkpoints = self.keeper.checkpoints
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
+        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings | content, self.preemption)
+        self.checkpoints = self.keeper.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.total)
         with self.preemption.watching():  # loading takes minutes; what is asked meanwhile counts at the first batch
             self._build(settings)
@@ -99,7 +99,7 @@ class Trainer:
             self.runtime.accelerator, self.folder, settings, self.plan.rows, c.tracking.project, self.keeper.found
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
-        self.watch = Watch(self.runtime, self.folder, self.checkpoints, c)
+        self.watch = Watch(self.runtime, self.folder, self.keeper, c)
 
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
@@ -113,17 +113,24 @@ class Trainer:
 
         Raises Preempted when a signal stopped it: the newest checkpoint is whole, and another Trainer goes on from it.
         """
-        with self.preemption.watching():
-            start = self._resume()
-            epochs = self.runtime.epochs(start, self.config.epochs)
-            for epoch in epochs:
-                with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
-                    epochs.set_postfix_str(f"reward {self._epoch(epoch):.3f}")
-                    self._close(epoch + 1)
-                self.watch.look()
-                if epoch + 1 < self.config.epochs:
-                    self.preemption.between_epochs()
+        with self.preemption.watching(), contextlib.closing(self.keeper):
+            try:
+                self._train()
+            except Preempted:
+                self.keeper.settle()
+                raise
             return self._finish()
+
+    def _train(self) -> None:
+        start = self._resume()
+        epochs = self.runtime.epochs(start, self.config.epochs)
+        for epoch in epochs:
+            with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
+                epochs.set_postfix_str(f"reward {self._epoch(epoch):.3f}")
+                self._close(epoch + 1)
+            self.watch.look()
+            if epoch + 1 < self.config.epochs:
+                self.preemption.between_epochs()
 
     def _resume(self) -> int:
         """Load the checkpoint found and make up for evaluations that are missing; returns the epoch to begin with."""

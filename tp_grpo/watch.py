@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from tp_grpo import alarms, files, report
-from tp_grpo.checkpoint import ADAPTER, Checkpoints
+from tp_grpo.checkpoint import ADAPTER
+from tp_grpo.keeper import Keeper
 from tp_grpo.runtime import Runtime
 
 
 class Watch:
     """Looks at the metrics.jsonl of the run's folder, which rank 0 alone writes."""
 
-    def __init__(self, runtime: Runtime, folder: Path, checkpoints: Checkpoints, config: Any) -> None:
-        self.runtime, self.folder, self.checkpoints, self.config = runtime, folder, checkpoints, config
+    def __init__(self, runtime: Runtime, folder: Path, keeper: Keeper, config: Any) -> None:
+        self.runtime, self.folder, self.keeper, self.config = runtime, folder, keeper, config
 
     def look(self) -> None:
         """Called by all ranks after an epoch's checkpoint.
@@ -28,6 +29,7 @@ class Watch:
         if how in ("stop", "rollback"):
             raised = self.runtime.share(alarms.check(history, self.config))[0]
             if raised:
+                self.keeper.settle()
                 done = [self._roll_back(history)] if how == "rollback" else []
                 raise alarms.Alarmed(raised, "\n".join([*done, self._report()]))
             return
@@ -48,10 +50,11 @@ class Watch:
     def _roll_back(self, history: Sequence[Mapping[str, Any]]) -> str:
         """Export the best checkpoint's policy; what was done, and the command to train on from there."""
         totals = self.runtime.share(alarms.honest(history, self.config))[0]
-        best = self.runtime.share(alarms.best_epoch(totals, self.checkpoints.epochs()))[0]
+        checkpoints = self.keeper.checkpoints
+        best = self.runtime.share(alarms.best_epoch(totals, checkpoints.epochs()))[0]
         if best is None:
             return f"There is nothing to go back to. {self._removed(totals, best)}"
-        source = self.checkpoints.folder / f"epoch-{best}"
+        source = checkpoints.folder / f"epoch-{best}"
 
         def write() -> None:
             with files.whole(self.folder / ADAPTER) as draft:

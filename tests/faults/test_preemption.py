@@ -133,12 +133,12 @@ class Clock:
 
 @pytest.mark.parametrize(
     "grace, evaluates, stops",
-    [(6, False, False), (4, False, True), (6, True, True), (16, True, False)],
+    [(8, False, False), (6, False, True), (8, True, True), (18, True, False)],
 )
 def test_the_epoch_is_finished_when_the_grace_allows(
     grace: float, evaluates: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs take 8 s, evaluations 10; 3 s after its begin, an epoch needs 5 s more, or 15 with an evaluation."""
+    """Epochs take 8 s, evaluations 10, checkpoints 2: 3 s after its begin it needs 7 s more, 17 with an evaluation."""
     clock = Clock()
     monkeypatch.setattr(preemption, "time", clock)
     preempted = Preemption(Alone(), grace)  # type: ignore[arg-type]
@@ -147,6 +147,8 @@ def test_the_epoch_is_finished_when_the_grace_allows(
         with preempted.evaluation():
             clock.now += 10
         clock.now += 1
+    with preempted.write():
+        clock.now += 2
     preempted.between_epochs()
     with pytest.raises(Preempted, match="SIGTERM"), preempted.watching(), preempted.epoch(evaluates=evaluates):
         clock.now += 3

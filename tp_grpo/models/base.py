@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,8 +49,11 @@ class Backbone(Protocol):
         """Clean latents (B, *L) -> images (B, 3, H, W) fp32 in [0, 1]."""
         ...
 
-    def export(self, policy: Policy, folder: Path) -> None:
-        """Write the trained part as peft and the stock pipeline read it; raises RuntimeError if it did not survive."""
+    def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the trained part with these values, by name, as peft and the stock pipeline read it.
+
+        Raises RuntimeError if it did not survive.
+        """
         ...
 
 

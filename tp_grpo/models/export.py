@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -15,19 +16,21 @@ from torch import Tensor
 from tp_grpo.models.policy import Policy
 
 PIPELINE_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+TRANSFORMER_WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
 _PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 
 
-def save(pipeline_class: Any, policy: Policy, folder: Path, *, base: str) -> None:
+def save(pipeline_class: Any, policy: Policy, values: Mapping[str, Tensor], folder: Path, *, base: str) -> None:
     """A LoRA for `pipeline.load_lora_weights(folder)` and `PeftModel.from_pretrained(transformer, folder)`; a fully
     trained transformer, in the dtype it came in, as a diffusers folder `transformer/`.
 
-    base: the checkpoint that it belongs to. Raises RuntimeError when what was written is not what is in memory.
+    values: of the policy's parameters, by name, whatever they hold at present; base: the checkpoint that it belongs to.
+    Raises RuntimeError when what was written is not what is in memory.
     """
     if policy.rank:
-        _save_lora(pipeline_class, policy.transformer, folder, base)
+        _save_lora(pipeline_class, policy.transformer, values, folder, base)
     else:
-        _save_transformer(policy, folder / "transformer")
+        _save_transformer(policy, values, folder / "transformer")
 
 
 def load(transformer: Any, folder: Path) -> Policy:
@@ -65,15 +68,11 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
-def lora_state(transformer: Any) -> dict[str, Tensor]:
-    """The adapter's tensors under peft's names; embedding layers are never adapted, nor looked for on the hub."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(transformer, save_embedding_layers=False)
-    return state
-
-
-def _save_lora(pipeline_class: Any, transformer: Any, folder: Path, base: str) -> None:
+def _save_lora(pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str) -> None:
     config = transformer.peft_config["default"]
-    weights = {name: value.cpu().contiguous() for name, value in lora_state(transformer).items()}
+    # Under peft's names; embedding layers are never adapted, nor looked for on the hub.
+    named = get_peft_model_state_dict(transformer, dict(values), save_embedding_layers=False)
+    weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     pipeline_class.save_lora_weights(
         folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
     )
@@ -87,11 +86,13 @@ def _save_lora(pipeline_class: Any, transformer: Any, folder: Path, base: str) -
         raise RuntimeError(f"{folder}: the adapter's config did not survive saving")
 
 
-def _save_transformer(policy: Policy, folder: Path) -> None:
-    values = {name: p.detach().to(policy.dtype) for name, p in policy.parameters.items()}
-    with policy.holding(values):
-        policy.transformer.save_pretrained(folder)
-    _compare(folder, values, _read_all(folder))
+def _save_transformer(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
+    """As `save_pretrained` does it, which takes no other values than the module's own."""
+    state = policy.transformer.state_dict() | {name: value.detach().to(policy.dtype) for name, value in values.items()}
+    folder.mkdir(parents=True)
+    policy.transformer.save_config(folder)
+    save_torch_state_dict(state, folder, filename_pattern=TRANSFORMER_WEIGHTS)
+    _compare(folder, state, _read_all(folder))
 
 
 def _compare(where: Path, expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

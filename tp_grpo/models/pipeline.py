@@ -5,6 +5,7 @@ A backbone adds the conditions, the schedule and the velocity of its family (`sd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,8 +103,8 @@ class PipelineBackbone:
         images: Tensor = vae.decode(x.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
-    def export(self, policy: Policy, folder: Path) -> None:
-        export.save(self.pipeline_class, policy, folder, base=self.path)
+    def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
+        export.save(self.pipeline_class, policy, values, folder, base=self.path)
 
 
 def _check_options(cls: type[PipelineBackbone], model: Any) -> None:

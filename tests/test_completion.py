@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,36 @@ def test_second_order_pays_on_the_mixture() -> None:
         exact = complete(t.x[:, state], fine, "euler")
         errors += torch.stack([(found[:, state] - exact).abs().mean() for found in (first, second)])
     assert errors[1] < 0.9 * errors[0], errors
+
+
+def completed(sigmas: list[float] | Tensor, window: range, **fields: object) -> Tensor:
+    """The clean images (200, J, 1) of that plan on the mixture."""
+    schedule = torch.tensor([float(sigma) for sigma in sigmas]).double()
+    x, noise, p = randn(200, 1), randn(200, len(window), 1, seed=1), plan(sigmas, window, **fields)
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 10_000}
+    made = {"completions": p.completions, "solver": p.solver}
+    return staircase(lambda x, i, _: mixture(x, schedule[i]), x, schedule, noise, **made, **options)[1]
+
+
+@pytest.mark.parametrize("sigmas", [SD3, FLUX], ids=["sd3", "flux"])
+def test_a_last_velocity_used_again_is_as_good_as_a_new_one(sigmas: list[float]) -> None:
+    """On the published schedules, of all states; relative to how much the images differ."""
+    exact, again = (completed(sigmas, range(len(sigmas) - 2), completion=name) for name in ("euler", "reuse"))
+    assert 0 < (again - exact).norm() / (exact - exact.mean()).norm() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values", "order"),
+    [("strided", "completion_stride", (8, 4, 2), 1), ("multistep", "completion_steps", (8, 16, 32), 2)],
+)
+def test_twice_the_evaluations_divide_the_error_by_2_to_the_order(
+    name: str, field: str, values: tuple[int, ...], order: int
+) -> None:
+    path = 0.9 * torch.linspace(1, 0, 65, dtype=torch.float64)
+    exact = complete(randn(200, 1), 0.9 * torch.linspace(1, 0, 4097, dtype=torch.float64), "adams_bashforth")
+    errors = [(completed(path, range(1), completion=name, **{field: n})[:, 0] - exact).abs().mean() for n in values]
+    ratios = [(coarse / fine).item() for coarse, fine in itertools.pairwise(errors)]
+    assert all(2**order * 0.6 < ratio < 2**order * 1.6 for ratio in ratios), ratios
 
 
 def test_a_common_latent_has_one_baseline() -> None:

@@ -67,7 +67,24 @@ def test_an_epoch_costs_what_the_plan_says(
     assert (plan.nfe, plan.ladder) == (nfe, ladder)
     assert sum(counts.rows) == plan.epoch_nfe == 8 * nfe
     assert counts.decoded == counts.scored == plan.epoch_images == 8 * ladder
-    assert sum(counts.trained) <= 8 * len(plan.window) and max(counts.rows) <= max(4, trainer.config.sample.max_rows)
+    assert max(counts.rows) <= max(4, trainer.config.sample.max_rows)
+    assert 0 < sum(counts.trained) <= 8 * len(plan.window), (
+        "a batch without an advantage at a step has nothing to learn"
+    )
+
+
+# A batch of 4 has a call of its own at each of 4 steps; beside it come 4 rows of branches at step 1, 8 at 2 and 3.
+@pytest.mark.parametrize("max_rows, branches", [(3, 2 + 3 + 3), (4, 1 + 2 + 2), (8, 1 + 1 + 1)])
+def test_an_epoch_s_calls_are_as_few_as_the_rows_allow(
+    smoke: Smoke, max_rows: int, branches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(smoke(sample__max_rows=max_rows, train__beta=1e-2))
+    counts = Counts(trainer, monkeypatch)
+    trainer._epoch(0)
+    trainer.rewards.close()
+    frozen = [4] * 4  # the KL's, at both steps of both batches
+    assert counts.trained == [4] * 4, "with a KL term nothing is left out"
+    assert (len(counts.rows) - len(frozen), sum(counts.rows) - sum(frozen)) == (2 * (4 + branches), 8 * 9)
 
 
 @pytest.mark.parametrize("batch_size, baselines", [(8, 2), (4, 2), (2, 4)])

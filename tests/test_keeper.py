@@ -18,6 +18,7 @@ from tp_grpo.checkpoint import Checkpoint, Checkpoints
 from tp_grpo.files import NoRoomError
 from tp_grpo.preemption import Preempted
 from tp_grpo.trainer import Trainer
+from tp_grpo.update import RatioError
 
 Smoke = Callable[..., ConfigDict]
 SAVE = Checkpoints.save
@@ -74,17 +75,30 @@ def test_it_is_written_on_a_thread_as_it_was_when_training_went_on(
         assert all(torch.equal(exported[name], value) for name, value in expected.items())
 
 
-def no_room(self: Checkpoints, made: Checkpoint, export: Callable[[Path], None]) -> Path:
-    if made.epoch == 2:
-        raise files._no_room(self.folder, 7, 5)
-    return SAVE(self, made, export)
+def fails(*epochs: int, error: BaseException | None = None) -> Callable[..., Path]:
+    """`Checkpoints.save`, which finds no room for the checkpoints of these epochs."""
+
+    def save(self: Checkpoints, made: Checkpoint, export: Callable[[Path], None]) -> Path:
+        if made.epoch in epochs:
+            raise error or files._no_room(self.folder, 7, 5)
+        return SAVE(self, made, export)
+
+    return save
 
 
-def test_no_room_while_it_is_written_stops_the_run_at_the_next_one(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+def test_no_room_while_it_is_written_is_made_up_for_by_the_next_one(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Checkpoints, "save", no_room)
+    monkeypatch.setattr(Checkpoints, "save", fails(2))
     trainer = Trainer(smoke(epochs=4, eval__every=4))
+    trainer.run()
+    assert trainer.checkpoints.epochs() == [1, 3, 4]
+    assert "the checkpoint before epoch 3's was not written: " in capsys.readouterr().out
+
+
+def test_no_room_twice_while_it_is_written_stops_the_run(smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoints, "save", fails(2, 3))
+    trainer = Trainer(smoke(epochs=9, eval__every=9))
     with pytest.raises(NoRoomError, match="the disk is full: about 7 bytes"):
         trainer.run()
     assert trainer.checkpoints.epochs() == [1] and trainer.learner.updates == 2 * 3
@@ -126,10 +140,38 @@ def test_a_run_that_is_stopped_has_its_checkpoint_on_the_disk(
     assert trainer.checkpoints.epochs() == [1]
 
 
+@pytest.mark.parametrize("why", [KeyboardInterrupt(), RatioError("the ratio differs from 1")])
+@pytest.mark.parametrize("error", [None, RuntimeError("lora_A did not survive saving")])
+def test_a_run_that_ends_by_an_error_says_what_was_not_written(
+    smoke: Smoke,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    why: BaseException,
+    error: BaseException | None,
+) -> None:
+    monkeypatch.setattr(Checkpoints, "save", fails(1, error=error))
+    trainer = Trainer(smoke(epochs=3, eval__every=3))
+
+    def stop() -> None:
+        raise why
+
+    monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
+    with pytest.raises(type(why)):
+        trainer.run()
+    said = capsys.readouterr().out
+    assert "the last checkpoint was not written: " in said and str(error or "the disk is full") in said
+
+
+def test_what_is_no_matter_of_the_disk_stops_the_run_at_the_end(smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoints, "save", fails(2, error=RuntimeError("lora_A did not survive saving")))
+    with pytest.raises(RuntimeError, match="lora_A did not survive"):
+        Trainer(smoke(epochs=2)).run()
+
+
 def test_a_stop_says_that_there_was_no_room_for_the_checkpoint_it_relies_on(
     smoke: Smoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Checkpoints, "save", no_room)
+    monkeypatch.setattr(Checkpoints, "save", fails(2))
     trainer = Trainer(smoke(epochs=3, eval__every=3))
 
     def stop() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +27,21 @@ class Gathered:
     extras: dict[str, Tensor]
 
 
-def gather(runtime: Runtime, plan: Plan, finished: list[tuple[Rollout, Rewards]], extras: Iterable[str]) -> Gathered:
-    """From each rank's batches; a collective. extras: the names that all ranks ask for."""
-    rollouts, rewards = [rollout for rollout, _ in finished], [reward for _, reward in finished]
+def gather(
+    runtime: Runtime, plan: Plan, groups: Sequence[int], finished: list[tuple[Rollout, Rewards]], extras: Sequence[str]
+) -> Gathered:
+    """From each rank's batches; one collective. groups: the epoch's; extras: the names that all ranks ask for."""
+    rows = [
+        torch.cat([r.ladder, *r.rewards.values(), *(reward.extra(name) for name in extras)], 1)
+        for r, reward in finished
+    ]
+    ladder, *columns = in_order(runtime, plan, rows).split(plan.ladder, 1)
+    scores = list(finished[0][0].rewards)
     return Gathered(
-        in_order(runtime, plan, [r.ladder for r in rollouts]),
-        in_order(runtime, plan, [r.group_id for r in rollouts]),
-        {name: in_order(runtime, plan, [r.rewards[name] for r in rollouts]) for name in rollouts[0].rewards},
-        {name: in_order(runtime, plan, [r.extra(name) for r in rewards]) for name in extras},
+        ladder.contiguous(),
+        torch.tensor(groups).repeat_interleave(plan.group_size),
+        dict(zip(scores, columns, strict=False)),
+        dict(zip(extras, columns[len(scores) :], strict=True)),
     )
 
 

@@ -113,11 +113,12 @@ class Keeper:
     def save(self, learner: Learner, epoch: int, scores: dict[str, float], tracker: str) -> None:
         """Rank 0 copies what is held and begins to write it, once the checkpoint before is on the disk.
 
-        Raises NoRoomError on all ranks when the disk has no room for it, or had none for the one before.
+        Where that one could not be written, this one is waited for. Raises NoRoomError on all ranks when the disk has
+        no room for it.
         """
 
         def begin() -> None:
-            self._wait()
+            lost = self._lost()
             made, card = learner.snapshot(epoch, self.settings, scores, tracker), self._card()
             self.checkpoints.check_room(made)
 
@@ -126,6 +127,9 @@ class Keeper:
                     self.checkpoints.save(made, lambda out: self._export(learner, out, card, made.state["ema"]))
 
             self._writing = self._writer.submit(write)
+            if lost:
+                self.runtime.say(f"the checkpoint before epoch {epoch}'s was not written: {lost}")
+                self._wait()
 
         self.runtime.on_main(begin)
 
@@ -134,13 +138,20 @@ class Keeper:
         self.runtime.on_main(self._wait)
 
     def _wait(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+        if lost := self._lost():
+            raise lost
+
+    def _lost(self) -> BaseException | None:
+        """Wait for the checkpoint in work; why it was not written, None if it was."""
+        error = self._writing.exception() if self._writing else None
+        self._writing = None
+        return error
 
     def close(self) -> None:
-        """Wait for it, whatever becomes of it and of the other ranks."""
+        """Wait for what is in work, on rank 0 alone, and say what was not written. No more can be saved."""
         self._writer.shutdown()
+        if lost := self._lost():
+            self.runtime.say(f"the last checkpoint was not written: {lost}")
 
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
         """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""

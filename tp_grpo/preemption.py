@@ -38,6 +38,7 @@ class Preemption:
         self._epochs: deque[float] = deque(maxlen=REMEMBERED)
         self._evaluations: deque[float] = deque(maxlen=REMEMBERED)
         self._writes: deque[float] = deque(maxlen=REMEMBERED)
+        self._writing = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -74,9 +75,12 @@ class Preemption:
     @contextmanager
     def write(self) -> Iterator[None]:
         """Time a checkpoint's way to the disk, on whatever thread."""
-        begun = time.monotonic()
-        yield
-        self._writes.append(time.monotonic() - begun)
+        begun, self._writing = time.monotonic(), True
+        try:
+            yield
+        finally:
+            self._writes.append(time.monotonic() - begun)
+            self._writing = False
 
     def boundary(self) -> None:
         """Called by all ranks between two batches. Raises Preempted when the epoch would take too long."""
@@ -100,7 +104,7 @@ class Preemption:
         if not self.asked_by:
             return False
         now = time.monotonic()
-        if not self._epochs or (self._evaluates and not self._evaluations):
+        if not self._epochs or (self._evaluates and not self._evaluations) or (self._writing and not self._writes):
             return True
         needed = max(self._epochs) + max((*self._writes, 0.0))
         needed += max(self._evaluations) if self._evaluates else 0.0

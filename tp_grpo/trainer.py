@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tp_grpo import agreement, credit, models, prompts, sharding, tracking
 from tp_grpo.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.agreement import DisagreementError
 from tp_grpo.clock import Clock
 from tp_grpo.evaluate import evaluate
 from tp_grpo.gathered import gather
@@ -28,8 +29,10 @@ from tp_grpo.rewards import RewardError, RewardSet
 from tp_grpo.rollout import Conditions, Pending, conditions_of, roll_out
 from tp_grpo.runtime import Runtime
 from tp_grpo.types import Credit, PromptBatch, Rollout
-from tp_grpo.update import Updater
+from tp_grpo.update import GradientError, RatioError, Updater
 from tp_grpo.watch import Watch
+
+AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised on all ranks alike
 
 
 class Trainer:
@@ -117,7 +120,10 @@ class Trainer:
             try:
                 self._train()
             except Preempted:
-                self.keeper.settle()
+                self.keeper.settle()  # where the checkpoint is not there, that is the news
+                raise
+            except AGREED:
+                self.runtime.on_main(self.keeper.close)  # or the launcher would kill rank 0 for the others' leaving
                 raise
             return self._finish()
 
@@ -175,7 +181,7 @@ class Trainer:
         with self.clock.phase("score_wait"):
             finished = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.share)
-        samples = gather(self.runtime, self.plan, finished, self.rewards.extras)
+        samples = gather(self.runtime, self.plan, groups, finished, self.rewards.extras)
         step_credit, advantages = self._credit(samples.ladder, samples.group_id)
         failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
         following = self._batches(self._groups(done)) if done < self.config.epochs else []

@@ -29,15 +29,23 @@ class Watch:
         if how in ("stop", "rollback"):
             raised = self.runtime.share(alarms.check(history, self.config))[0]
             if raised:
-                self.keeper.settle()
-                done = [self._roll_back(history)] if how == "rollback" else []
+                done = self._settle()
+                done += [self._roll_back(history)] if how == "rollback" else []
                 raise alarms.Alarmed(raised, "\n".join([*done, self._report()]))
             return
         for alarm in alarms.risen(history, self.config):
             self.runtime.say(str(alarm))
 
+    def _settle(self) -> list[str]:
+        """Nothing, or why the last checkpoint is not there: what ends the run is the alarm, not a full disk."""
+        try:
+            self.keeper.settle()
+        except OSError as error:
+            return [f"The last checkpoint was not written: {error}"]
+        return []
+
     def _report(self) -> str:
-        """Where the run's page is, or why there is none: what ends the run is the alarm, not a full disk."""
+        """Where the run's page is, or why there is none."""
         page, said = self.folder / "report.html", ""
         if self.runtime.is_main:
             try:

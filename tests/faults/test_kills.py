@@ -71,7 +71,7 @@ def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool
 def test_a_rank_killed_beside_another_stops_both_and_loses_nothing(
     tmp_path: Path, undisturbed_pair: Path, moments: int
 ) -> None:
-    """Also while rank 0 writes and the other waits for it; the one that is left names the one that is gone."""
+    """Also while rank 0 writes; the one that is left names the one that is gone."""
     print(f"the moments: --moments={moments}")
     draw = random.Random(moments)
     for phase, lost in (("update", 1), ("write", 1), ("write", 0)):

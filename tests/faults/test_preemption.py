@@ -163,6 +163,20 @@ def test_the_epoch_is_finished_when_the_grace_allows(
         pytest.fail("it went on after the grace was over")
 
 
+def test_while_the_first_checkpoint_is_written_nothing_is_known_of_how_long_it_takes() -> None:
+    preempted = Preemption(Alone(), 1e9)  # type: ignore[arg-type]
+    for _ in range(2):
+        with preempted.watching(), preempted.epoch(evaluates=False):
+            pass
+    with preempted.watching():
+        signal.raise_signal(signal.SIGTERM)
+        preempted.boundary()
+        with pytest.raises(Preempted, match="stopped at once"), preempted.write():
+            preempted.boundary()
+        with preempted.write():
+            preempted.boundary()
+
+
 def test_before_an_epoch_was_timed_it_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     preempted = Preemption(Alone(), 1e9)  # type: ignore[arg-type]
     before = signal.getsignal(signal.SIGUSR1)

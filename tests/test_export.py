@@ -150,10 +150,19 @@ def test_what_is_saved_loads_back_and_a_foreign_one_is_refused(
         export.load(load().transformer, tmp_path / "none")
 
 
-def test_an_export_that_does_not_survive_is_noticed(load: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("rank, writes", [(4, "save_file"), (0, "save_torch_state_dict")])
+def test_an_export_that_does_not_survive_is_noticed(
+    load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, writes: str
+) -> None:
     backbone = load()
-    policy = Policy(backbone.transformer, rank=4, alpha=8, targets=backbone.lora_targets, kl=False)
-    monkeypatch.setattr(export, "load_file", lambda path: {n: v + 1 for n, v in load_file(path).items()})
+    policy = Policy(backbone.transformer, rank=rank, alpha=8, targets=backbone.lora_targets, kl=False)
+    whole = getattr(export, writes)
+
+    def spoilt(values: dict[str, Tensor], *arguments: Any, **options: Any) -> None:
+        last = list(values)[-1]
+        whole({**values, last: values[last] + 1}, *arguments, **options)
+
+    monkeypatch.setattr(export, writes, spoilt)
     with pytest.raises(RuntimeError, match="did not survive saving"):
         backbone.export(policy, policy.parameters, tmp_path)
 

@@ -5,7 +5,7 @@
     accelerate launch --num_processes 8 scripts/train.py --config=config/tp_grpo.py:pickscore_sd3
 
 What comes of it is in runs/RUN_NAME. The same command goes on where it was stopped. SIGTERM or SIGUSR1 stops at a
-checkpoint, with code 0; Ctrl-C stops at once, and a second one does not even wait for what is in work.
+checkpoint, with code 0; Ctrl-C stops once a checkpoint in work is on the disk, and a second one waits for nothing.
 
 Exit codes: 0 done, or stopped as a scheduler asked; 2 a mistake in the command; 3 scores, ratios, gradients or ranks
 that must not be trained on; 4 a lost rank or a full disk; 5 an alarm (tracking.alarms); 130 Ctrl-C.

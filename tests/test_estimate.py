@@ -70,7 +70,7 @@ def test_what_crosses_the_network_by_hand() -> None:
     # A ring sends half of the gradients to be added up and half of the sums; one of them has each in two ranks.
     assert found.gradients == LORA_BYTES
     # Half of 96 images' ladders of 4 entries, the totals, one scorer's, and an int64 of the prompt.
-    assert found.results == 48 * (3 * 4 * 4 + 8)
+    assert found.results == 48 * 3 * 4 * 4
     # Half of the frozen weights, forward and backward, for each of 3 steps of one batch; the buffers are no shares.
     assert 0.9 * frozen / 2 < found.share_per_pass <= frozen / 2 and found.shares == 6 * found.share_per_pass
     four = changed(4, sample__batch_size=12, train__beta=1e-4).network

@@ -155,9 +155,13 @@ def test_a_run_that_ends_by_an_error_says_what_was_not_written(
     def stop() -> None:
         raise why
 
+    together: list[Any] = []
+    on_main = trainer.runtime.on_main
+    monkeypatch.setattr(trainer.runtime, "on_main", lambda work: (together.append(work), on_main(work)))
     monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
     with pytest.raises(type(why)):
         trainer.run()
+    assert (trainer.keeper.close in together) == isinstance(why, RatioError), "what all raise, all wait for"
     said = capsys.readouterr().out
     assert "the last checkpoint was not written: " in said and str(error or "the disk is full") in said
 

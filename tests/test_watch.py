@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +104,21 @@ def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
     assert (tmp_path / "adapter" / "weights").read_text() == "4", "6 was better, and raised the alarm"
     assert f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-4 --config.run_name=NAME" in str(stopped.value)
     assert "removed" not in str(stopped.value)
+
+
+def test_an_alarm_is_an_alarm_on_a_full_disk(tmp_path: Path, smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own.keeper.settle = full  # type: ignore[method-assign]
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(alarms.Alarmed, match=r"The last checkpoint was not written: .*No space left") as stopped:
+        own.look()
+    assert f"{tmp_path}/checkpoints/epoch-4/adapter holds the policy of epoch 4" in str(stopped.value)
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(tmp_path: Path, smoke: Smoke) -> None:

@@ -50,7 +50,7 @@ class Flops:
 class Network:
     """Bytes that each rank sends, and receives, when collectives go round in rings; 0 where there is one rank.
 
-    gradients: an update, their mean over the ranks; results: an epoch, its ladders, scores and ids; shares: an update
+    gradients: an update, their mean over the ranks; results: an epoch, its ladders and scores; shares: an update
     under FSDP2, which gathers the frozen weights for each pass, on top. Each pass of sampling takes share_per_pass too.
     """
 
@@ -206,7 +206,7 @@ def _network(config: Any, plan: Plan, policy: Policy) -> Network:
     passes = 3 if config.train.beta > 0 else 2  # forward, backward, and the frozen model's forward
     return Network(
         gradients=round(2 * others * trained),
-        results=round(others * plan.images * (4 * columns + 8)),
+        results=round(others * plan.images * 4 * columns),
         shares=round(others * frozen * passes * plan.micro_batches),
         share_per_pass=round(others * frozen),
     )

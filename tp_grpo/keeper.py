@@ -119,6 +119,10 @@ class Keeper:
 
         def begin() -> None:
             lost = self._lost()
+            again = lost is not None
+            if again:
+                self.runtime.say(f"the checkpoint before epoch {epoch}'s was not written: {lost!r}")
+            del lost  # its traceback holds that checkpoint in memory
             made, card = learner.snapshot(epoch, self.settings, scores, tracker), self._card()
             self.checkpoints.check_room(made)
 
@@ -127,8 +131,7 @@ class Keeper:
                     self.checkpoints.save(made, lambda out: self._export(learner, out, card, made.state["ema"]))
 
             self._writing = self._writer.submit(write)
-            if lost:
-                self.runtime.say(f"the checkpoint before epoch {epoch}'s was not written: {lost}")
+            if again:
                 self._wait()
 
         self.runtime.on_main(begin)
@@ -149,9 +152,11 @@ class Keeper:
 
     def close(self) -> None:
         """Wait for what is in work, on rank 0 alone, and say what was not written. No more can be saved."""
+        if self._writing and not self._writing.done():
+            self.runtime.say("waiting for the checkpoint in work to be on the disk")
         self._writer.shutdown()
         if lost := self._lost():
-            self.runtime.say(f"the last checkpoint was not written: {lost}")
+            self.runtime.say(f"the last checkpoint was not written: {lost!r}")
 
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
         """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -84,8 +85,8 @@ class Preemption:
 
     def boundary(self) -> None:
         """Called by all ranks between two batches. Raises Preempted when the epoch would take too long."""
-        asked, hurry = self.runtime.largest([self.asked_by, float(self._too_long())])
-        if asked and hurry:
+        asked, late, write = self.runtime.largest([self.asked_by, self._late(), self._write()])
+        if asked and late + write > 0:
             raise Preempted(f"{signal.Signals(int(asked)).name}: stopped at once, the epoch would have taken too long")
 
     def between(self, items: Iterable[T]) -> Iterator[T]:
@@ -100,16 +101,20 @@ class Preemption:
         if asked:
             raise Preempted(f"{signal.Signals(int(asked)).name}: stopped after the epoch")
 
-    def _too_long(self) -> bool:
+    def _late(self) -> float:
+        """Seconds from the end of the grace to that of the epoch, infinite where nothing is known; of who was asked."""
         if not self.asked_by:
-            return False
+            return -math.inf
+        if not self._epochs or (self._evaluates and not self._evaluations):
+            return math.inf
         now = time.monotonic()
-        if not self._epochs or (self._evaluates and not self._evaluations) or (self._writing and not self._writes):
-            return True
-        needed = max(self._epochs) + max((*self._writes, 0.0))
-        needed += max(self._evaluations) if self._evaluates else 0.0
+        needed = max(self._epochs) + (max(self._evaluations) if self._evaluates else 0.0)
         left = max(0.0, needed - (now - self._begun))
-        return now + left > self._asked_at + self.grace
+        return now + left - (self._asked_at + self.grace)
+
+    def _write(self) -> float:
+        """Seconds from an epoch's end to that of its checkpoint, known on rank 0; infinite while the first is made."""
+        return math.inf if self._writing and not self._writes else max((*self._writes, 0.0))
 
 
 def stop_on_second_ctrl_c(said: str) -> None:

@@ -68,7 +68,10 @@ class Watch:
             with files.whole(self.folder / ADAPTER) as draft:
                 shutil.copytree(source / ADAPTER, draft)
 
-        self.runtime.on_main(write)
+        try:
+            self.runtime.on_main(write)
+        except OSError as error:
+            return f"{source / ADAPTER} holds the policy of epoch {best}, the best evaluated one; not copied: {error}"
         return (
             f"{self.folder / ADAPTER} holds the policy of epoch {best}, the best evaluated one. To train on from it "
             f"with other settings: the same command with --config.checkpoint.resume={source} --config.run_name=NAME "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from tests import tiny_models
 from tp_grpo import models
 
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # what a script starts with "&" ignores Ctrl-C, and so do its heirs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
 
 

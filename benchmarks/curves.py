@@ -65,9 +65,9 @@ class Curve:
 
 
 def read(folders: Sequence[Path], score: str) -> Curve:
-    """The runs of a method's seeds. An epoch's seconds are the median of all: a busy machine hardly moves it."""
+    """The runs of a method's seeds. Seconds of an epoch: the median of the run that other work disturbed least."""
     training = [_training(folder) for folder in folders]
-    second = statistics.median(line["seconds"] for lines in training for line in lines)
+    second = min(statistics.median(line["seconds"] for line in lines) for lines in training)
     paths = [_evaluations(folder) for folder in folders]
     epochs = sorted(set.intersection(*map(set, paths)))
     last = {0: {"updates": 0.0, "nfe": 0.0}} | {line["epoch"]: line for line in training[0]}

@@ -85,11 +85,11 @@ def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
             path = folder / "evaluations" / f"epoch-{epoch}.safetensors"
             save_file({"exact": torch.tensor(score)}, path, {"prompts": json.dumps(["a", "b"])})
     own = curves.read([tmp_path / f"run-{seed}" for seed in range(3)], "exact")
-    assert (own.epochs, own.updates, own.evaluations, own.seconds) == ([0, 2], [0, 4], [0, 18], [0, 6])
+    assert (own.epochs, own.updates, own.evaluations, own.seconds) == ([0, 2], [0, 4], [0, 18], [0, 4])
     assert own.mean == [0.5, 1.5] and own.gains[0][1] == pytest.approx((0.5, 0.5))
     curves.draw({"A": own, "B": own}, "exact", tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert "| A | 4 | 0 k | 6 | 1.500 ± 0.289 | +0.500 ± 0.500, +1.000 ± 0.000, +1.500 ± 0.500 |" in curves.table(
+    assert "| A | 4 | 0 k | 4 | 1.500 ± 0.289 | +0.500 ± 0.500, +1.000 ± 0.000, +1.500 ± 0.500 |" in curves.table(
         {"A": own}
     )
 

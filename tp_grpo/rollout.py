@@ -89,7 +89,7 @@ class Pending:
     images: np.ndarray | None
 
     def finish(self) -> tuple[Rollout, Rewards]:
-        """Wait for the scores; the rollout with its ladder, and the rewards as (B, J). Raises RewardError."""
+        """Wait for the scores; the rollout with its ladder, and the rewards as (B, J)."""
         place, done = self.place, self.rewards.result()
         total = done.total[place]
         rewards = Rewards(

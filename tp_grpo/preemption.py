@@ -60,7 +60,7 @@ class Preemption:
 
     @contextmanager
     def epoch(self, *, evaluates: bool) -> Iterator[None]:
-        """Time an epoch, from its first batch until its checkpoint is begun; evaluates: whether it has an evaluation."""
+        """Time an epoch, from its first batch until its checkpoint is begun; evaluates: whether it is evaluated."""
         self._begun, self._evaluates = time.monotonic(), evaluates
         yield
         took = time.monotonic() - self._begun

@@ -22,9 +22,16 @@ setup(
     description="TP-GRPO and Flow-GRPO: reinforcement learning of flow-matching image models",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["tp_grpo", "tp_grpo.*", "reward_models", "reward_models.*", "config", "config.*"]),
+    packages=find_packages(
+        include=["tp_grpo", "tp_grpo.*", "reward_models", "reward_models.*", "config", "config.*"]
+    ),
     package_data={
-        "tp_grpo": ["models/architectures/*.json", "shapes/weights/**/*", "datasets/*.json", "report/*"],
+        "tp_grpo": [
+            "models/architectures/*.json",
+            "shapes/weights/**/*",
+            "data/sets/*.json",
+            "report/*",
+        ]
     },
     install_requires=[
         "absl-py>=2.0",

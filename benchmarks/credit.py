@@ -54,13 +54,26 @@ METHODS = {
 }
 
 
-def command(method: Method, recipe: str, seed: int, out: Path, every: int, extra: Sequence[str]) -> list[str]:
+def command(
+    method: Method, recipe: str, seed: int, out: Path, every: int, extra: Sequence[str]
+) -> list[str]:
     """scripts/train.py for that run."""
     epochs = method.longer * recipes.build(method.algorithm, method.credit, recipe).epochs
-    fields = {"run_name": f"{method.run}-{seed}", "output_dir": out, "seed": seed, "credit.name": method.credit}
+    fields = {
+        "run_name": f"{method.run}-{seed}",
+        "output_dir": out,
+        "seed": seed,
+        "credit.name": method.credit,
+    }
     fields |= {"epochs": epochs, "eval.every": every or epochs, **method.fields}
     options = [f"--config.{name}={value}" for name, value in fields.items()]
-    return [sys.executable, "scripts/train.py", f"--config=config/{method.algorithm}.py:{recipe}", *options, *extra]
+    return [
+        sys.executable,
+        "scripts/train.py",
+        f"--config=config/{method.algorithm}.py:{recipe}",
+        *options,
+        *extra,
+    ]
 
 
 def train(line: list[str], log: Path, threads: int) -> None:
@@ -68,27 +81,39 @@ def train(line: list[str], log: Path, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as words:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(line, cwd=ROOT, check=False, env=environment, stdout=words, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            line, cwd=ROOT, check=False, env=environment, stdout=words, stderr=subprocess.STDOUT
+        )
     if done.returncode:
         raise RuntimeError(f"a run failed with code {done.returncode}; its words are in {log}")
     print(f"done: {log.with_suffix('')}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/credit"))
     parser.add_argument("--recipe", default="shapes_tiny")
     parser.add_argument("--seeds", type=int, default=4, help="seeds 1 .. N")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--score", default="shapes/exact")
-    parser.add_argument("--every", type=int, default=14, help="epochs between evaluations; 0: at the end alone")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores divided among them")
+    parser.add_argument(
+        "--every", type=int, default=14, help="epochs between evaluations; 0: at the end alone"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, the cores divided among them"
+    )
     parser.add_argument("--figure", type=Path, help="where it is drawn; else curves.png in --out")
     arguments, extra = parser.parse_known_args()
     out, cores = arguments.out.resolve(), os.cpu_count() or 1
     threads = max(1, cores // arguments.jobs)
     # Seeds outermost: a drift of the machine meets all methods alike.
-    todo = [(METHODS[name], seed) for seed in range(1, arguments.seeds + 1) for name in arguments.methods]
+    todo = [
+        (METHODS[name], seed)
+        for seed in range(1, arguments.seeds + 1)
+        for name in arguments.methods
+    ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
             pool.submit(
@@ -113,7 +138,9 @@ def main() -> None:
     curves.draw(found, arguments.score, figure)
     load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
     machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
-    print(f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}; figure: {figure}\n")
+    print(
+        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}; figure: {figure}\n"
+    )
     print(f"{curves.compare(found, BASELINE)}\n\n{curves.table(found)}")
 
 

@@ -17,9 +17,13 @@ from safetensors import safe_open
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from tp_grpo.rewards import mean_and_error
+from tp_grpo.method.stats import mean_and_error
 
-AXES = {"updates": "updates", "evaluations": "model evaluations while sampling", "seconds": "seconds of training"}
+AXES = {
+    "updates": "updates",
+    "evaluations": "model evaluations while sampling",
+    "seconds": "seconds of training",
+}
 COLORS = ("#000000", "#e69f00", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7")
 
 
@@ -47,12 +51,17 @@ class Curve:
         """Standard error over seeds; 0 for a single one."""
         if len(self.scores) < 2:
             return [0.0] * len(self.epochs)
-        return [statistics.stdev(column) / len(column) ** 0.5 for column in zip(*self.scores, strict=True)]
+        return [
+            statistics.stdev(column) / len(column) ** 0.5
+            for column in zip(*self.scores, strict=True)
+        ]
 
     def at(self, second: float) -> tuple[float, float]:
         """Mean score after so many seconds, between evaluations linearly, and its standard error over seeds."""
         own = [float(np.interp(second, self.seconds, scores)) for scores in self.scores]
-        return statistics.mean(own), statistics.stdev(own) / len(own) ** 0.5 if len(own) > 1 else 0.0
+        return statistics.mean(own), statistics.stdev(own) / len(own) ** 0.5 if len(
+            own
+        ) > 1 else 0.0
 
     def seconds_to(self, score: float) -> float | None:
         """When the mean first reaches that score, between evaluations linearly; None if it does not."""
@@ -90,7 +99,10 @@ def compare(curves: dict[str, Curve], baseline: str) -> str:
         base = curves[baseline]
         targets = [float(np.interp(updates, base.updates, base.mean)), base.mean[-1]]
         after = updates, base.updates[-1]
-        head += [f"seconds to {baseline}'s {t:.3f} (its {n:.0f} updates)" for t, n in zip(targets, after, strict=True)]
+        head += [
+            f"seconds to {baseline}'s {t:.3f} (its {n:.0f} updates)"
+            for t, n in zip(targets, after, strict=True)
+        ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, curve in curves.items():
         own = float(np.interp(updates, curve.updates, curve.seconds))
@@ -104,20 +116,33 @@ def compare(curves: dict[str, Curve], baseline: str) -> str:
 
 def table(curves: dict[str, Curve]) -> str:
     """A row for each method and evaluated epoch, with the standard error over seeds."""
-    head = ["method", "updates", "sampling evaluations", "seconds", "held-out score", "gain over base ± s.e., by seed"]
+    head = [
+        "method",
+        "updates",
+        "sampling evaluations",
+        "seconds",
+        "held-out score",
+        "gain over base ± s.e., by seed",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, curve in curves.items():
         for i in range(1, len(curve.epochs)):
             gains = ", ".join(f"{own[i][0]:+.3f} ± {own[i][1]:.3f}" for own in curve.gains)
             cells = [method, f"{curve.updates[i]:.0f}", f"{curve.evaluations[i] / 1000:.0f} k"]
-            cells += [f"{curve.seconds[i]:.0f}", f"{curve.mean[i]:.3f} ± {curve.error[i]:.3f}", gains]
+            cells += [
+                f"{curve.seconds[i]:.0f}",
+                f"{curve.mean[i]:.3f} ± {curve.error[i]:.3f}",
+                gains,
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw(curves: dict[str, Curve], score: str, out: Path) -> None:
     """The mean over seeds and a band of its standard error, against each of AXES."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(5 * len(AXES), 4.2), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(AXES), figsize=(5 * len(AXES), 4.2), sharey=True, layout="constrained"
+    )
     for axes, (name, label) in zip(panels, AXES.items(), strict=True):
         for (method, curve), color in zip(curves.items(), COLORS, strict=False):
             x, mean, error = getattr(curve, name), np.array(curve.mean), np.array(curve.error)

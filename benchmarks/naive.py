@@ -26,10 +26,14 @@ class Sampled:
     clean: list[Tensor]
 
 
-def transition(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
+def transition(
+    x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float
+) -> tuple[Tensor, Tensor]:
     """Mean and std of the coefficients-preserving step (Flow-CPS, arXiv 2509.05952)."""
     std = sigma_next * math.sin(noise_level * math.pi / 2)
-    mean = (1 - sigma_next) * (x - sigma * v) + (sigma_next**2 - std**2).sqrt() * (x + (1 - sigma) * v)
+    mean = (1 - sigma_next) * (x - sigma * v) + (sigma_next**2 - std**2).sqrt() * (
+        x + (1 - sigma) * v
+    )
     return mean, std
 
 
@@ -46,7 +50,9 @@ def follow(velocity: Velocity, x: Tensor, sigmas: Tensor, start: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample(velocity: Velocity, x: Tensor, sigmas: Tensor, noise: Tensor, *, noise_level: float) -> Sampled:
+def sample(
+    velocity: Velocity, x: Tensor, sigmas: Tensor, noise: Tensor, *, noise_level: float
+) -> Sampled:
     """K SDE steps from x (B, *L), the first of all steps, with noise (B, K, *L); and all K + 1 completions."""
     states, log_probs = [x], []
     for k in range(noise.shape[1]):
@@ -80,7 +86,9 @@ def update(
         x, x_next = sampled.states[k], sampled.states[k + 1]
         mean, std = transition(x, velocity(x, k), sigmas[k], sigmas[k + 1], noise_level)
         with torch.no_grad():
-            mean_reference, _ = transition(x, reference(x, k), sigmas[k], sigmas[k + 1], noise_level)
+            mean_reference, _ = transition(
+                x, reference(x, k), sigmas[k], sigmas[k + 1], noise_level
+            )
         ratio = (log_prob(x_next, mean) - sampled.log_probs[k]).exp()
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         policy = torch.maximum(-advantages[:, k] * ratio, -advantages[:, k] * clipped).mean()

@@ -25,17 +25,29 @@ WORK = {"rollout": "evaluations_rollout", "decode": "images_decode", "update": "
 def report(recipe: str, epochs: int) -> list[str]:
     """A table of medians over the epochs after the first. Raises AssertionError when too much is unaccounted for."""
     lines = _train(recipe, epochs)[1:]
-    told = [name for name in lines[0] if name.partition("_")[0] in ("seconds", "evaluations", "images")]
+    told = [
+        name for name in lines[0] if name.partition("_")[0] in ("seconds", "evaluations", "images")
+    ]
     median = {name: statistics.median(line[name] for line in lines) for name in told}
-    phases = {name.removeprefix("seconds_"): value for name, value in median.items() if name.startswith("seconds_")}
+    phases = {
+        name.removeprefix("seconds_"): value
+        for name, value in median.items()
+        if name.startswith("seconds_")
+    }
     total = sum(phases.values())
     rows = ["| phase | seconds | share | evaluations or images |", "|---|---|---|---|"]
     for name, seconds in phases.items():
         work = f"{median[WORK[name]]:.0f} {WORK[name].partition('_')[0]}" if name in WORK else ""
-        rows.append(f"| {name.replace('_', ' ')} | {seconds:.3f} | {seconds / total:.1%} | {work} |")
+        rows.append(
+            f"| {name.replace('_', ' ')} | {seconds:.3f} | {seconds / total:.1%} | {work} |"
+        )
     share = phases[REST] / total
     assert share <= LIMIT, f"{share:.1%} of an epoch belongs to no phase; at most {LIMIT:.0%} may"
-    return [*rows, "", f"`{recipe}`, median of {len(lines)} epochs; the phases account for {1 - share:.1%}."]
+    return [
+        *rows,
+        "",
+        f"`{recipe}`, median of {len(lines)} epochs; the phases account for {1 - share:.1%}.",
+    ]
 
 
 def _train(recipe: str, epochs: int) -> list[dict[str, float]]:
@@ -46,7 +58,10 @@ def _train(recipe: str, epochs: int) -> list[dict[str, float]]:
     config.tracking.update(trackers=(), images_every=epochs)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the run's own lines
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(sys.stderr),
+    ):  # the run's own lines
         config.output_dir = folder
         Trainer(config).run()
         text = (Path(folder) / config.run_name / "metrics.jsonl").read_text()
@@ -54,7 +69,9 @@ def _train(recipe: str, epochs: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="shapes_tiny")
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()

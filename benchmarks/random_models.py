@@ -35,8 +35,16 @@ SIZES = {"small": Size(heads=2, layers=2, side=32), "medium": Size(heads=4, laye
 def settings(size: Size, *, steps: int, window: int, batch: int, max_rows: int) -> ConfigDict:
     """The published settings at that size, in fp32 and without classifier-free guidance (which doubles every row)."""
     c = base.get_config()
-    c.model.update(path="random", dtype="fp32", height=size.side, width=size.side, max_sequence_length=TEXT_TOKENS)
-    c.sample.update(guidance_scale=1.0, steps=steps, window_size=window, batch_size=batch, max_rows=max_rows)
+    c.model.update(
+        path="random",
+        dtype="fp32",
+        height=size.side,
+        width=size.side,
+        max_sequence_length=TEXT_TOKENS,
+    )
+    c.sample.update(
+        guidance_scale=1.0, steps=steps, window_size=window, batch_size=batch, max_rows=max_rows
+    )
     c.sample.update(groups_per_epoch=1, group_size=max(2, batch))
     c.train.update(updates_per_epoch=1, max_ratio_dev=float("inf"))
     return c

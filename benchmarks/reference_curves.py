@@ -20,13 +20,19 @@ from tp_grpo.report.data import read
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="what --against will call it")
-    parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("METHOD", "RUN"))
+    parser.add_argument(
+        "--runs", nargs="+", action="append", required=True, metavar=("METHOD", "RUN")
+    )
     parser.add_argument("--folder", type=Path, default=reference.CURVES)
     given = parser.parse_args(arguments)
     try:
-        curves = reference.make({method: [read(Path(run)) for run in runs] for method, *runs in given.runs})
+        curves = reference.make(
+            {method: [read(Path(run)) for run in runs] for method, *runs in given.runs}
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,14 +22,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import random_models
 
-from tp_grpo import sampler
-from tp_grpo.cost import Meter
+from tp_grpo.cost.meter import Meter
+from tp_grpo.method import sampler
 from tp_grpo.plan import make_plan
-from tp_grpo.rollout import velocity_of
+from tp_grpo.train.rollout import velocity_of
 
 SMALL = random_models.SIZES["small"]
 ROWS = 16  # max_rows, where it is not what varies
-WINDOWS = [(4, 3, 0), (6, 5, 0), (8, 7, 0), (10, 9, 0), (10, 6, 0), (10, 3, 0), (10, 1, 0), (10, 5, 4)]  # T, K, start
+WINDOWS = [
+    (4, 3, 0),
+    (6, 5, 0),
+    (8, 7, 0),
+    (10, 9, 0),
+    (10, 6, 0),
+    (10, 3, 0),
+    (10, 1, 0),
+    (10, 5, 4),
+]  # T, K, start
 MIB = 2**20
 
 
@@ -37,13 +46,25 @@ class Rollout:
     """A rollout of a batch that can be repeated; `rows` and `calls` of its last time."""
 
     def __init__(
-        self, steps: int, window: int, batch: int, *, start: int = 0, size: Any = SMALL, max_rows: int = ROWS
+        self,
+        steps: int,
+        window: int,
+        batch: int,
+        *,
+        start: int = 0,
+        size: Any = SMALL,
+        max_rows: int = ROWS,
     ) -> None:
-        config = random_models.settings(size, steps=steps, window=window, batch=batch, max_rows=max_rows)
+        config = random_models.settings(
+            size, steps=steps, window=window, batch=batch, max_rows=max_rows
+        )
         config.sample.window_start = start
         self.backbone, cond = random_models.build(size, config)
         self.sigmas = self.backbone.sigmas(steps)
-        self.plan, self.max_rows = make_plan(config, 1, branches=True).at(self.sigmas.tolist()), max_rows
+        self.plan, self.max_rows = (
+            make_plan(config, 1, branches=True).at(self.sigmas.tolist()),
+            max_rows,
+        )
         self._velocity = velocity_of(self.backbone, self.sigmas, cond, 1.0)
         self.noise = torch.randn(batch, 1 + window, *self.backbone.latent_shape)
         self.rows = self.calls = 0
@@ -71,7 +92,11 @@ class Rollout:
 
     @property
     def weights(self) -> list[Tensor]:
-        return [*self.backbone.transformer.parameters(), *self.backbone.transformer.buffers(), self.noise]
+        return [
+            *self.backbone.transformer.parameters(),
+            *self.backbone.transformer.buffers(),
+            self.noise,
+        ]
 
 
 def report(*, quick: bool, say: Callable[[str], None]) -> list[str]:
@@ -105,8 +130,14 @@ def evaluations(repeats: int, quick: bool) -> list[str]:
             rollout = Rollout(steps, window, batch, start=start)
             seconds = median(rollout, repeats)
             law = steps + window * (steps - start - 1) - window * (window - 1) // 2
-            assert rollout.rows == batch * law == batch * rollout.plan.nfe, (rollout.rows, batch, law)
-            measured.append((steps, window, start, batch, law, rollout.calls, rollout.rows, seconds))
+            assert rollout.rows == batch * law == batch * rollout.plan.nfe, (
+                rollout.rows,
+                batch,
+                law,
+            )
+            measured.append(
+                (steps, window, start, batch, law, rollout.calls, rollout.rows, seconds)
+            )
     costs, fitted, share = fit([[m[5], m[6]] for m in measured], [m[7] for m in measured])
     lines = [
         "| T | K | window from | B | evaluations by law | rows counted | calls | ms | fitted, ms |",
@@ -116,7 +147,11 @@ def evaluations(repeats: int, quick: bool) -> list[str]:
         cells = [*numbers, rows, calls, f"{1000 * seconds:.0f}", f"{1000 * guess:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     words = f"{1000 * costs[0]:.2f} ms a call and {1000 * costs[1]:.3f} ms a row explain {share:.1%} of the variance."
-    return [*lines, "", f"Rows counted are B x (T + K (T - s - 1) - K (K - 1) / 2) in every line; {words}"]
+    return [
+        *lines,
+        "",
+        f"Rows counted are B x (T + K (T - s - 1) - K (K - 1) / 2) in every line; {words}",
+    ]
 
 
 def group(repeats: int, quick: bool) -> list[str]:
@@ -151,7 +186,10 @@ def _spread(count: int, images: int, repeats: int) -> float:
     """Median over the repeats of the slowest process' seconds."""
     context = torch.multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
-    workers = [context.Process(target=_worker, args=(barrier, results, images // count, repeats)) for _ in range(count)]
+    workers = [
+        context.Process(target=_worker, args=(barrier, results, images // count, repeats))
+        for _ in range(count)
+    ]
     for worker in workers:
         worker.start()
     times = [results.get(timeout=300) for _ in workers]
@@ -181,7 +219,9 @@ def memory(repeats: int, quick: bool) -> list[str]:
             rollout = Rollout(6, 5, batch, max_rows=max_rows)
             with Meter(rollout.weights) as meter:
                 rollout()
-            largest = max(batch, min(max_rows, 5 * batch))  # rows of a call: the five branches at most
+            largest = max(
+                batch, min(max_rows, 5 * batch)
+            )  # rows of a call: the five branches at most
             measured.append((batch, max_rows, largest, meter.peak / MIB))
     costs, fitted, share = fit([[m[0], m[2]] for m in measured], [m[3] for m in measured])
     lines = ["| B | max_rows | largest call | peak, MiB | fitted, MiB |", "|---|---|---|---|---|"]
@@ -196,11 +236,17 @@ def fit(inputs: list[list[int]], outputs: list[float]) -> tuple[list[float], lis
     a, y = np.array(inputs, dtype=float), np.array(outputs)
     coefficients = np.linalg.lstsq(a, y, rcond=None)[0]
     guessed = a @ coefficients
-    return coefficients.tolist(), guessed.tolist(), float(1 - ((y - guessed) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+    return (
+        coefficients.tolist(),
+        guessed.tolist(),
+        float(1 - ((y - guessed) ** 2).sum() / ((y - y.mean()) ** 2).sum()),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     report(quick=parser.parse_args().quick, say=lambda text: print(text, flush=True))
 

@@ -31,14 +31,14 @@ import phases
 import random_models
 import scaling
 
-from tp_grpo import sampler
-from tp_grpo.learner import Learner, make_optimizer
+from tp_grpo.method import sampler
 from tp_grpo.models.policy import Policy
 from tp_grpo.plan import make_plan
-from tp_grpo.rollout import velocity_of
-from tp_grpo.runtime import Runtime
+from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.train.learner import Learner, make_optimizer
+from tp_grpo.train.rollout import velocity_of
+from tp_grpo.train.update import Updater
 from tp_grpo.types import Rollout, Trajectory
-from tp_grpo.update import Updater
 
 COMPLETIONS = ("euler", "reuse")
 STACKED = 3  # steps in a backward pass, beside the default of one
@@ -57,7 +57,9 @@ class Case:
 class Naive:
     """naive.py around a transformer of its own."""
 
-    def __init__(self, config: Any, size: random_models.Size, noise: Tensor, advantages: Tensor) -> None:
+    def __init__(
+        self, config: Any, size: random_models.Size, noise: Tensor, advantages: Tensor
+    ) -> None:
         self.config, self.noise, self.advantages = config, noise, advantages
         self.backbone, self.cond = random_models.build(size, config)
         torch.manual_seed(1)  # of the adapters
@@ -69,12 +71,18 @@ class Naive:
 
     def roll_out(self) -> Tensor:
         sigmas, level = self.sigmas, self.config.sample.noise_level
-        self.sampled = naive.sample(self._velocity, self.noise[:, 0], sigmas, self.noise[:, 1:], noise_level=level)
+        self.sampled = naive.sample(
+            self._velocity, self.noise[:, 0], sigmas, self.noise[:, 1:], noise_level=level
+        )
         return torch.stack(self.sampled.clean, 1)
 
     def update(self, *, fresh: bool) -> float:
         c = self.config
-        options = {"clip_range": c.train.clip_range, "beta": c.train.beta, "max_grad_norm": c.train.max_grad_norm}
+        options = {
+            "clip_range": c.train.clip_range,
+            "beta": c.train.beta,
+            "max_grad_norm": c.train.max_grad_norm,
+        }
         return naive.update(
             self._velocity,
             self._reference,
@@ -98,7 +106,9 @@ class Naive:
 class Real:
     """The repository's sampler and updater around a transformer of their own."""
 
-    def __init__(self, config: Any, size: random_models.Size, noise: Tensor, advantages: Tensor) -> None:
+    def __init__(
+        self, config: Any, size: random_models.Size, noise: Tensor, advantages: Tensor
+    ) -> None:
         self.config, self.noise, self.advantages = config, noise, advantages
         self.backbone, self.cond = random_models.build(size, config)
         runtime = Runtime("fp32", (), ".")
@@ -107,7 +117,9 @@ class Real:
         self.policy = self.learner.policy
         self.sigmas = self.backbone.sigmas(config.sample.steps)
         self.plan = make_plan(config, 1, branches=True).at(self.sigmas.tolist())
-        self.updater = Updater(runtime.accelerator, self.learner, self.plan, sample=config.sample, train=config.train)
+        self.updater = Updater(
+            runtime.accelerator, self.learner, self.plan, sample=config.sample, train=config.train
+        )
         self.trajectory: Trajectory
 
     def roll_out(self, completion: str = "euler") -> Tensor:
@@ -129,17 +141,23 @@ class Real:
     def update(self, *, fresh: bool, stacked: int = 1) -> float:
         batch = len(self.noise)
         self.updater.plan = replace(self.plan, stacked=stacked)
-        rollout = Rollout(self.cond, self.trajectory, torch.empty(batch, 0), torch.arange(batch), {})
+        rollout = Rollout(
+            self.cond, self.trajectory, torch.empty(batch, 0), torch.arange(batch), {}
+        )
         return self.updater.step([rollout], [self.advantages], fresh=fresh)["grad_norm"]
 
 
 def contestants(case: Case) -> tuple[Naive, Real]:
     size = random_models.SIZES[case.size]
     rows = 4 * case.batch
-    config = random_models.settings(size, steps=case.steps, window=case.window, batch=case.batch, max_rows=rows)
+    config = random_models.settings(
+        size, steps=case.steps, window=case.window, batch=case.batch, max_rows=rows
+    )
     generator = torch.Generator().manual_seed(2)
     side = size.side // random_models.PIXELS
-    noise = torch.randn(case.batch, 1 + case.window, random_models.CHANNELS, side, side, generator=generator)
+    noise = torch.randn(
+        case.batch, 1 + case.window, random_models.CHANNELS, side, side, generator=generator
+    )
     advantages = torch.randn(case.batch, case.window, generator=generator)
     return Naive(config, size, noise, advantages), Real(config, size, noise, advantages)
 
@@ -162,7 +180,11 @@ def check(plain: Naive, real: Real) -> dict[str, float]:
 
 def distance(a: Policy, b: Policy) -> float:
     """Of what was learnt, relative: B starts at zero, so that all of it is."""
-    pairs = [(a.parameters[name].detach(), p.detach()) for name, p in b.parameters.items() if "lora_B" in name]
+    pairs = [
+        (a.parameters[name].detach(), p.detach())
+        for name, p in b.parameters.items()
+        if "lora_B" in name
+    ]
     apart = torch.stack([(mine - other).norm() for mine, other in pairs]).norm()
     return float(apart / torch.stack([other.norm() for _, other in pairs]).norm())
 
@@ -196,11 +218,22 @@ def measure(case: Case, repeats: int) -> tuple[dict[str, float], dict[str, float
 
 def row(case: Case, seconds: dict[str, float]) -> str:
     schedule = f"T = {case.steps}, K = {case.window}"
-    cells = [case.size, schedule, str(case.batch), str(case.threads), f"{1000 * seconds['naive']:.0f}"]
-    cells += [f"{1000 * seconds[name]:.0f} ({seconds['naive'] / seconds[name]:.2f} x)" for name in COMPLETIONS]
+    cells = [
+        case.size,
+        schedule,
+        str(case.batch),
+        str(case.threads),
+        f"{1000 * seconds['naive']:.0f}",
+    ]
+    cells += [
+        f"{1000 * seconds[name]:.0f} ({seconds['naive'] / seconds[name]:.2f} x)"
+        for name in COMPLETIONS
+    ]
     cells.append(f"{1000 * seconds['naive update']:.0f}")
     for name in ("update", "stacked"):
-        cells.append(f"{1000 * seconds[name]:.0f} ({seconds['naive update'] / seconds[name]:.2f} x)")
+        cells.append(
+            f"{1000 * seconds[name]:.0f} ({seconds['naive update'] / seconds[name]:.2f} x)"
+        )
     return "| " + " | ".join(cells) + " |"
 
 
@@ -217,17 +250,33 @@ def cases(quick: bool) -> list[Case]:
 
 
 def machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {date.today()}"
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {date.today()}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small transformer, one thread, fewer cases")
-    parser.add_argument("--repeats", type=int, default=5, help="timings of everything; their median is shown")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the small transformer, one thread, fewer cases"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timings of everything; their median is shown"
+    )
     parser.add_argument("--out", type=Path, help="write the tables there as well")
     arguments = parser.parse_args()
     start, worst, threads = time.perf_counter(), dict[str, float](), torch.get_num_threads()
-    columns = ["transformer", "schedule", "batch", "threads", "naive rollout, ms", *COMPLETIONS, "naive update, ms"]
+    columns = [
+        "transformer",
+        "schedule",
+        "batch",
+        "threads",
+        "naive rollout, ms",
+        *COMPLETIONS,
+        "naive update, ms",
+    ]
     columns += ["update", f"update, {STACKED} steps a pass"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     print("\n".join(lines), flush=True)
@@ -236,7 +285,13 @@ def main() -> None:
         worst = {name: max(worst.get(name, 0.0), value) for name, value in differences.items()}
         lines.append(row(case, seconds))
         print(lines[-1], flush=True)
-    lines += ["", "Largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in worst.items()) + ".", ""]
+    lines += [
+        "",
+        "Largest differences: "
+        + ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+        + ".",
+        "",
+    ]
     print("\n".join(lines[-3:]), flush=True)
     torch.set_num_threads(threads)
     lines += scaling.report(quick=arguments.quick, say=lambda text: print(text, flush=True))

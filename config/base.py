@@ -19,24 +19,34 @@ def get_config() -> ConfigDict:
     c.prompts = ConfigDict()
     # Each is a .txt (a prompt a line), a .jsonl ({"prompt": ..., metadata}), a folder or "module:function".
     c.prompts.train = ""  # of a folder: train.jsonl, train_metadata.jsonl or train.txt
-    c.prompts.eval = ""  # never trained on; of a folder: test.jsonl, test_metadata.jsonl or test.txt
+    c.prompts.eval = (
+        ""  # never trained on; of a folder: test.jsonl, test_metadata.jsonl or test.txt
+    )
 
     c.rewards = ConfigDict()
     # name or "module:callable" -> {"weight": 1.0, its options}; weight 0: asked in evaluations alone. Of every scorer
     # also: batch_size (images a call, 0: all it is given), placement (cuda | offload | cpu | remote), remote (URL of a
     # reward server), patience (seconds that one out of reach is tried again, 600)
     c.rewards.scorers = ConfigDict(allow_dotted_keys=True)
-    c.rewards.max_failed = 0.05  # share of an epoch's images that may come back without a score, before the run stops
+    c.rewards.max_failed = (
+        0.05  # share of an epoch's images that may come back without a score, before the run stops
+    )
 
     c.sample = _sample()
     c.credit = ConfigDict()
-    c.credit.name = "turning_point"  # terminal (Flow-GRPO) | incremental | turning_point (TP-GRPO) | value
-    c.credit.constraint = True  # turning_point: the step must also agree in sign with what follows it
+    c.credit.name = (
+        "turning_point"  # terminal (Flow-GRPO) | incremental | turning_point (TP-GRPO) | value
+    )
+    c.credit.constraint = (
+        True  # turning_point: the step must also agree in sign with what follows it
+    )
     c.credit.balance = True  # turning_point: keep as many positive as negative turning points
     c.credit.lam = 1.0  # value: from 0 (what the step itself added; biased) to 1 (all that follows it; unbiased)
 
     c.advantage = ConfigDict()
-    c.advantage.global_std = False  # divide by the std of the whole epoch's column, not of the prompt's group
+    c.advantage.global_std = (
+        False  # divide by the std of the whole epoch's column, not of the prompt's group
+    )
     c.advantage.clip = 5.0  # advantages are clamped to +- this
 
     c.train = _train()
@@ -57,7 +67,9 @@ def get_config() -> ConfigDict:
     # another's: begin there and remove what run_name has of later epochs; the same command, given again, goes on. With
     # another's the model, LoRA, EMA and optimizer must stay, and the rest may change.
     c.checkpoint.resume = "auto"
-    c.checkpoint.keep = 2  # the newest so many stay; the one before the newest is for when that is damaged
+    c.checkpoint.keep = (
+        2  # the newest so many stay; the one before the newest is for when that is damaged
+    )
     c.checkpoint.keep_every = 20  # epochs between checkpoints that stay for good
     # The checkpoint whose evaluation gave the highest of this score stays as well, as checkpoints/best: "total", a
     # scorer's name or "scorer/extra"; empty: none.
@@ -68,14 +80,18 @@ def get_config() -> ConfigDict:
     c.checkpoint.grace = 20.0
 
     c.runtime = ConfigDict()
-    c.runtime.timeout_s = 1800.0  # seconds that a rank waits for the others in a collective before the run stops
+    c.runtime.timeout_s = (
+        1800.0  # seconds that a rank waits for the others in a collective before the run stops
+    )
 
     c.tracking = ConfigDict()
     c.tracking.trackers = ("tensorboard",)  # beside metrics.jsonl: any of "tensorboard", "wandb"
     c.tracking.project = "tp_grpo"  # the name that the trackers file the run under
     c.tracking.images_every = 20  # epochs between ladders kept with thumbnails
     c.tracking.groups = 2  # prompt groups whose completions are kept then
-    c.tracking.alarms = "warn"  # on signs of a wasted run: warn | stop | rollback (stop, export the best) | off
+    c.tracking.alarms = (
+        "warn"  # on signs of a wasted run: warn | stop | rollback (stop, export the best) | off
+    )
     return c.lock()
 
 
@@ -90,11 +106,17 @@ def _model() -> ConfigDict:
     c.max_sequence_length = 128  # T5 tokens
     c.decode_batch_size = 8  # images a VAE call
     c.vae_dtype = "fp32"  # fp32 | bf16
-    c.text_encoders = "offload"  # between uses: offload (host memory) | resident (on the device) | drop (freed)
-    c.embeddings_cache = ""  # folder of prompt embeddings, shared by runs, 1-2 MB a prompt; empty: none
+    c.text_encoders = (
+        "offload"  # between uses: offload (host memory) | resident (on the device) | drop (freed)
+    )
+    c.embeddings_cache = (
+        ""  # folder of prompt embeddings, shared by runs, 1-2 MB a prompt; empty: none
+    )
     c.gradient_checkpointing = False  # recompute activations in the backward pass
     c.attention_backend = ""  # diffusers' name, such as "flash" or "_native_cudnn"; FLUX only; empty: PyTorch's choice
-    c.compile = ""  # torch.compile backend for the transformer's blocks, such as "inductor"; empty: eager
+    c.compile = (
+        ""  # torch.compile backend for the transformer's blocks, such as "inductor"; empty: eager
+    )
     return c
 
 
@@ -124,9 +146,15 @@ def _sample() -> ConfigDict:
     c.completion_steps = 3  # multistep: evaluations a completion, a branch's own state included
     c.completion_stride = 2  # strided
     c.branch_from = 0  # the first state of the window that is completed; 0: the ODE baseline is the ladder's foot
-    c.branch_every = 1  # states from one that is completed to the next; the steps between share the credit
-    c.same_latent = False  # the images of a prompt start from one noise, so that they have one baseline
-    c.store_on_cpu = False  # keep an epoch's trajectories and conditions in host memory until the update
+    c.branch_every = (
+        1  # states from one that is completed to the next; the steps between share the credit
+    )
+    c.same_latent = (
+        False  # the images of a prompt start from one noise, so that they have one baseline
+    )
+    c.store_on_cpu = (
+        False  # keep an epoch's trajectories and conditions in host memory until the update
+    )
     return c
 
 
@@ -145,8 +173,12 @@ def _train() -> ConfigDict:
     c.max_grad_norm = 1.0  # a larger gradient is scaled down to it
     c.clip_range = 1e-5  # of the ratio; log-probs are means over the latent, so ratios move little
     c.beta = 1e-4  # weight of the KL to the frozen model; 0 leaves it out
-    c.step_weight = "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)
-    c.max_ratio_dev = 1e-5  # an epoch whose first ratios, of the unmoved policy, are further from 1 stops the run
+    c.step_weight = (
+        "uniform"  # loss weight of a step: uniform | velocity (1 / (|d mean / d v| / std), mean 1)
+    )
+    c.max_ratio_dev = (
+        1e-5  # an epoch whose first ratios, of the unmoved policy, are further from 1 stops the run
+    )
     # Updates whose gradient is NaN or infinite are left out; more than this in a row stop the run. The loss scaler of
     # fp16 leaves a few out until it has found its scale.
     c.max_skipped = 10

@@ -24,11 +24,15 @@ def shapes_tiny(c: ConfigDict) -> None:
     4 to 6 standard errors over prompts.
     """
     c.epochs = 70
-    c.model.update(path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16)
+    c.model.update(
+        path=SHAPES, dtype="fp32", height=48, width=48, max_sequence_length=12, decode_batch_size=16
+    )
     c.lora.update(rank=16, alpha=32)
     c.prompts.update(train="tp_grpo.shapes.captions:train", eval="tp_grpo.shapes.captions:held_out")
     c.rewards.scorers["shapes"] = {"weight": 1.0, "exact_share": 0.5}
-    c.sample.update(guidance_scale=1.0, kind="sde", steps=6, window_size=3, groups_per_epoch=12, group_size=8)
+    c.sample.update(
+        guidance_scale=1.0, kind="sde", steps=6, window_size=3, groups_per_epoch=12, group_size=8
+    )
     c.sample.update(batch_size=48, max_rows=96)
     c.advantage.global_std = True
     c.train.update(learning_rate=1.5e-3, clip_range=1e-4, max_ratio_dev=1e-4)
@@ -42,7 +46,9 @@ def shapes_smoke(c: ConfigDict) -> None:
     """`shapes_tiny` in seconds: does everything once or twice, learns nothing."""
     shapes_tiny(c)
     c.epochs = 2
-    c.sample.update(steps=4, window_size=2, groups_per_epoch=2, group_size=4, batch_size=4, max_rows=8)
+    c.sample.update(
+        steps=4, window_size=2, groups_per_epoch=2, group_size=4, batch_size=4, max_rows=8
+    )
     c.eval.update(every=1, steps=4, members=1, prompts=8, batch_size=8, images=4)
     c.tracking.update(images_every=1, trackers=())
     c.checkpoint.keep_every = 1
@@ -91,7 +97,9 @@ VARIANTS: dict[tuple[str, int], dict[str, object]] = {
     ("sd3", 24): ONE_GPU | RECOMPUTE | {"model.decode_batch_size": 4},
     ("sd3", 48): ONE_GPU | {"sample.store_on_cpu": True, "sample.batch_size": 6},
     ("sd3", 80): ONE_GPU,
-    ("flux", 48): ONE_GPU | RECOMPUTE | {"model.decode_batch_size": 4, "train.optimizer": "adamw_8bit"},
+    ("flux", 48): ONE_GPU
+    | RECOMPUTE
+    | {"model.decode_batch_size": 4, "train.optimizer": "adamw_8bit"},
     ("flux", 80): ONE_GPU,
 }
 
@@ -99,7 +107,9 @@ VARIANTS: dict[tuple[str, int], dict[str, object]] = {
 def _published(reward: str, model: str) -> Recipe:
     def recipe(c: ConfigDict) -> None:
         suffix = REWARDS[reward].suffix
-        c.prompts.update(train=f"dataset/{reward}/train.{suffix}", eval=f"dataset/{reward}/test.{suffix}")
+        c.prompts.update(
+            train=f"dataset/{reward}/train.{suffix}", eval=f"dataset/{reward}/test.{suffix}"
+        )
         c.rewards.scorers[reward] = 1.0
         c.update_from_flattened_dict(MODELS[model])
 
@@ -113,7 +123,9 @@ def _published(reward: str, model: str) -> Recipe:
         f"{reward}_{model}",
         f"{task.title} on {TITLES[model]} as published, for 32 GPUs.",
         "accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:{name}",
-        reported if model == "sd3" else "This repository has not reproduced a figure for FLUX.1-dev at full size.",
+        reported
+        if model == "sd3"
+        else "This repository has not reproduced a figure for FLUX.1-dev at full size.",
     )
 
 
@@ -145,7 +157,9 @@ def _all() -> Iterable[Recipe]:
         for model in MODELS:
             published = _published(reward, model)
             yield published
-            yield from (_variant(published, model, memory) for of, memory in VARIANTS if of == model)
+            yield from (
+                _variant(published, model, memory) for of, memory in VARIANTS if of == model
+            )
 
 
 RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _all()}
@@ -159,7 +173,9 @@ def build(algorithm: str, credit: str, recipe: str) -> ConfigDict:
     if recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"config/{algorithm}.py: no recipe is called {recipe!r}{hint} Known: {', '.join(RECIPES)}.")
+        raise ValueError(
+            f"config/{algorithm}.py: no recipe is called {recipe!r}{hint} Known: {', '.join(RECIPES)}."
+        )
     c = base.get_config()
     with c.unlocked():
         RECIPES[recipe](c)

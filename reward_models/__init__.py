@@ -10,7 +10,18 @@ from typing import Any
 
 from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "macros", "names", "register", "takes", "target"]
+__all__ = [
+    "Metadata",
+    "Scorer",
+    "Scores",
+    "Unavailable",
+    "build",
+    "macros",
+    "names",
+    "register",
+    "takes",
+    "target",
+]
 
 _FACTORIES: dict[str, str] = {
     "aesthetic": "reward_models.aesthetic:Aesthetic",
@@ -43,7 +54,9 @@ def target(name: str) -> str:
     if found is None:
         near = difflib.get_close_matches(name, _FACTORIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(names())}.")
+        raise ValueError(
+            f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(names())}."
+        )
     return found
 
 
@@ -73,7 +86,9 @@ def build(name: str, /, **options: Any) -> Scorer:
     try:
         scorer: Scorer = factory(**options)
     except TypeError as error:
-        raise ValueError(f"rewards: the scorer {name!r} does not take the options {options}: {error}") from error
+        raise ValueError(
+            f"rewards: the scorer {name!r} does not take the options {options}: {error}"
+        ) from error
     return scorer
 
 
@@ -88,4 +103,6 @@ def _factory(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}") from error
+        raise ValueError(
+            f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}"
+        ) from error

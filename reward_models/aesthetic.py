@@ -15,9 +15,13 @@ from reward_models.clip import MODEL_FILES, PROCESSOR_FILES, PROCESSOR_NEEDS, lo
 from reward_models.loading import Source, fill
 
 CLIP_FILES = tuple(dict.fromkeys(MODEL_FILES + PROCESSOR_FILES))
-CLIP_WEIGHTS = Source("aesthetic", "openai/clip-vit-large-patch14", "1.7 GB", option="clip_path", files=CLIP_FILES)
+CLIP_WEIGHTS = Source(
+    "aesthetic", "openai/clip-vit-large-patch14", "1.7 GB", option="clip_path", files=CLIP_FILES
+)
 # The hub's copy of sac+logos+ava1-l14-linearMSE.pth, with the same tensors.
-HEAD_WEIGHTS = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", "4 MB", file="aesthetic-model.pth")
+HEAD_WEIGHTS = Source(
+    "aesthetic", "trl-lib/ddpo-aesthetic-predictor", "4 MB", file="aesthetic-model.pth"
+)
 
 
 class Head(nn.Module):
@@ -66,7 +70,9 @@ class Aesthetic:
         processor: Any = None,
         head: Head | None = None,
     ) -> None:
-        self.head = load_head(HEAD_WEIGHTS.state(path), HEAD_WEIGHTS, path) if head is None else head.eval()
+        self.head = (
+            load_head(HEAD_WEIGHTS.state(path), HEAD_WEIGHTS, path) if head is None else head.eval()
+        )
         self.clip = load_clip(
             CLIP_WEIGHTS,
             path=clip_path,

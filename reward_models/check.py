@@ -55,7 +55,10 @@ def default_cases() -> list[Case]:
 def matching_cases() -> list[Case]:
     """The golden images with a prompt that the first one fits, and must score best for."""
     prompt = f'the word "{GOLDEN_TEXT}" in black letters on a white background'
-    return [Case(name, image, prompt, rank=int(name == "text")) for name, image in golden_images().items()]
+    return [
+        Case(name, image, prompt, rank=int(name == "text"))
+        for name, image in golden_images().items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def golden_images(side: int = 512) -> dict[str, np.ndarray]:
 
     text = Image.new("RGB", (side, side), "white")
     font = ImageFont.load_default(size=side // 6)
-    ImageDraw.Draw(text).text((side / 2, side / 2), GOLDEN_TEXT, fill="black", font=font, anchor="mm")
+    ImageDraw.Draw(text).text(
+        (side / 2, side / 2), GOLDEN_TEXT, fill="black", font=font, anchor="mm"
+    )
     return {
         "text": np.asarray(text),
         "plain": np.full((side, side, 3), (220, 30, 30), dtype=np.uint8),

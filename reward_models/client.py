@@ -34,16 +34,28 @@ class RemoteScorer:
     """
 
     def __init__(
-        self, url: str, name: str, token: str = "", timeout: float = 300.0, png: bool = False, batch_size: int = 32
+        self,
+        url: str,
+        name: str,
+        token: str = "",
+        timeout: float = 300.0,
+        png: bool = False,
+        batch_size: int = 32,
     ) -> None:
         if not str(url).startswith(("http://", "https://")):
-            raise ValueError(f"{name}: remote = {url!r} must be the server's address, as in 'http://127.0.0.1:8090'")
+            raise ValueError(
+                f"{name}: remote = {url!r} must be the server's address, as in 'http://127.0.0.1:8090'"
+            )
         if timeout <= 0 or batch_size < 1:
-            raise ValueError(f"{name}: timeout = {timeout} and batch_size = {batch_size} must be above 0")
+            raise ValueError(
+                f"{name}: timeout = {timeout} and batch_size = {batch_size} must be above 0"
+            )
         try:
             import httpx
         except ImportError as error:
-            raise ValueError(f"{name}: a remote scorer needs httpx: pip install 'tp_grpo[server]'") from error
+            raise ValueError(
+                f"{name}: a remote scorer needs httpx: pip install 'tp_grpo[server]'"
+            ) from error
         self.url, self.name, self.png, self.batch_size = url.rstrip("/"), name, png, batch_size
         self._token = (token or os.environ.get("REWARD_TOKEN", "")).strip()
         self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None)
@@ -77,7 +89,9 @@ class RemoteScorer:
             raise ValueError(f"what answers at {self.url} is no reward server")
         if self.name not in health["scorers"]:
             known = ", ".join(health["scorers"])
-            raise ValueError(f"the reward server at {self.url} has no scorer {self.name!r}; it has {known}")
+            raise ValueError(
+                f"the reward server at {self.url} has no scorer {self.name!r}; it has {known}"
+            )
 
     def close(self) -> None:
         """Close this process's connections."""

@@ -25,7 +25,11 @@ PROCESSOR_FILES = (
 )
 MODEL_FILES = ("config.json", "model.safetensors")
 PROCESSOR_NEEDS = ("preprocessor_config.json", "tokenizer.json")
-_PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's names
+_PRECISIONS = {
+    "float32": "fp32",
+    "bfloat16": "pure_bf16",
+    "float16": "pure_fp16",
+}  # open_clip's names
 CONTEXT = 77  # tokens that a CLIP text tower reads; the rest of a prompt is cut
 
 
@@ -73,13 +77,17 @@ class Clip:
 class TransformersClip(Clip):
     """A `transformers.CLIPModel` and its `CLIPProcessor`."""
 
-    def __init__(self, model: Any, processor: Any, device: str = "auto", batch_size: int = 16) -> None:
+    def __init__(
+        self, model: Any, processor: Any, device: str = "auto", batch_size: int = 16
+    ) -> None:
         self.processor = processor
         super().__init__(model, device, batch_size)
 
     def _image(self, images: np.ndarray) -> Tensor:
         pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        return _features(self.model.get_image_features(pixel_values=pixels.to(self.device, self.model.dtype)))
+        return _features(
+            self.model.get_image_features(pixel_values=pixels.to(self.device, self.model.dtype))
+        )
 
     def _text(self, prompts: list[str]) -> Tensor:
         # Padded to the full length whatever the batch, so that a score does not depend on the batch's longest prompt.
@@ -87,7 +95,9 @@ class TransformersClip(Clip):
             prompts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
         ).to(self.device)
         return _features(
-            self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+            self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
         )
 
 
@@ -121,7 +131,9 @@ def load_clip(
     weights.locate(path)
     if processor is None:
         processor_path = processor_path or (path if _holds_processor(path) else "")
-        processor = (processor_source or weights).pretrained(AutoProcessor.from_pretrained, processor_path)
+        processor = (processor_source or weights).pretrained(
+            AutoProcessor.from_pretrained, processor_path
+        )
     if model is None:
         model = weights.model(CLIPModel, path, torch_dtype)
     return TransformersClip(model, processor, device, batch_size)
@@ -187,15 +199,22 @@ def load_open_clip(
     except ImportError as error:
         raise ValueError(f"{source.scorer} needs open_clip: pip install open_clip_torch") from error
     if architecture not in open_clip.list_models():
-        raise ValueError(f"{source.scorer}: open_clip has no model {architecture!r}; see open_clip.list_models()")
+        raise ValueError(
+            f"{source.scorer}: open_clip has no model {architecture!r}; see open_clip.list_models()"
+        )
     pick_dtype(dtype)
     check_batch_size(batch_size)
     pick_device(device)
     file = str(source.find(path))
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            architecture, pretrained=file, precision=_PRECISIONS[dtype], image_resize_mode=resize_mode
+            architecture,
+            pretrained=file,
+            precision=_PRECISIONS[dtype],
+            image_resize_mode=resize_mode,
         )
     except Exception as error:  # open_clip lets whatever torch, pickle or safetensors raise through
-        raise source.missing(file, f"open_clip cannot read them as a {architecture}: {error}") from error
+        raise source.missing(
+            file, f"open_clip cannot read them as a {architecture}: {error}"
+        ) from error
     return OpenClip(model, preprocess, open_clip.get_tokenizer(architecture), device, batch_size)

@@ -49,6 +49,7 @@ class ClipScore:
 
 CHECKS = {
     "clipscore": Check(
-        weights=(Weights(WEIGHTS.repo, 1.7, MODEL_FILES + PROCESSOR_NEEDS, FILES),), cases=matching_cases
+        weights=(Weights(WEIGHTS.repo, 1.7, MODEL_FILES + PROCESSOR_NEEDS, FILES),),
+        cases=matching_cases,
     )
 }

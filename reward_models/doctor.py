@@ -96,7 +96,9 @@ def _lacking(name: str, check: Check, options: Mapping[str, Any]) -> Report | No
     packages = [package for package in check.packages if importlib.util.find_spec(package) is None]
     if packages:
         wanted = f'"tp_grpo[{check.extra}]"' if check.extra else " ".join(packages)
-        return Report(name, MISSING, f"not installed: {', '.join(packages)}", (f"pip install {wanted}",))
+        return Report(
+            name, MISSING, f"not installed: {', '.join(packages)}", (f"pip install {wanted}",)
+        )
     if options:  # a folder or a server of one's own
         return None
     if check.needs:
@@ -113,7 +115,9 @@ def in_cache(weights: Weights) -> bool:
     """Whether the hub's cache holds the files."""
     from huggingface_hub import try_to_load_from_cache
 
-    return all(isinstance(try_to_load_from_cache(weights.repo, file), str) for file in weights.files)
+    return all(
+        isinstance(try_to_load_from_cache(weights.repo, file), str) for file in weights.files
+    )
 
 
 def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tuple[np.ndarray, Cost]:
@@ -139,7 +143,9 @@ def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tupl
     if hasattr(scorer, "close"):
         scorer.close()
     n = len(cases)
-    return np.asarray(scores), Cost(seconds / n, loaded / MEGABYTE, max(0, highest - base) / n / MEGABYTE)
+    return np.asarray(scores), Cost(
+        seconds / n, loaded / MEGABYTE, max(0, highest - base) / n / MEGABYTE
+    )
 
 
 def _to_gpu(scorer: Scorer) -> Any:
@@ -185,7 +191,11 @@ def table(reports: Iterable[Report]) -> str:
     lines = [f"{'scorer':{wide}}  state    s/image  MB loaded  MB/image  golden images"]
     for report in reports:
         cost = report.cost
-        costs = f"{cost.seconds:7.3f}  {cost.loaded:9.0f}  {cost.image:8.1f}" if cost else f"{'':7}  {'':9}  {'':8}"
+        costs = (
+            f"{cost.seconds:7.3f}  {cost.loaded:9.0f}  {cost.image:8.1f}"
+            if cost
+            else f"{'':7}  {'':9}  {'':8}"
+        )
         scores = ", ".join(f"{name} {score:.3f}" for name, score in report.scores.items())
         lines.append(f"{report.name:{wide}}  {report.state:7}  {costs}  {scores}".rstrip())
         lines += [f"{'':{wide}}  {text}" for text in (report.why, *report.mend) if text]
@@ -204,7 +214,9 @@ def _options(settings: Iterable[str], asked: Sequence[str]) -> dict[str, dict[st
         key, _, text = setting.partition("=")
         name, _, option = key.rpartition(".")
         if not text or name not in options:
-            raise ValueError(f"--set {setting}: not NAME.OPTION=VALUE, NAME one of {', '.join(options)}")
+            raise ValueError(
+                f"--set {setting}: not NAME.OPTION=VALUE, NAME one of {', '.join(options)}"
+            )
         try:
             options[name][option] = json.loads(text)
         except json.JSONDecodeError:
@@ -217,15 +229,21 @@ def _examine_apart(name: str, options: Mapping[str, Any]) -> Report:
         try:
             return apart.submit(examine, name, target(name), options).result()
         except BrokenProcessPool:
-            return Report(name, FAILED, "its process died: of memory, or in a library's native code")
+            return Report(
+                name, FAILED, "its process died: of memory, or in a library's native code"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m reward_models.doctor", description=summary)
-    parser.add_argument("names", nargs="*", help="registered scorers or module:callable; default: all registered")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of that scorer")
+    parser.add_argument(
+        "names", nargs="*", help="registered scorers or module:callable; default: all registered"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of that scorer"
+    )
     given = parser.parse_args(arguments)
     asked = list(dict.fromkeys(given.names)) or names()
     try:
@@ -235,7 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     os.environ["HF_HUB_OFFLINE"] = "1"  # the children inherit it
-    print(f"Python {platform.python_version()} on {platform.system()}; nothing is downloaded\n", flush=True)
+    print(
+        f"Python {platform.python_version()} on {platform.system()}; nothing is downloaded\n",
+        flush=True,
+    )
     reports = [_examine_apart(name, options[name]) for name in asked]
     print(table(reports))
     return exit_code(reports, named=bool(given.names))

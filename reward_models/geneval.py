@@ -14,7 +14,17 @@ from reward_models.check import Case, Check, Weights, golden_images
 from reward_models.clip import load_open_clip
 from reward_models.geneval_detector import SIDE, ColorClassifier, load_detector
 from reward_models.geneval_detector import WEIGHTS as DETECTOR_WEIGHTS
-from reward_models.geneval_logic import SCORINGS, TAGS, Detection, Found, Task, judge, parse, select, to_color
+from reward_models.geneval_logic import (
+    SCORINGS,
+    TAGS,
+    Detection,
+    Found,
+    Task,
+    judge,
+    parse,
+    select,
+    to_color,
+)
 from reward_models.loading import Source
 
 COLOR_WEIGHTS = Source(
@@ -63,7 +73,9 @@ class GenEval:
         self.scoring = scoring
         settings: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
         self.detector = detector or load_detector(path, **settings, side=side)
-        self.colors = colors or ColorClassifier(load_open_clip(COLOR_WEIGHTS, color_model, path=color_path, **settings))
+        self.colors = colors or ColorClassifier(
+            load_open_clip(COLOR_WEIGHTS, color_model, path=color_path, **settings)
+        )
 
     def to(self, device: str | torch.device) -> GenEval:
         for part in (self.detector, self.colors):
@@ -81,9 +93,12 @@ class GenEval:
         detected = self.detector(images)
         found = [select(own, task.threshold) for own, task in zip(detected, tasks, strict=True)]
         verdicts = [
-            judge(task, own, self.scoring) for task, own in zip(tasks, self._colored(images, tasks, found), strict=True)
+            judge(task, own, self.scoring)
+            for task, own in zip(tasks, self._colored(images, tasks, found), strict=True)
         ]
-        columns = {name: _column([getattr(v, name) for v in verdicts]) for name in ("strict", "nonstrict")}
+        columns = {
+            name: _column([getattr(v, name) for v in verdicts]) for name in ("strict", "nonstrict")
+        }
         for tag in TAGS:
             rows = np.array([task.tag == tag for task in tasks], dtype=bool)
             for prefix, name in (("tag", "nonstrict"), ("strict", "strict")):
@@ -92,13 +107,20 @@ class GenEval:
 
     def _colored(self, images: np.ndarray, tasks: list[Task], found: list[Found]) -> list[Found]:
         """`found` with the colours that the tasks ask for, classified in one batch."""
-        wanted = [(i, d) for i, (task, own) in enumerate(zip(tasks, found, strict=True)) for d in to_color(task, own)]
+        wanted = [
+            (i, d)
+            for i, (task, own) in enumerate(zip(tasks, found, strict=True))
+            for d in to_color(task, own)
+        ]
         if not wanted:
             return found
         named = self.colors([images[i] for i, _ in wanted], [d for _, d in wanted])
         color = {(i, id(d)): name for (i, d), name in zip(wanted, named, strict=True)}
         return [
-            {label: [replace(d, color=color.get((i, id(d)), "")) for d in own] for label, own in objects.items()}
+            {
+                label: [replace(d, color=color.get((i, id(d)), "")) for d in own]
+                for label, own in objects.items()
+            }
             for i, objects in enumerate(found)
         ]
 
@@ -111,7 +133,10 @@ def _golden() -> list[Case]:
     """None of the images shows the object asked for, so none is above another."""
     metadata = {"tag": "single_object", "include": [{"class": "giraffe", "count": 1}]}
     images = golden_images().items()
-    return [Case(name, image, "a photo of a giraffe", rank=0, metadata=dict(metadata)) for name, image in images]
+    return [
+        Case(name, image, "a photo of a giraffe", rank=0, metadata=dict(metadata))
+        for name, image in images
+    ]
 
 
 CHECKS = {

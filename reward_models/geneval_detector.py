@@ -21,10 +21,17 @@ WEIGHTS = Source(
     "280 MB",
     files=("config.json", "model.safetensors", "preprocessor_config.json"),
 )
-SIDE, LONGEST = 800, 1333  # pixels: mmdet enlarges the shorter side to the one, the longer side to the other at most
+SIDE, LONGEST = (
+    800,
+    1333,
+)  # pixels: mmdet enlarges the shorter side to the one, the longer side to the other at most
 STRIDE = 32  # pixels of the image to one of the coarsest features; mmdet pads to whole ones
 TOP = 100  # pairs of query and class that mmdet keeps of an image
-TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+TEMPLATES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
 GROUND = "#999"  # what a crop shows around the object
 
 
@@ -38,7 +45,9 @@ class Frame(NamedTuple):
 class Mask2FormerDetector:
     """images -> detections, by a transformers Mask2Former for COCO instances and its image processor."""
 
-    def __init__(self, model: Any, processor: Any, device: str = "auto", batch_size: int = 8) -> None:
+    def __init__(
+        self, model: Any, processor: Any, device: str = "auto", batch_size: int = 8
+    ) -> None:
         labels = model.config.num_labels
         if labels != len(CLASSES):
             raise ValueError(
@@ -56,7 +65,9 @@ class Mask2FormerDetector:
 
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
         """images (B, H, W, 3) uint8 RGB -> for each, the detections scored above THRESHOLD."""
-        return [d for part in chunks(len(images), self.batch_size) for d in self._chunk(images[part])]
+        return [
+            d for part in chunks(len(images), self.batch_size) for d in self._chunk(images[part])
+        ]
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:
@@ -66,12 +77,18 @@ class Mask2FormerDetector:
         output = self.model(pixel_values=pixels.to(self.device, self.model.dtype))
         frame = Frame((pixels.shape[2], pixels.shape[3]), (h, w))
         size = (images.shape[1], images.shape[2])
-        pairs = zip(output.class_queries_logits.float(), output.masks_queries_logits.float(), strict=True)
+        pairs = zip(
+            output.class_queries_logits.float(), output.masks_queries_logits.float(), strict=True
+        )
         return [detections(classes, masks, size, frame) for classes, masks in pairs]
 
 
 def load_detector(
-    path: str = "", device: str = "auto", dtype: str = "float32", batch_size: int = 8, side: int = SIDE
+    path: str = "",
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_size: int = 8,
+    side: int = SIDE,
 ) -> Mask2FormerDetector:
     """side: pixels that the shorter side of an image is brought to before the model looks.
 
@@ -83,7 +100,9 @@ def load_detector(
     check_batch_size(batch_size)
     pick_device(device)
     if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
-        raise ValueError(f"geneval: side = {side!r} must be a whole number of at least {STRIDE} pixels")
+        raise ValueError(
+            f"geneval: side = {side!r} must be a whole number of at least {STRIDE} pixels"
+        )
     # The checkpoint's own processor makes squares of 384 pixels, and where told sides would stretch to whole strides.
     size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
     load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
@@ -94,7 +113,9 @@ def load_detector(
     return Mask2FormerDetector(model, processor, device, batch_size)
 
 
-def detections(classes: Tensor, masks: Tensor, size: tuple[int, int], frame: Frame | None = None) -> list[Detection]:
+def detections(
+    classes: Tensor, masks: Tensor, size: tuple[int, int], frame: Frame | None = None
+) -> list[Detection]:
     """One image's detections scored above THRESHOLD, as mmdet makes them of Mask2Former's output.
 
     classes (Q, C + 1), logits whose last column is "no object"; masks (Q, h, w), logits; size (H, W) of the image;
@@ -113,12 +134,18 @@ def detections(classes: Tensor, masks: Tensor, size: tuple[int, int], frame: Fra
     logits = masks[queries][None]
     if frame:
         h, w = frame.shown
-        logits = interpolate(logits, size=frame.padded, mode="bilinear", align_corners=False)[..., :h, :w]
+        logits = interpolate(logits, size=frame.padded, mode="bilinear", align_corners=False)[
+            ..., :h, :w
+        ]
     logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
     inside = logits > 0
     sure = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     found = zip(labels.tolist(), (chances * sure).tolist(), inside.cpu().numpy(), strict=True)
-    return [Detection(label, score, extents(mask), mask) for label, score, mask in found if score > THRESHOLD]
+    return [
+        Detection(label, score, extents(mask), mask)
+        for label, score, mask in found
+        if score > THRESHOLD
+    ]
 
 
 def extents(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -143,14 +170,18 @@ class ColorClassifier:
         """The colour of each object, in the image (H, W, 3) uint8 of the same index."""
         if not objects:
             return []
-        seen = self.clip.crops([crop(image, found) for image, found in zip(images, objects, strict=True)])
+        seen = self.clip.crops(
+            [crop(image, found) for image, found in zip(images, objects, strict=True)]
+        )
         named = torch.stack([self._text(found.label) for found in objects])
         return [COLORS[i] for i in torch.einsum("nd,ncd->nc", seen, named).argmax(-1).tolist()]
 
     def _text(self, label: int) -> Tensor:
         """(10, D) unit vectors, one a colour."""
         if label not in self._texts:
-            prompts = [t.format(color=color, name=CLASSES[label]) for color in COLORS for t in TEMPLATES]
+            prompts = [
+                t.format(color=color, name=CLASSES[label]) for color in COLORS for t in TEMPLATES
+            ]
             embedded = self.clip.text(prompts).view(len(COLORS), len(TEMPLATES), -1)
             self._texts[label] = normalize(embedded.mean(1), dim=-1)
         return self._texts[label]

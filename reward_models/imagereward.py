@@ -27,7 +27,10 @@ TOKENIZER = Source(
     option="tokenizer_path",
     files=("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
 )
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw reward, over the authors' training images
+MEAN, STD = (
+    0.16717362830052426,
+    1.0333394966054072,
+)  # of the raw reward, over the authors' training images
 CONTEXT = 35  # BERT tokens that the model was trained to read
 HEAD_WIDTH = 64  # of an attention head, in every published BLIP
 
@@ -40,8 +43,14 @@ _RENAMED = (
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm(\d)\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm(\d)\.",
+        r"vision.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision.encoder.layers.\1.self_attn.projection.",
+    ),
     (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.", r"vision.encoder.layers.\1.self_attn."),
     (r"^blip\.visual_encoder\.blocks\.", "vision.encoder.layers."),
 )
@@ -61,7 +70,9 @@ class RewardNet(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """pixels (B, 3, H, W), tokens and mask (B, L) -> raw reward (B,) fp32."""
         image = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=image).last_hidden_state
+        read = self.text(
+            input_ids=tokens, attention_mask=mask, encoder_hidden_states=image
+        ).last_hidden_state
         return self.head(read[:, 0].float()).squeeze(-1)
 
 
@@ -121,7 +132,9 @@ def load_net(path: str = "") -> RewardNet:
     try:
         vision, text = configs(state)
     except KeyError as error:
-        raise WEIGHTS.missing(path or WEIGHTS.repo, f"they are not ImageReward's: there is no {error}.") from error
+        raise WEIGHTS.missing(
+            path or WEIGHTS.repo, f"they are not ImageReward's: there is no {error}."
+        ) from error
     net = RewardNet(vision, text)
     fill(WEIGHTS, net, state, path)
     return net.eval().requires_grad_(False)
@@ -148,7 +161,9 @@ class ImageReward:
         self.batch_size = check_batch_size(batch_size)
         torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
         WEIGHTS.locate(path)
-        self.tokenizer = tokenizer or TOKENIZER.pretrained(AutoTokenizer.from_pretrained, tokenizer_path)
+        self.tokenizer = tokenizer or TOKENIZER.pretrained(
+            AutoTokenizer.from_pretrained, tokenizer_path
+        )
         self.model = (model or load_net(path)).eval()
         self.model.vision.to(torch_dtype)
         self.model.text.to(torch_dtype)
@@ -167,7 +182,12 @@ class ImageReward:
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         if len(images) == 0:
             return Scores(np.zeros(0, dtype=np.float32))
-        raw = torch.cat([self._chunk(images[part], prompts[part]) for part in chunks(len(images), self.batch_size)])
+        raw = torch.cat(
+            [
+                self._chunk(images[part], prompts[part])
+                for part in chunks(len(images), self.batch_size)
+            ]
+        )
         return Scores(((raw - MEAN) / STD).cpu().numpy())
 
     def _chunk(self, images: np.ndarray, prompts: list[str]) -> Tensor:

@@ -93,19 +93,35 @@ class Judge:
         max_tokens: int = 512,
     ) -> None:
         if not model:
-            raise ValueError(f"{self.name}: model = '' must name the model that {url} serves; {url}/models lists them")
+            raise ValueError(
+                f"{self.name}: model = '' must name the model that {url} serves; {url}/models lists them"
+            )
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{self.name}: url = {url!r} must be an address, as in 'http://127.0.0.1:8000/v1'")
-        numbers = {"concurrency": concurrency, "timeout": timeout, "attempts": attempts, "max_tokens": max_tokens}
+            raise ValueError(
+                f"{self.name}: url = {url!r} must be an address, as in 'http://127.0.0.1:8000/v1'"
+            )
+        numbers = {
+            "concurrency": concurrency,
+            "timeout": timeout,
+            "attempts": attempts,
+            "max_tokens": max_tokens,
+        }
         for option, value in numbers.items():
             if value <= 0:
                 raise ValueError(f"{self.name}: {option} = {value} must be above 0")
         try:
             import httpx  # noqa: F401
         except ImportError as error:
-            raise ValueError(f"{self.name}: a judge needs httpx: pip install 'tp_grpo[server]'") from error
+            raise ValueError(
+                f"{self.name}: a judge needs httpx: pip install 'tp_grpo[server]'"
+            ) from error
         self.url, self.model, self.api_key = url.rstrip("/"), model, api_key
-        self.concurrency, self.timeout, self.attempts, self.max_tokens = concurrency, timeout, attempts, max_tokens
+        self.concurrency, self.timeout, self.attempts, self.max_tokens = (
+            concurrency,
+            timeout,
+            attempts,
+            max_tokens,
+        )
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """Raises Unavailable when the endpoint is out of reach or too busy for every image, TypeError for settings it
@@ -123,7 +139,9 @@ class Judge:
         except (TypeError, RefusedImage) as error:
             raise ValueError(str(error)) from error
         if self.model not in served:
-            raise ValueError(f"{self.name}: {self.url} does not serve {self.model!r}; it serves {', '.join(served)}")
+            raise ValueError(
+                f"{self.name}: {self.url} does not serve {self.model!r}; it serves {', '.join(served)}"
+            )
 
     async def _models(self) -> list[str]:
         async with self._client() as client:
@@ -145,12 +163,16 @@ class Judge:
                     return float("nan")
 
         async with self._client() as client:
-            marks = await asyncio.gather(*(mark(client, *pair) for pair in zip(images, prompts, strict=True)))
+            marks = await asyncio.gather(
+                *(mark(client, *pair) for pair in zip(images, prompts, strict=True))
+            )
         if failures and len(failures) == len(images):
             too_busy = next((error for error in failures if isinstance(error, Unavailable)), None)
             raise too_busy or RuntimeError(str(failures[0]))
         if failures:
-            logging.getLogger(__name__).warning("%d of %d images: %s", len(failures), len(images), failures[0])
+            logging.getLogger(__name__).warning(
+                "%d of %d images: %s", len(failures), len(images), failures[0]
+            )
         return marks
 
     async def _answer(self, client: httpx.AsyncClient, image: np.ndarray, prompt: str) -> str:
@@ -169,9 +191,13 @@ class Judge:
         try:
             return str(reply["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
-            raise TypeError(f"{self.name}: {self.url} answered something else than a chat completion") from error
+            raise TypeError(
+                f"{self.name}: {self.url} answered something else than a chat completion"
+            ) from error
 
-    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    async def _send(
+        self, client: httpx.AsyncClient, method: str, path: str, body: Any = None
+    ) -> dict[str, Any]:
         """One question, asked again after a pause while the endpoint is out of reach or overloaded."""
         for attempt in range(self.attempts):
             try:
@@ -183,7 +209,9 @@ class Judge:
                 await asyncio.sleep(2**attempt * random.uniform(0.25, 0.75))
         raise AssertionError("the last try returns or raises")
 
-    async def _try(self, client: httpx.AsyncClient, method: str, path: str, body: Any) -> dict[str, Any]:
+    async def _try(
+        self, client: httpx.AsyncClient, method: str, path: str, body: Any
+    ) -> dict[str, Any]:
         import httpx
 
         try:
@@ -238,5 +266,7 @@ class UnifiedReward(Judge):
     name, question = "unifiedreward", ALIGNMENT
 
 
-_CHECK = Check(packages=("httpx",), extra="server", needs="an OpenAI-compatible endpoint: its url and model")
+_CHECK = Check(
+    packages=("httpx",), extra="server", needs="an OpenAI-compatible endpoint: its url and model"
+)
 CHECKS = {"deqa": _CHECK, "unifiedreward": _CHECK}

@@ -66,7 +66,9 @@ class Source:
             lambda name: cls.from_pretrained(name, dtype=dtype, output_loading_info=True), path
         )
         parameters = {name for name, _ in model.named_parameters()}
-        lost = sorted(key for key in info["missing_keys"] if key in parameters and not key.startswith(unused))
+        lost = sorted(
+            key for key in info["missing_keys"] if key in parameters and not key.startswith(unused)
+        )
         if lost:
             raise self.missing(
                 path or self.repo,
@@ -114,7 +116,9 @@ class Source:
                 return load_file(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-            raise self.missing(str(file), f"it cannot be read, {type(error).__name__}: {error}") from error
+            raise self.missing(
+                str(file), f"it cannot be read, {type(error).__name__}: {error}"
+            ) from error
         return state.get("state_dict", state)
 
 
@@ -124,7 +128,9 @@ def fill(source: Source, model: torch.nn.Module, state: dict[str, Tensor], file:
         model.load_state_dict(state)
     except RuntimeError as error:
         told = " ".join(str(error).split("\n")[1:3]).strip()
-        raise source.missing(file or source.repo, f"they do not fit {type(model).__name__}: {told}") from error
+        raise source.missing(
+            file or source.repo, f"they do not fit {type(model).__name__}: {told}"
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -134,7 +140,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device = {name!r} is not a device: use auto, cpu, cuda or cuda:1") from error
+        raise ValueError(
+            f"device = {name!r} is not a device: use auto, cpu, cuda or cuda:1"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device = {name!r}, but torch sees no CUDA here: use auto or cpu")
     return device

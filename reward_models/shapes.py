@@ -27,7 +27,12 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 # (du, dv) points from the second object to the first; v grows downwards.
-RELATIONS = {"above": (0.0, -1.0), "below": (0.0, 1.0), "left of": (-1.0, 0.0), "right of": (1.0, 0.0)}
+RELATIONS = {
+    "above": (0.0, -1.0),
+    "below": (0.0, 1.0),
+    "left of": (-1.0, 0.0),
+    "right of": (1.0, 0.0),
+}
 
 FOREGROUND = 0.25  # distance from the ground, in RGB units, at which a pixel belongs to an object
 MIN_AREA = 12  # pixels; smaller specks are not objects
@@ -111,7 +116,9 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
 
     metadata: {"objects": [{"color", "shape", "count"}, ...]} and, for two objects, optionally {"relation": "above"}.
     """
-    wanted = [(o["color"], o["shape"]) for o in metadata["objects"] for _ in range(o.get("count", 1))]
+    wanted = [
+        (o["color"], o["shape"]) for o in metadata["objects"] for _ in range(o.get("count", 1))
+    ]
     found = components(image)
     # Matched by the raw distance and IoU: the parts saturate, and a circle and a square of one colour would tie.
     cost = np.array([[f.color_distance(c) - f.iou[s] for f in found] for c, s in wanted])
@@ -121,7 +128,8 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
     objects = max(len(wanted), len(found))
     parts = {
         "count": max(0.0, 1 - abs(len(found) - len(wanted)) / len(wanted)),
-        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs) / objects,
+        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs)
+        / objects,
         "shape": sum(_ramp(f.iou[s], IOU_LOST, IOU_SURE) for (_, s), f in pairs) / objects,
     }
     exact = len(found) == len(wanted) and all(f.is_a(*w) for w, f in pairs)
@@ -135,7 +143,9 @@ def _relation(name: str, matched: list[Component]) -> tuple[float, bool]:
     """The position part and whether the first object stands in the relation to the second."""
     if len(matched) < 2:
         return 0.0, False
-    first, second = matched  # linear_sum_assignment returns rows, the objects asked for, in their order
+    first, second = (
+        matched  # linear_sum_assignment returns rows, the objects asked for, in their order
+    )
     offset = first.center - second.center
     cosine = float(offset @ np.array(RELATIONS[name]) / max(float(np.linalg.norm(offset)), 1e-6))
     return _ramp(cosine, -AXIS, AXIS), cosine >= AXIS
@@ -153,7 +163,9 @@ class ShapesScorer:
         """Raises ValueError for the first prompt whose metadata names no objects."""
         for prompt, data in zip(prompts, metadata, strict=True):
             if "objects" not in data:
-                raise ValueError(f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}")
+                raise ValueError(
+                    f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}"
+                )
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         self.check(prompts, metadata)
@@ -168,7 +180,9 @@ class ShapesScorer:
 
 def _golden() -> list[Case]:
     v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
-    circle = np.where(inside("circle", u, v)[..., None], np.array(COLORS["red"]) * 255, 240).astype(np.uint8)
+    circle = np.where(inside("circle", u, v)[..., None], np.array(COLORS["red"]) * 255, 240).astype(
+        np.uint8
+    )
     asked = {"objects": [{"color": "red", "shape": "circle"}]}
     images = golden_images(48)
     return [

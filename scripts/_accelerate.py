@@ -24,11 +24,16 @@ def main() -> int:
     threading.Thread(target=pass_on, args=(asked,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what it starts begins by ignoring it too
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")  # torchrun's own, less TERM
+    os.environ.setdefault(
+        "PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT"
+    )  # torchrun's own, less TERM
     try:
         from accelerate.commands.accelerate_cli import main as accelerate
     except ModuleNotFoundError as error:
-        print(f"error: {error}; {sys.executable} needs: pip install -r requirements.txt", file=sys.stderr)
+        print(
+            f"error: {error}; {sys.executable} needs: pip install -r requirements.txt",
+            file=sys.stderr,
+        )
         return 2
     accelerate()
     return 0

@@ -34,10 +34,16 @@ def parse(arguments: list[str]) -> list[str]:
         CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
-        print("Every field is listed in config/base.py, every recipe in config/recipes.py.", file=sys.stderr)
+        print(
+            "Every field is listed in config/base.py, every recipe in config/recipes.py.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     if len(rest) > 1:
-        print(f"error: {rest[1:]} are not options; fields are set as --config.sample.steps=8", file=sys.stderr)
+        print(
+            f"error: {rest[1:]} are not options; fields are set as --config.sample.steps=8",
+            file=sys.stderr,
+        )
         sys.exit(2)
     return rest
 
@@ -46,11 +52,15 @@ def _help(script: str) -> str:
     """What the script says of itself, and its options: --config first, for every script has it."""
     from config.recipes import RECIPES
 
-    names = textwrap.fill(", ".join(RECIPES), 110, subsequent_indent=" " * 6, break_on_hyphens=False)
+    names = textwrap.fill(
+        ", ".join(RECIPES), 110, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
     lines = [str(sys.modules["__main__"].__doc__), "options:" + CONFIG_HELP.format(recipes=names)]
     for flag in flags.FLAGS.get_flags_for_module(script):
         given = "" if flag.boolean else f"={flag.name.upper()}"
-        default = "" if flag.boolean or flag.default in (None, "", []) else f" (default: {flag.default})"
+        default = (
+            "" if flag.boolean or flag.default in (None, "", []) else f" (default: {flag.default})"
+        )
         lines.append(f"  --{flag.name}{given}\n      {flag.help}{default}")
     return "\n".join(lines)
 

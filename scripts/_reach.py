@@ -33,7 +33,9 @@ def resolve(address: str, port: int) -> str:
     try:
         return str(socket.getaddrinfo(address, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except socket.gaierror as error:
-        raise OSError(f"MASTER_ADDR = {address!r} is no address and no name known here ({error.strerror})") from error
+        raise OSError(
+            f"MASTER_ADDR = {address!r} is no address and no name known here ({error.strerror})"
+        ) from error
 
 
 def check_own(address: str, resolved: str, port: int) -> None:
@@ -43,13 +45,20 @@ def check_own(address: str, resolved: str, port: int) -> None:
         try:
             probe.bind((resolved, port))
         except OSError as error:
-            own = [a.address for of in psutil.net_if_addrs().values() for a in of if a.family == socket.AF_INET]
+            own = [
+                a.address
+                for of in psutil.net_if_addrs().values()
+                for a in of
+                if a.family == socket.AF_INET
+            ]
             why = (
                 f"port {port} is taken; set MASTER_PORT"
                 if resolved in own
                 else f"its own are {', '.join(own)}, and a floating or NAT address is none"
             )
-            raise OSError(f"MASTER_ADDR = {address!r}: this machine, RANK 0, cannot listen there; {why}") from error
+            raise OSError(
+                f"MASTER_ADDR = {address!r}: this machine, RANK 0, cannot listen there; {why}"
+            ) from error
 
 
 def wait_for(address: str, port: int, seconds: float) -> None:
@@ -57,7 +66,9 @@ def wait_for(address: str, port: int, seconds: float) -> None:
     deadline, said = time.monotonic() + seconds, ""
     while True:
         try:
-            socket.create_connection((address, port), timeout=max(0.1, min(5.0, deadline - time.monotonic()))).close()
+            socket.create_connection(
+                (address, port), timeout=max(0.1, min(5.0, deadline - time.monotonic()))
+            ).close()
             return
         except OSError as error:
             why = error.strerror or str(error)
@@ -67,7 +78,10 @@ def wait_for(address: str, port: int, seconds: float) -> None:
                 "the address of RANK 0, is the script running there, is the port open?"
             )
         if why != said:
-            print(f"waiting for RANK 0 at {address}:{port} for up to {seconds:g} s ({why})", file=sys.stderr)
+            print(
+                f"waiting for RANK 0 at {address}:{port} for up to {seconds:g} s ({why})",
+                file=sys.stderr,
+            )
             said = why
         time.sleep(0.5)
 
@@ -77,7 +91,9 @@ def interface_to(address: str, port: int) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, port))
         local = probe.getsockname()[0]
-    return next(name for name, of in psutil.net_if_addrs().items() if any(a.address == local for a in of))
+    return next(
+        name for name, of in psutil.net_if_addrs().items() if any(a.address == local for a in of)
+    )
 
 
 if __name__ == "__main__":

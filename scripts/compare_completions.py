@@ -20,7 +20,9 @@ from typing import Any
 from _config import CONFIG, parse, quiet
 from absl import app, flags
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
+)
 _GROUPS = flags.DEFINE_integer("groups", 6, "prompts a batch", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 6, "batches, of other prompts and noise", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timings of each batch", lower_bound=1)
@@ -50,31 +52,43 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
     """By variant: the ladders (B, J) of each batch, all its timings, its plan. The variants take turns."""
     import torch
 
-    from tp_grpo import prompts, tuned
+    from tp_grpo.data import prompts
+    from tp_grpo.evaluate import policy_on_base
     from tp_grpo.plan import make_plan
-    from tp_grpo.rewards import RewardSet
-    from tp_grpo.rollout import conditions_of, encode_once, roll_out
-    from tp_grpo.runtime import Runtime
+    from tp_grpo.ranks.runtime import Runtime
+    from tp_grpo.rewards.reward_set import RewardSet
+    from tp_grpo.train.rollout import conditions_of, encode_once, roll_out
 
-    policy = tuned.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
+    policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
     rewards = RewardSet(config.rewards.scorers.to_dict())
-    backbone = tuned.Tuned(config.model, Runtime(config.model.dtype, (), config.output_dir), policy).backbone
+    backbone = policy_on_base.Tuned(
+        config.model, Runtime(config.model.dtype, (), config.output_dir), policy
+    ).backbone
     plan = plan.at(backbone.sigmas(plan.steps).tolist())
     plans = {name: replace(plan, **fields) for name, fields in VARIANTS.items()}
     ladders: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
     for number in range(_BATCHES.value):
-        groups = prompts.epoch_groups(len(known), seed=config.seed, epoch=number, groups=_GROUPS.value)
+        groups = prompts.epoch_groups(
+            len(known), seed=config.seed, epoch=number, groups=_GROUPS.value
+        )
         members = range(plan.group_size)
-        batch = known.batch([g for g in groups for _ in members], [m for _ in groups for m in members])
+        batch = known.batch(
+            [g for g in groups for _ in members], [m for _ in groups for m in members]
+        )
         cond = conditions_of(encode_once(backbone, batch.prompts), batch.prompts, backbone.device)
         for repeat in range(_REPEATS.value):
             for name, own in plans.items():
                 start = time.perf_counter()
                 key = (config.seed, number)
-                options: Any = {"plan": own, "sample": config.sample, "key": key, "keep_images": False}
+                options: Any = {
+                    "plan": own,
+                    "sample": config.sample,
+                    "key": key,
+                    "keep_images": False,
+                }
                 rollout, _ = roll_out(backbone, rewards, batch, cond, **options).finish()
                 seconds[name].append(time.perf_counter() - start)
                 if repeat == 0:
@@ -83,8 +97,10 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
     return ladders, seconds, plans
 
 
-def table(ladders: dict[str, list[Any]], seconds: dict[str, list[float]], plans: dict[str, Any]) -> str:
-    from tp_grpo import credit
+def table(
+    ladders: dict[str, list[Any]], seconds: dict[str, list[float]], plans: dict[str, Any]
+) -> str:
+    from tp_grpo.method import credit
 
     exact = [credit.turning_point(R, balance=False) for R in ladders["`euler`"]]
     lines = [
@@ -94,8 +110,15 @@ def table(ladders: dict[str, list[Any]], seconds: dict[str, list[float]], plans:
     for name, plan in plans.items():
         own = [credit.turning_point(R, balance=False) for R in ladders[name]]
         pairs = list(zip(exact, own, strict=True))
-        least = [min(correlation(a.increment[:, k], b.increment[:, k]) for k in columns(a)) for a, b in pairs]
-        cells = [name, str(plan.nfe), f"{statistics.median(seconds[name]):.2f} ({low_high(seconds[name])})"]
+        least = [
+            min(correlation(a.increment[:, k], b.increment[:, k]) for k in columns(a))
+            for a, b in pairs
+        ]
+        cells = [
+            name,
+            str(plan.nfe),
+            f"{statistics.median(seconds[name]):.2f} ({low_high(seconds[name])})",
+        ]
         cells.append(spread([correlation(a.increment, b.increment) for a, b in pairs]))
         cells.append(spread(least))
         cells.append(spread([signs_kept(a.increment, b.increment) for a, b in pairs]))

@@ -23,7 +23,7 @@ Every field, with its default. Made from [config/base.py](../config/base.py) by 
 
 A run is a recipe and what is changed of it on the command line, by dotted name:
 
-<!-- not run: minutes; tests/test_train_script.py runs such commands -->
+<!-- not run: minutes; tests/scripts/test_train_script.py runs such commands -->
 ```bash
 python scripts/train.py --config=config/tp_grpo.py:shapes_tiny --config.epochs=20 --config.sample.group_size=16
 ```
@@ -44,15 +44,23 @@ class Field:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit code 1 when the page is out of date",
+    )
     text = page(SOURCE.read_text())
     if not parser.parse_args().check:
         PAGE.write_text(text)
         return 0
     if PAGE.read_text() == text:
         return 0
-    print(f"error: {PAGE.relative_to(ROOT)} is not what config/base.py says; run python scripts/config_docs.py")
+    print(
+        f"error: {PAGE.relative_to(ROOT)} is not what config/base.py says; run python scripts/config_docs.py"
+    )
     return 1
 
 
@@ -64,10 +72,18 @@ def page(source: str) -> str:
     parts = [INTRODUCTION]
     for section, own in sections.items():
         rows = [
-            f"| `{field.name}` | `{field.default}` | {field.meaning.replace('|', chr(92) + '|')} |" for field in own
+            f"| `{field.name}` | `{field.default}` | {field.meaning.replace('|', chr(92) + '|')} |"
+            for field in own
         ]
         parts.append(
-            "\n".join([f"## {section or 'The run'}\n", "| field | default | meaning |", "|---|---|---|", *rows])
+            "\n".join(
+                [
+                    f"## {section or 'The run'}\n",
+                    "| field | default | meaning |",
+                    "|---|---|---|",
+                    *rows,
+                ]
+            )
         )
     return "\n".join(parts[:1]) + "\n" + "\n\n".join(parts[1:]) + "\n"
 
@@ -75,19 +91,27 @@ def page(source: str) -> str:
 def fields(source: str) -> Iterator[Field]:
     """In the order of the source; `c.model = _model()` stands for the fields that `_model` sets."""
     comments = _comments(source)
-    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    functions = {
+        node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)
+    }
     yield from _of(functions["get_config"], "", functions, comments, source)
 
 
 def _of(
-    function: ast.FunctionDef, prefix: str, functions: dict[str, ast.FunctionDef], comments: dict[int, str], source: str
+    function: ast.FunctionDef,
+    prefix: str,
+    functions: dict[str, ast.FunctionDef],
+    comments: dict[int, str],
+    source: str,
 ) -> Iterator[Field]:
     for node in function.body:
         if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)):
             continue
         name = prefix + ast.unparse(node.targets[0]).removeprefix("c.")
         called = (
-            node.value.func.id if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) else ""
+            node.value.func.id
+            if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
+            else ""
         )
         if called in functions:
             yield from _of(functions[called], f"{name}.", functions, comments, source)
@@ -102,13 +126,19 @@ def _meaning(node: ast.stmt, comments: dict[int, str], source: str) -> str:
     first = node.lineno
     while lines[first - 2].lstrip().startswith("#"):
         first -= 1
-    return " ".join(comments[i] for i in range(first, (node.end_lineno or node.lineno) + 1) if i in comments)
+    return " ".join(
+        comments[i] for i in range(first, (node.end_lineno or node.lineno) + 1) if i in comments
+    )
 
 
 def _comments(source: str) -> dict[int, str]:
     """By line number."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 if __name__ == "__main__":

@@ -15,19 +15,31 @@ from _config import CONFIG, parse
 from absl import app, flags
 
 if TYPE_CHECKING:
-    from tp_grpo.estimate import Estimate
+    from tp_grpo.cost.estimate import Estimate
 
 _WORLD_SIZE = flags.DEFINE_integer("world-size", 1, "GPUs", lower_bound=1)
-_GPU_MEMORY = flags.DEFINE_float("gpu-memory", 80.0, "of each GPU, in GB (2^30 bytes)", lower_bound=0.0)
-_TFLOPS = flags.DEFINE_float("tflops", 200.0, "10^12 FLOP/s that each GPU sustains", lower_bound=1e-9)
+_GPU_MEMORY = flags.DEFINE_float(
+    "gpu-memory", 80.0, "of each GPU, in GB (2^30 bytes)", lower_bound=0.0
+)
+_TFLOPS = flags.DEFINE_float(
+    "tflops", 200.0, "10^12 FLOP/s that each GPU sustains", lower_bound=1e-9
+)
 _JSON = flags.DEFINE_boolean("json", False, "print JSON instead of text")
 
 MB, GB = 2**20, 2**30
 SPARE = 0.1  # of the GPU, for fragments, kernels' workspaces and the CUDA context
 REMEDIES = {
     "encode": (("model.text_encoders", ()), ("model.dtype", ("bf16", "fp16"))),
-    "sample": (("sample.max_rows", (1,)), ("eval.batch_size", (1,)), ("sample.store_on_cpu", (True,))),
-    "decode": (("model.decode_batch_size", (1,)), ("model.vae_dtype", ("bf16",)), ("sample.store_on_cpu", (True,))),
+    "sample": (
+        ("sample.max_rows", (1,)),
+        ("eval.batch_size", (1,)),
+        ("sample.store_on_cpu", (True,)),
+    ),
+    "decode": (
+        ("model.decode_batch_size", (1,)),
+        ("model.vae_dtype", ("bf16",)),
+        ("sample.store_on_cpu", (True,)),
+    ),
     "update": (
         ("train.batch_size", (0,)),
         ("model.gradient_checkpointing", (True,)),
@@ -40,7 +52,7 @@ REMEDIES = {
 
 def main(_: list[str]) -> int:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    from tp_grpo.estimate import estimate
+    from tp_grpo.cost.estimate import estimate
 
     try:
         found = estimate(CONFIG.value, _WORLD_SIZE.value)
@@ -51,7 +63,13 @@ def main(_: list[str]) -> int:
     if _JSON.value:
         print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
     else:
-        parts = [_plan(CONFIG.value, found), _flops(found), _network(found), _memory(found), "\n".join(said)]
+        parts = [
+            _plan(CONFIG.value, found),
+            _flops(found),
+            _network(found),
+            _memory(found),
+            "\n".join(said),
+        ]
         print("\n\n".join(part for part in parts if part).rstrip())
     return 0
 
@@ -77,7 +95,9 @@ def warnings(config: Any, found: Estimate, gpu_memory: float) -> list[str]:
 
 def as_json(found: Estimate) -> dict[str, Any]:
     """Bytes, FLOPs, hours; the properties of the plan beside its fields."""
-    plan = {name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")}
+    plan = {
+        name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")
+    }
     plan |= asdict(found.plan) | {"window": list(found.plan.window)}
     return {
         "plan": plan,
@@ -93,9 +113,16 @@ def as_json(found: Estimate) -> dict[str, Any]:
 
 def _plan(config: Any, found: Estimate) -> str:
     counts, rank = found.counts, config.lora.rank
-    how = f"LoRA of rank {rank} on {counts.adapted_modules} modules" if rank else "the whole transformer"
+    how = (
+        f"LoRA of rank {rank} on {counts.adapted_modules} modules"
+        if rank
+        else "the whole transformer"
+    )
     rows = [
-        ("model", f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters"),
+        (
+            "model",
+            f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
+        ),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
         *found.plan.rows,
     ]
@@ -107,10 +134,19 @@ def _flops(found: Estimate) -> str:
     parts = {"sample": f.sample, "decode": f.decode, "train": f.train, "evaluate": f.evaluate}
     lines = [f"Compute ({_digits(f.forward / 1e12)} TFLOP a model evaluation of an image)"]
     for name, value in parts.items():
-        share = "not counted: prompts.eval cannot be read yet" if value is None else f"{value / f.total:6.1%}"
-        amount = f"{_digits((value or 0) / 1e15):>12} PFLOP an epoch" if value is not None else " " * 12
+        share = (
+            "not counted: prompts.eval cannot be read yet"
+            if value is None
+            else f"{value / f.total:6.1%}"
+        )
+        amount = (
+            f"{_digits((value or 0) / 1e15):>12} PFLOP an epoch" if value is not None else " " * 12
+        )
         lines.append(f"  {name:<10}{amount}  {share}")
-    hours, source = found.hours(100, _TFLOPS.value), "" if _TFLOPS.present else " (assumed; give yours as --tflops)"
+    hours, source = (
+        found.hours(100, _TFLOPS.value),
+        "" if _TFLOPS.present else " (assumed; give yours as --tflops)",
+    )
     lines.append(f"  {'all':<10}{_digits(f.total / 1e15):>12} PFLOP an epoch")
     ranks = found.plan.world_size
     lines.append(
@@ -125,8 +161,12 @@ def _network(found: Estimate) -> str:
     if not n.gradients:
         return ""
     lines = ["Network: what each GPU sends and receives (MB: 2^20 bytes)"]
-    lines.append(f"  {'gradients':<10}{_digits(n.gradients / MB):>12} MB an update: mean of the trained part's, fp32")
-    lines.append(f"  {'results':<10}{_digits(n.results / MB):>12} MB an epoch: ladders, scores and ids")
+    lines.append(
+        f"  {'gradients':<10}{_digits(n.gradients / MB):>12} MB an update: mean of the trained part's, fp32"
+    )
+    lines.append(
+        f"  {'results':<10}{_digits(n.results / MB):>12} MB an epoch: ladders, scores and ids"
+    )
     if n.shares:
         each = f"{_digits(n.share_per_pass / GB)} a pass, sampling's too"
         lines.append(
@@ -143,8 +183,13 @@ def _memory(found: Estimate) -> str:
     lines.append(f"  {'':<20}" + "".join(f"{phase:>9}" for phase in found.memory))
     for part in parts:
         held = (phase.get(part) for phase in found.memory.values())
-        lines.append(f"  {part:<20}" + "".join(f"{'' if h is None else _digits(h / GB):>9}" for h in held))
-    lines.append(f"  {'all':<20}" + "".join(f"{_digits(found.peak(phase) / GB):>9}" for phase in found.memory))
+        lines.append(
+            f"  {part:<20}" + "".join(f"{'' if h is None else _digits(h / GB):>9}" for h in held)
+        )
+    lines.append(
+        f"  {'all':<20}"
+        + "".join(f"{_digits(found.peak(phase) / GB):>9}" for phase in found.memory)
+    )
     return "\n".join(lines)
 
 

@@ -18,16 +18,21 @@ from typing import Any
 from _config import CONFIG, parse, quiet
 from absl import app, flags
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base")
-_PROMPTS = flags.DEFINE_string("prompts", "", "prompt file (.txt, .jsonl) or module:function; none: prompts.eval")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", "", "prompt file (.txt, .jsonl) or module:function; none: prompts.eval"
+)
 _REWARDS = flags.DEFINE_list("rewards", [], "scorers by name; none: the config's")
 _OUT = flags.DEFINE_string("out", "", "folder for scores and table; none: below output_dir")
 
 
 def main(_: list[str]) -> int:
-    from tp_grpo import prompts, tuned
-    from tp_grpo.assess import assess
-    from tp_grpo.rewards import RewardError
+    from tp_grpo.data import prompts
+    from tp_grpo.evaluate import policy_on_base
+    from tp_grpo.evaluate.standing import assess
+    from tp_grpo.rewards.reward_set import RewardError
 
     quiet()
     config = CONFIG.value
@@ -35,9 +40,15 @@ def main(_: list[str]) -> int:
     scorers = {name: own.get(name, 1.0) for name in _REWARDS.value} or own
     source = _PROMPTS.value or config.prompts.eval
     try:
-        policy = tuned.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
+        policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
         known = prompts.load(source, field="--prompts" if _PROMPTS.value else "prompts.eval")
-        assess(config, scorers, policy, known, Path(_OUT.value) if _OUT.value else _default_out(config, policy, source))
+        assess(
+            config,
+            scorers,
+            policy,
+            known,
+            Path(_OUT.value) if _OUT.value else _default_out(config, policy, source),
+        )
     except (ValueError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +61,11 @@ def main(_: list[str]) -> int:
 def _default_out(config: Any, policy: Path | None, source: str) -> Path:
     """`OUTPUT_DIR/evaluate/POLICY-PROMPTS`: another policy or prompt file gets a folder of its own."""
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
-    return Path(config.output_dir) / "evaluate" / f"{name}-{source.replace('/', '-').replace(':', '-')}"
+    return (
+        Path(config.output_dir)
+        / "evaluate"
+        / f"{name}-{source.replace('/', '-').replace(':', '-')}"
+    )
 
 
 if __name__ == "__main__":

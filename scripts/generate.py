@@ -19,12 +19,18 @@ from absl import app, flags
 
 Images = dict[tuple[int, int], Any]  # PIL images by (prompt, member)
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base")
-_PROMPTS = flags.DEFINE_string("prompts", None, "a text, a prompt file or a module:function", required=True)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "a text, a prompt file or a module:function", required=True
+)
 _OUT = flags.DEFINE_string("out", "images", "folder for the images")
 _SEED = flags.DEFINE_integer("seed", None, "of the noise; none: the config's")
 _MEMBERS = flags.DEFINE_integer("members", 1, "images a prompt", lower_bound=1)
-_GRID = flags.DEFINE_boolean("grid", False, "one sheet as well: a row a prompt, base on the left, trained on the right")
+_GRID = flags.DEFINE_boolean(
+    "grid", False, "one sheet as well: a row a prompt, base on the left, trained on the right"
+)
 
 
 def main(_: list[str]) -> int:
@@ -35,17 +41,20 @@ def main(_: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped by Ctrl-C; {_OUT.value} keeps the images that were drawn", file=sys.stderr)
+        print(
+            f"\nstopped by Ctrl-C; {_OUT.value} keeps the images that were drawn", file=sys.stderr
+        )
         return 130
 
 
 def generate(config: Any) -> int:
-    from tp_grpo import prompts, tuned
+    from tp_grpo.data import prompts
+    from tp_grpo.evaluate import policy_on_base
     from tp_grpo.plan import check_sampling
-    from tp_grpo.runtime import Runtime
+    from tp_grpo.ranks.runtime import Runtime
 
     check_sampling(config)
-    policy = tuned.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
+    policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     text = _PROMPTS.value
     named = text.endswith((".txt", ".jsonl")) or re.fullmatch(r"[\w.]+:\w+", text)
     known = prompts.load(text, field="--prompts") if named else prompts.PromptSet([text], [{}])
@@ -53,10 +62,12 @@ def generate(config: Any) -> int:
     out.mkdir(parents=True, exist_ok=True)
     runtime = Runtime(config.model.dtype, (), str(out))
     if runtime.world_size > 1:
-        raise ValueError("generate.py works in one process; scripts/evaluate.py shares its work between several")
+        raise ValueError(
+            "generate.py works in one process; scripts/evaluate.py shares its work between several"
+        )
     if _SEED.value is not None:
         config.seed = _SEED.value
-    loaded = tuned.Tuned(config.model, runtime, policy)
+    loaded = policy_on_base.Tuned(config.model, runtime, policy)
     sheets: dict[str, Images] = {}
     with loaded.base():
         sheets["base"] = draw(config, runtime, loaded.backbone, known, out, "base")
@@ -72,12 +83,14 @@ def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: 
     """Each image is on disk as soon as its batch is drawn."""
     from PIL import Image
 
-    from tp_grpo.evaluate import sample_images, samples
+    from tp_grpo.evaluate.held_out import sample_images, samples
 
     images = {}
     ids, members = samples(len(known), _MEMBERS.value)
     for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
-        for prompt, member, image in zip(batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True):
+        for prompt, member, image in zip(
+            batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True
+        ):
             images[prompt, member] = Image.fromarray(image)
             images[prompt, member].save(out / f"{prompt:04d}-{member}-{kind}.png")
     return images
@@ -90,7 +103,9 @@ def grid(sheets: list[Images], prompts: int, members: int) -> Any:
     width, height = next(iter(sheets[0].values())).size
     gap = max(2, width // 32)
     columns = len(sheets) * members
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, prompts * (height + gap) + gap), "white")
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, prompts * (height + gap) + gap), "white"
+    )
     for which, images in enumerate(sheets):
         for (prompt, member), image in images.items():
             column = which * members + member

@@ -23,7 +23,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "of every phase; the median is sho
 def main(_: list[str]) -> int:
     import torch
 
-    from tp_grpo.probe import probe
+    from tp_grpo.cost.probe import probe
 
     quiet()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -34,7 +34,10 @@ def main(_: list[str]) -> int:
         return 2
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     model = CONFIG.value.model
-    print(f"{model.path}, {model.dtype}, {model.height} x {model.width}, batch {found.batch_size}; {device}, ", end="")
+    print(
+        f"{model.path}, {model.dtype}, {model.height} x {model.width}, batch {found.batch_size}; {device}, ",
+        end="",
+    )
     print(f"torch {torch.__version__}, {date.today()}\n")
     print("| phase | seconds | a second | TFLOP/s | share of matmul | peak GB |")
     print("|---|---|---|---|---|---|")

@@ -19,11 +19,17 @@ GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#888888"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("out", type=Path, metavar="OUT.png", help="the picture to write")
-    parser.add_argument("--epoch", type=int, help="whose ladders to take; default: the newest that are kept")
-    parser.add_argument("--row", type=int, help="of the trajectory; default: the first with most turning points")
+    parser.add_argument(
+        "--epoch", type=int, help="whose ladders to take; default: the newest that are kept"
+    )
+    parser.add_argument(
+        "--row", type=int, help="of the trajectory; default: the first with most turning points"
+    )
     arguments = parser.parse_args()
     folder = arguments.run / "ladders"
     epochs = [int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.safetensors")]
@@ -38,7 +44,11 @@ def main() -> None:
         )
     count = kept["turning"][: len(kept["images"])].sum(1)
     row = count.tolist().index(count.max()) if arguments.row is None else arguments.row
-    draw({name: value[row] for name, value in kept.items() if name != "states"}, prompts[row], arguments.out)
+    draw(
+        {name: value[row] for name, value in kept.items() if name != "states"},
+        prompts[row],
+        arguments.out,
+    )
 
 
 def draw(kept: dict, prompt: str, out: Path) -> None:
@@ -50,7 +60,9 @@ def draw(kept: dict, prompt: str, out: Path) -> None:
     for k in range(n):
         axes = figure.add_subplot(grid[0, k])
         axes.imshow(kept["images"][k].numpy(), interpolation="nearest")
-        axes.set_title(["ODE only", *[f"{i} SDE step{'s' * (i > 1)}, ODE" for i in range(1, n)]][k], fontsize=9)
+        axes.set_title(
+            ["ODE only", *[f"{i} SDE step{'s' * (i > 1)}, ODE" for i in range(1, n)]][k], fontsize=9
+        )
         axes.axis("off")
     axes = figure.add_subplot(grid[1, :])
     for k in range(n - 1):
@@ -65,11 +77,18 @@ def draw(kept: dict, prompt: str, out: Path) -> None:
         offset, va = ((24, -8), "top") if steep else ((0, 8), "bottom")
         at = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
         ha = "left" if steep else "center"
-        axes.annotate(label, at, offset, textcoords="offset points", ha=ha, va=va, fontsize=9, color=color)
+        axes.annotate(
+            label, at, offset, textcoords="offset points", ha=ha, va=va, fontsize=9, color=color
+        )
     axes.scatter(range(n), ladder, color="black", zorder=3)
     for k, reward in enumerate(ladder):
         axes.annotate(
-            f"$R_{k}$ = {reward:.2f}", (k, reward), (0, -16), textcoords="offset points", ha="center", fontsize=9
+            f"$R_{k}$ = {reward:.2f}",
+            (k, reward),
+            (0, -16),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
     axes.set_xlim(-0.5, n - 0.5)
     axes.margins(y=0.35)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tp_grpo.datasets import files, general_ocr, geneval, pickscore, text
+from tp_grpo.data.sets import files, general_ocr, geneval, pickscore, text
 
 EXAMPLES = {
     "geneval": (
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_geneval(commands)
     ocr = _add(commands, "general_ocr", _general_ocr, general_ocr.__doc__)
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands, name: str, make: Callable, about: str | None) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    examples = "\n".join(["Examples:", *(f"    python scripts/prepare_prompts.py {line}" for line in EXAMPLES[name])])
+    examples = "\n".join(
+        ["Examples:", *(f"    python scripts/prepare_prompts.py {line}" for line in EXAMPLES[name])]
+    )
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=(about or "").strip().split("\n")[0],
@@ -73,19 +77,29 @@ def _add(commands, name: str, make: Callable, about: str | None) -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(make=make)
-    command.add_argument("--out", type=Path, default=Path("dataset"), help="folder of the sets (default: dataset)")
-    command.add_argument("--force", action="store_true", help="replace files that are there with other content")
+    command.add_argument(
+        "--out", type=Path, default=Path("dataset"), help="folder of the sets (default: dataset)"
+    )
+    command.add_argument(
+        "--force", action="store_true", help="replace files that are there with other content"
+    )
     return command
 
 
 def _add_sizes(command: argparse.ArgumentParser, train: int, test: int) -> None:
-    command.add_argument("--train", type=_count, default=train, metavar="N", help=f"prompts (default: {train})")
-    command.add_argument("--test", type=_count, default=test, metavar="N", help=f"prompts (default: {test})")
+    command.add_argument(
+        "--train", type=_count, default=train, metavar="N", help=f"prompts (default: {train})"
+    )
+    command.add_argument(
+        "--test", type=_count, default=test, metavar="N", help=f"prompts (default: {test})"
+    )
     _add_seed(command)
 
 
 def _add_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=42, help="another seed, other prompts (default: 42)")
+    command.add_argument(
+        "--seed", type=int, default=42, help="another seed, other prompts (default: 42)"
+    )
 
 
 def _add_geneval(commands) -> None:  # type: ignore[no-untyped-def]
@@ -131,7 +145,9 @@ def _count(said: str) -> int:
 def _tag_count(said: str) -> tuple[str, int]:
     tag, equals, count = said.partition("=")
     if not equals or tag not in geneval.TAGS:
-        raise argparse.ArgumentTypeError(f"{said!r} is not TAG=N with TAG one of {', '.join(geneval.TAGS)}")
+        raise argparse.ArgumentTypeError(
+            f"{said!r} is not TAG=N with TAG one of {', '.join(geneval.TAGS)}"
+        )
     return tag, _count(count)
 
 
@@ -156,7 +172,9 @@ def _scenes(path: Path) -> list[tuple]:
         try:
             scenes += [geneval.scene(json.loads(line))] if line.strip() else []
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{path}:{number}: not a line of GenEval metadata ({error!r})") from error
+            raise ValueError(
+                f"{path}:{number}: not a line of GenEval metadata ({error!r})"
+            ) from error
     return scenes
 
 
@@ -176,8 +194,13 @@ def _pickscore(options: argparse.Namespace) -> dict[Path, files.Prompts]:
             train, test = pickscore.from_hub(source, **sizes)
         except pickscore.Unreachable as error:
             if options.source != "auto":
-                raise ValueError(f"{error}\n--source grammar makes prompts without the hub") from error
-            print(f"{error}\nSo these prompts are made by our own grammar (--source grammar).", file=sys.stderr)
+                raise ValueError(
+                    f"{error}\n--source grammar makes prompts without the hub"
+                ) from error
+            print(
+                f"{error}\nSo these prompts are made by our own grammar (--source grammar).",
+                file=sys.stderr,
+            )
             train, test = pickscore.from_grammar(**sizes)
     folder = options.out / "pickscore"
     return {folder / "train.txt": train, folder / "test.txt": test}
@@ -186,16 +209,24 @@ def _pickscore(options: argparse.Namespace) -> dict[Path, files.Prompts]:
 def _tell(file: Path, what: str, numbers: list[int]) -> None:
     if numbers:
         shown = ", ".join(map(str, numbers[: text.SHOWN]))
-        print(f"{file}: {what}: {len(numbers)} (line {shown}{', ...' if len(numbers) > text.SHOWN else ''})")
+        print(
+            f"{file}: {what}: {len(numbers)} (line {shown}{', ...' if len(numbers) > text.SHOWN else ''})"
+        )
 
 
 def _text(options: argparse.Namespace) -> dict[Path, files.Prompts]:
     if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in EXAMPLES:
-        raise ValueError(f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(EXAMPLES)}")
+        raise ValueError(
+            f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(EXAMPLES)}"
+        )
     cleaned = text.read(options.file)
     _tell(options.file, "left out as repeats", cleaned.repeated)
     _tell(options.file, "left out, for the prompt is empty", cleaned.empty)
-    _tell(options.file, f"kept, but of more than {text.LONG_WORDS} words, of which CLIP reads the first", cleaned.long)
+    _tell(
+        options.file,
+        f"kept, but of more than {text.LONG_WORDS} words, of which CLIP reads the first",
+        cleaned.long,
+    )
     folder = options.out / options.name
     if cleaned.tagged:
         return {folder / "test.jsonl": cleaned.entries}

@@ -17,12 +17,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--out", type=Path, help="the page to write; default: report.html in the first run's folder")
-    parser.add_argument("--png", type=Path, metavar="DIR", help="also write the figures as PNG files into this folder")
-    parser.add_argument("--against", metavar="NAME", help="reference curves: a name in docs/curves, or a .json file")
-    parser.add_argument("--axis", choices=("updates", "evaluations", "seconds"), default="updates", help="of the PNGs")
+    parser.add_argument(
+        "--out", type=Path, help="the page to write; default: report.html in the first run's folder"
+    )
+    parser.add_argument(
+        "--png",
+        type=Path,
+        metavar="DIR",
+        help="also write the figures as PNG files into this folder",
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="reference curves: a name in docs/curves, or a .json file"
+    )
+    parser.add_argument(
+        "--axis",
+        choices=("updates", "evaluations", "seconds"),
+        default="updates",
+        help="of the PNGs",
+    )
     given = parser.parse_args()
 
     from tp_grpo.report import figures, reference, write

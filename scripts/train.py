@@ -21,13 +21,13 @@ from absl import app
 
 
 def main(_: list[str]) -> int:
-    from tp_grpo import peers
-    from tp_grpo.agreement import DisagreementError
-    from tp_grpo.alarms import Alarmed
-    from tp_grpo.preemption import Preempted, stop_on_second_ctrl_c
-    from tp_grpo.rewards import RewardError
+    from tp_grpo.observe.alarms import Alarmed
+    from tp_grpo.ranks import peers
+    from tp_grpo.ranks.agreement import DisagreementError
+    from tp_grpo.ranks.preemption import Preempted, stop_on_second_ctrl_c
+    from tp_grpo.rewards.reward_set import RewardError
+    from tp_grpo.train.update import GradientError, RatioError
     from tp_grpo.trainer import Trainer
-    from tp_grpo.update import GradientError, RatioError
 
     quiet()
     stop_on_second_ctrl_c("stopped by a second Ctrl-C; the checkpoints are whole")
@@ -35,7 +35,9 @@ def main(_: list[str]) -> int:
     try:
         try:
             trainer = Trainer(CONFIG.value)
-        except ValueError as error:  # the user's; one that comes later is ours, and keeps its traceback
+        except (
+            ValueError
+        ) as error:  # the user's; one that comes later is ours, and keeps its traceback
             return _stopped(None, f"error: {error}", 2)
         page = trainer.run()
     except KeyboardInterrupt:
@@ -84,8 +86,16 @@ def _stopped(trainer: Trainer | None, why: str, code: int, *, agreed: bool = Fal
     print(f"\n{why}", file=sys.stderr)
     if trainer is not None:
         saved = trainer.checkpoints.epochs()
-        safe = f"everything up to epoch {saved[-1]} is in {trainer.folder}" if saved else "no epoch was finished yet"
-        again = "" if trainer.config.checkpoint.resume == "auto" else " with --config.checkpoint.resume=auto"
+        safe = (
+            f"everything up to epoch {saved[-1]} is in {trainer.folder}"
+            if saved
+            else "no epoch was finished yet"
+        )
+        again = (
+            ""
+            if trainer.config.checkpoint.resume == "auto"
+            else " with --config.checkpoint.resume=auto"
+        )
         print(f"{safe}; the same command{again} goes on from there.", file=sys.stderr)
     return code
 

@@ -55,7 +55,9 @@ class Hungry(Jpeg):
 
 def _by_size() -> list[Case]:
     images = golden_images(64)
-    return [Case(name, images[name], "", rank) for rank, name in enumerate(("noise", "text", "plain"))]
+    return [
+        Case(name, images[name], "", rank) for rank, name in enumerate(("noise", "text", "plain"))
+    ]
 
 
 CHECKS = {
@@ -65,7 +67,9 @@ CHECKS = {
     "Hungry": Check(cases=_by_size),
     "Absent": Check(packages=("numpy", "no_such_package"), extra="ocr"),
     "Plain": Check(packages=("no_such_package",)),
-    "Heavy": Check(cases=_by_size, weights=(Weights("someone/heavy", 3.9, files=("config.json", "model.bin")),)),
+    "Heavy": Check(
+        cases=_by_size, weights=(Weights("someone/heavy", 3.9, files=("config.json", "model.bin")),)
+    ),
     "Judge": Check(cases=_by_size, needs="needs a judge: an OpenAI-compatible endpoint"),
 }
 Absent = Plain = Heavy = Judge = Jpeg

@@ -24,9 +24,13 @@ ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="kill runs 200 times instead of 20 (tests/faults)")
     parser.addoption(
-        "--moments", type=int, help="the seed of the moments they are killed at (default: another each time)"
+        "--long", action="store_true", help="kill runs 200 times instead of 20 (tests/faults)"
+    )
+    parser.addoption(
+        "--moments",
+        type=int,
+        help="the seed of the moments they are killed at (default: another each time)",
     )
 
 
@@ -63,7 +67,9 @@ def smoke(tmp_path: Path) -> Callable[..., ConfigDict]:
     def make(algorithm: str = "tp_grpo", **fields: object) -> ConfigDict:
         config = ALGORITHMS[algorithm].get_config("shapes_smoke")
         config.output_dir = str(tmp_path)
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        config.update_from_flattened_dict(
+            {name.replace("__", "."): value for name, value in fields.items()}
+        )
         return config
 
     return make

@@ -51,10 +51,29 @@ def make(folder: Path, *, epochs: int = 4, lift: float = 0.0, **changes: Any) ->
 
 def train_line(epoch: int, lift: float = 0.0) -> dict[str, Any]:
     reward = 0.4 + 0.1 * epoch + lift
-    line = {"kind": "train", "epoch": epoch, "reward": reward, "reward_se": 0.05, "shapes": reward, "shapes_se": 0.05}
-    line |= {"shapes/exact": 0.1 * epoch, "shapes/exact_se": None, "loss": 0.001, "policy": 0.001, "kl": 0.0}
+    line = {
+        "kind": "train",
+        "epoch": epoch,
+        "reward": reward,
+        "reward_se": 0.05,
+        "shapes": reward,
+        "shapes_se": 0.05,
+    }
+    line |= {
+        "shapes/exact": 0.1 * epoch,
+        "shapes/exact_se": None,
+        "loss": 0.001,
+        "policy": 0.001,
+        "kl": 0.0,
+    }
     line |= {"turning_2": 0.25 * (epoch % 2), "turning_3": 0.5, "zero_std": 0.125, "group_std": 0.3}
-    line |= {"clip_high": 0.1, "clip_low": 0.2, "failed": 0.0, "updates": 2 * epoch, "nfe": 48 * epoch}
+    line |= {
+        "clip_high": 0.1,
+        "clip_low": 0.2,
+        "failed": 0.0,
+        "updates": 2 * epoch,
+        "nfe": 48 * epoch,
+    }
     return line | {"seconds": 10.0, "seconds_rollout": 7.0, "seconds_update": 3.0}
 
 
@@ -70,7 +89,9 @@ def eval_line(epoch: int, total: float) -> dict[str, Any]:
     }
 
 
-def evaluation(folder: Path, epoch: int, exact: list[float], prompts: Sequence[str] = (PROMPT, "p2", "p3")) -> None:
+def evaluation(
+    folder: Path, epoch: int, exact: list[float], prompts: Sequence[str] = (PROMPT, "p2", "p3")
+) -> None:
     (folder / "evaluations").mkdir(exist_ok=True)
     tensors = {
         "total": torch.tensor(exact),
@@ -83,7 +104,13 @@ def evaluation(folder: Path, epoch: int, exact: list[float], prompts: Sequence[s
 
 def ladders(folder: Path, epoch: int, images: Tensor) -> None:
     """The group of three above, with these completions (3, 3, H, W, 3) uint8."""
-    kept = {"ladder": LADDER, "increment": INCREMENT, "reward": CREDIT, "advantage": ADVANTAGE, "group_id": [7, 7, 7]}
+    kept = {
+        "ladder": LADDER,
+        "increment": INCREMENT,
+        "reward": CREDIT,
+        "advantage": ADVANTAGE,
+        "group_id": [7, 7, 7],
+    }
     tensors = {name: torch.tensor(values) for name, values in kept.items()}
     save_ladders(folder, epoch, tensors | {"turning": torch.tensor(TURNING), "images": images})
 

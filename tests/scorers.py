@@ -30,7 +30,10 @@ class ByTag(Brightness):
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         score = super().__call__(images, prompts, metadata).score
         own = {tag: np.array([data["tag"] == tag for data in metadata]) for tag in "ab"}
-        return Scores(score, {f"tag/{tag}": np.where(rows, score, np.float32(np.nan)) for tag, rows in own.items()})
+        return Scores(
+            score,
+            {f"tag/{tag}": np.where(rows, score, np.float32(np.nan)) for tag, rows in own.items()},
+        )
 
 
 class Placed(Brightness):

@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("steps, window, evaluations", [(10, 9, 64), (6, 5, 26)])
-def test_the_yardstick_makes_the_public_implementations_evaluations(steps: int, window: int, evaluations: int) -> None:
+def test_the_yardstick_makes_the_public_implementations_evaluations(
+    steps: int, window: int, evaluations: int
+) -> None:
     calls: list[int] = []
 
     def velocity(x: Tensor, step: int) -> Tensor:
@@ -53,7 +55,14 @@ def test_a_disagreement_is_noticed() -> None:
 
 
 def curve(scores: list[list[float]]) -> curves.Curve:
-    return curves.Curve([0, 5, 10], [0, 10, 20], [0, 100, 200], [0, 50, 100], scores, [[(0.0, 0.0)] * 3] * len(scores))
+    return curves.Curve(
+        [0, 5, 10],
+        [0, 10, 20],
+        [0, 100, 200],
+        [0, 50, 100],
+        scores,
+        [[(0.0, 0.0)] * 3] * len(scores),
+    )
 
 
 def test_a_curve_is_read_between_its_evaluations() -> None:
@@ -69,7 +78,10 @@ def test_methods_are_compared_at_equal_updates_and_seconds() -> None:
     fast = curves.Curve([0, 10], [0, 40], [0, 100], [0, 80], [[0.2, 0.6]], [[(0.0, 0.0)] * 2])
     text = curves.compare({"Flow-GRPO": fast, "TP-GRPO": curve([[0.2, 0.4, 0.5]])}, "Flow-GRPO")
     lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
-    targets = ["seconds to Flow-GRPO's 0.400 (its 20 updates)", "seconds to Flow-GRPO's 0.600 (its 40 updates)"]
+    targets = [
+        "seconds to Flow-GRPO's 0.400 (its 20 updates)",
+        "seconds to Flow-GRPO's 0.600 (its 40 updates)",
+    ]
     assert lines[0] == ["method", "after 20 updates", "after 80 s", *targets]
     assert lines[2] == ["Flow-GRPO", "0.400 ± 0.000", "0.600 ± 0.000", "40", "80"]
     assert lines[3] == ["TP-GRPO", "0.500 ± 0.000", "0.460 ± 0.000", "50", "not reached"]
@@ -79,18 +91,27 @@ def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
     for seed, seconds in enumerate((2.0, 4.0, 3.0)):
         folder = tmp_path / f"run-{seed}"
         (folder / "evaluations").mkdir(parents=True)
-        lines = [{"kind": "train", "epoch": e, "seconds": seconds, "updates": 2 * e, "nfe": 9 * e} for e in (1, 2)]
+        lines = [
+            {"kind": "train", "epoch": e, "seconds": seconds, "updates": 2 * e, "nfe": 9 * e}
+            for e in (1, 2)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for epoch, score in ((0, [0.0, 1.0]), (2, [1.0, 1.0 + seed])):
             path = folder / "evaluations" / f"epoch-{epoch}.safetensors"
             save_file({"exact": torch.tensor(score)}, path, {"prompts": json.dumps(["a", "b"])})
     own = curves.read([tmp_path / f"run-{seed}" for seed in range(3)], "exact")
-    assert (own.epochs, own.updates, own.evaluations, own.seconds) == ([0, 2], [0, 4], [0, 18], [0, 4])
+    assert (own.epochs, own.updates, own.evaluations, own.seconds) == (
+        [0, 2],
+        [0, 4],
+        [0, 18],
+        [0, 4],
+    )
     assert own.mean == [0.5, 1.5] and own.gains[0][1] == pytest.approx((0.5, 0.5))
     curves.draw({"A": own, "B": own}, "exact", tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert "| A | 4 | 0 k | 4 | 1.500 ± 0.289 | +0.500 ± 0.500, +1.000 ± 0.000, +1.500 ± 0.500 |" in curves.table(
-        {"A": own}
+    assert (
+        "| A | 4 | 0 k | 4 | 1.500 ± 0.289 | +0.500 ± 0.500, +1.000 ± 0.000, +1.500 ± 0.500 |"
+        in curves.table({"A": own})
     )
 
 
@@ -101,9 +122,9 @@ def test_every_method_is_a_config(name: str) -> None:
     options = dict(option.removeprefix("--config.").split("=", 1) for option in line[3:])
     config: ConfigDict = recipes.build(method.algorithm, method.credit, "shapes_tiny")
     longer = 2 if name == "Flow-GRPO" else 1
-    assert f"--config.epochs={longer * config.epochs}" in line and line[-1] == "--config.epochs=5", (
-        "the last one counts"
-    )
+    assert (
+        f"--config.epochs={longer * config.epochs}" in line and line[-1] == "--config.epochs=5"
+    ), "the last one counts"
     for field, value in options.items():
         section, _, last = field.rpartition(".")
         known = config[section] if section else config
@@ -113,15 +134,27 @@ def test_every_method_is_a_config(name: str) -> None:
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"code 3; its words are in .*one.log"):
-        credit.train([sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path / "one.log", 1)
+        credit.train(
+            [sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path / "one.log", 1
+        )
     assert (tmp_path / "one.log").read_text() == "why\n"
 
 
 def test_completions_are_compared_on_a_real_model() -> None:
-    command = [sys.executable, "scripts/compare_completions.py", "--config=config/tp_grpo.py:shapes_smoke"]
+    command = [
+        sys.executable,
+        "scripts/compare_completions.py",
+        "--config=config/tp_grpo.py:shapes_smoke",
+    ]
     command += ["--groups=2", "--batches=2", "--repeats=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in done.stdout.splitlines() if "|" in line}
-    assert rows["`euler`"][3] == "1.000 ± 0.000" and int(rows["`euler`"][1]) > int(rows["`tweedie`"][1])
+    rows = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")
+        for line in done.stdout.splitlines()
+        if "|" in line
+    }
+    assert rows["`euler`"][3] == "1.000 ± 0.000" and int(rows["`euler`"][1]) > int(
+        rows["`tweedie`"][1]
+    )
     assert set(rows) >= {"`euler`", "`reuse`", "`multistep`, 3", "`strided`, 2", "`tweedie`"}

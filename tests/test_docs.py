@@ -16,12 +16,22 @@ import pytest
 import torch
 
 from config import base
-from tp_grpo import advantage, alarms, credit
+from tp_grpo.method import advantage, credit
+from tp_grpo.observe import alarms
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path.name: path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 # What a block that is not run here must say of itself: why, or which test runs it.
-REASONS = ("needs a GPU", "needs weights", "needs the network", "needs a finished run", "minutes; tests/")
+REASONS = (
+    "needs a GPU",
+    "needs weights",
+    "needs the network",
+    "needs a finished run",
+    "minutes; tests/",
+)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?```bash\n(?P<body>.*?)```", re.DOTALL)
 # Appended to the commands of a page, so that they take seconds.
 CHEAP = {
@@ -51,7 +61,9 @@ def blocks() -> Iterator[tuple[str, str | None, list[str]]]:
 def inline() -> Iterator[tuple[str, str | None, list[str]]]:
     """The commands inside a line of prose."""
     for page, text in PAGES.items():
-        for code in re.findall(r"`((?:python|bash) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        for code in re.findall(
+            r"`((?:python|bash) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        ):
             yield page, "prose", shlex.split(code.replace("\n", " "))
 
 
@@ -99,7 +111,9 @@ def test_every_command_names_programs_options_and_fields_that_exist(
             module, _, recipe = value.partition(":")
             if recipe.isupper():  # a place-holder
                 continue
-            config = importlib.import_module(module.removesuffix(".py").replace("/", ".")).get_config(recipe)
+            config = importlib.import_module(
+                module.removesuffix(".py").replace("/", ".")
+            ).get_config(recipe)
         elif option.startswith("--config."):
             assert option.removeprefix("--config.") in dict(flat(config.to_dict())), argument
         elif option.startswith("--") and file.suffix == ".py":
@@ -126,36 +140,58 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quickstart(checkout: Path) -> None:
     """A finished runs/quickstart in it."""
-    cheap = ["--config.run_name=quickstart", "--config.epochs=1", "--config.eval.prompts=4", "--config.eval.every=9"]
+    cheap = [
+        "--config.run_name=quickstart",
+        "--config.epochs=1",
+        "--config.eval.prompts=4",
+        "--config.eval.every=9",
+    ]
     run(checkout, ["python", "scripts/train.py", "--config=config/tp_grpo.py:shapes_smoke", *cheap])
 
 
 def run(folder: Path, words: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable if word == "python" else word for word in words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page, words", RUN, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in RUN])
-def test_commands_run(page: str, words: list[str], checkout: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    "page, words", RUN, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in RUN]
+)
+def test_commands_run(
+    page: str, words: list[str], checkout: Path, request: pytest.FixtureRequest
+) -> None:
     if any("runs/quickstart" in word for word in words):
         request.getfixturevalue("quickstart")
     found = program(words)
-    assert found is not None and found[0].name in CHEAP, f"{page}: {words} has no cheap form: mark it as not run"
+    assert found is not None and found[0].name in CHEAP, (
+        f"{page}: {words} has no cheap form: mark it as not run"
+    )
     run(checkout, [*words, *CHEAP[found[0].name]])
 
 
 def test_configuration_is_what_the_source_says_and_complete() -> None:
     done = subprocess.run(
-        [sys.executable, "scripts/config_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "scripts/config_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", PAGES["configuration.md"], re.MULTILINE))
-    fields = {name for name, value in flat(base.get_config().to_dict()) if not isinstance(value, dict)}
+    rows = dict(
+        re.findall(r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", PAGES["configuration.md"], re.MULTILINE)
+    )
+    fields = {
+        name for name, value in flat(base.get_config().to_dict()) if not isinstance(value, dict)
+    }
     assert rows.keys() == fields | {"rewards.scorers"}
-    assert not [name for name, meaning in rows.items() if not meaning.strip()], "every field has a meaning"
+    assert not [name for name, meaning in rows.items() if not meaning.strip()], (
+        "every field has a meaning"
+    )
 
 
 def table(heading: str) -> list[list[float]]:
@@ -170,16 +206,22 @@ def test_the_worked_example_computes() -> None:
     found, same = credit.turning_point(R), torch.zeros(4, dtype=torch.int64)
     torch.testing.assert_close(found.increment, increments[:, :4])
     torch.testing.assert_close(R[:, -1] - R[:, 0], increments[:, 4])
-    torch.testing.assert_close(found.reward, torch.tensor(table("step reward"), dtype=torch.float64))
+    torch.testing.assert_close(
+        found.reward, torch.tensor(table("step reward"), dtype=torch.float64)
+    )
     assert found.turning.nonzero().tolist() == [[0, 1], [1, 1]], "bold in the page"
     assert re.findall(r"\*\*([+-]0\.\d\d)\*\*", PAGES["method.md"]) == ["+0.40", "-0.30"]
     unbalanced = credit.turning_point(R, balance=False)
     assert unbalanced.turning.nonzero().tolist() == [[0, 1], [1, 1], [2, 2]]
     assert unbalanced.reward[2, 2].item() == pytest.approx(0.20)
     given = advantage.group_normalize(found.reward, same)
-    torch.testing.assert_close(given, torch.tensor(table("advantage"), dtype=torch.float64), rtol=0, atol=5.1e-3)
+    torch.testing.assert_close(
+        given, torch.tensor(table("advantage"), dtype=torch.float64), rtol=0, atol=5.1e-3
+    )
     flow = advantage.group_normalize(credit.terminal(R).reward, same)[:, 0].tolist()
-    said = re.search(r"a ([+-][\d.]+), b ([+-][\d.]+), c ([+-][\d.]+), d ([+-][\d.]+)\.", PAGES["method.md"])
+    said = re.search(
+        r"a ([+-][\d.]+), b ([+-][\d.]+), c ([+-][\d.]+), d ([+-][\d.]+)\.", PAGES["method.md"]
+    )
     assert said and [float(number) for number in said.groups()] == pytest.approx(flow, abs=5.1e-3)
 
 
@@ -189,7 +231,10 @@ def strings() -> Iterator[str]:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+                    parts = [
+                        part.value if isinstance(part, ast.Constant) else "{}"
+                        for part in node.values
+                    ]
                     yield "".join(str(part) for part in parts)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
@@ -211,7 +256,9 @@ def test_every_alarm_and_every_field_named_in_troubleshooting_exists() -> None:
     assert len(names) == len(alarms.RULES)
     assert all(f"| {name} |" in page for name in names), names
     fields = dict(flat(base.get_config().to_dict()))
-    sections = "|".join(name for name, value in fields.items() if isinstance(value, dict) and "." not in name)
+    sections = "|".join(
+        name for name, value in fields.items() if isinstance(value, dict) and "." not in name
+    )
     for field in re.findall(rf"`((?:{sections})\.\w+)", page):
         assert field in fields, field
 

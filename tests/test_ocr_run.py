@@ -48,12 +48,24 @@ def server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     scorers = json.dumps({"general_ocr": {"workers": 0}, "jpeg": {}})
-    command = [sys.executable, "-m", "reward_models.server", "--scorers", scorers, "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "reward_models.server",
+        "--scorers",
+        scorers,
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
     for _ in range(120):
         try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=1)
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                f"{url}/health", timeout=1
+            )
             break
         except OSError:
             assert process.poll() is None, "the server ended at once"
@@ -65,11 +77,20 @@ def server() -> Iterator[str]:
 
 def train(random_sd3: Path, dataset: Path, out: Path, *more: str) -> list[dict]:
     command = [sys.executable, "scripts/train.py", "--config=config/tp_grpo.py:general_ocr_sd3"]
-    command += [f"--config.model.path={random_sd3}", f"--config.output_dir={out}", "--config.run_name=ocr"]
-    command += [f"--config.prompts.train={dataset}/train.txt", f"--config.prompts.eval={dataset}/test.txt"]
+    command += [
+        f"--config.model.path={random_sd3}",
+        f"--config.output_dir={out}",
+        "--config.run_name=ocr",
+    ]
+    command += [
+        f"--config.prompts.train={dataset}/train.txt",
+        f"--config.prompts.eval={dataset}/test.txt",
+    ]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in (out / "ocr" / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,7 +107,11 @@ def test_in_process_and_through_the_server_train_alike(
     assert kept["rewards"]["scorers"]["general_ocr"]["remote"] == server
     for lines in (here, away):
         assert [line["epoch"] for line in lines if line["kind"] == "train"] == [1, 2]
-        assert all("general_ocr/exact" in line and line["failed"] == 0 for line in lines if line["kind"] == "train")
+        assert all(
+            "general_ocr/exact" in line and line["failed"] == 0
+            for line in lines
+            if line["kind"] == "train"
+        )
         assert all(line["grad_norm"] > 0 for line in lines if line["kind"] == "train")
         assert len({line["reward"] for line in lines if line["kind"] == "train"}) == 2
     for one, other in zip(here, away, strict=True):

@@ -40,7 +40,9 @@ class Checkout:
         self.python = folder / "python"
         self.calls = folder / "calls"
         self.env: dict[str, str] = {}
-        shutil.copytree(ROOT / "scripts", self.root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "scripts", self.root / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+        )
         for name in ("requirements.txt", "requirements-dev.txt", "setup.py"):
             shutil.copy(ROOT / name, self.root)
         self.python.write_text(FAKE_PYTHON)
@@ -49,7 +51,13 @@ class Checkout:
     def quickstart(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run from another working directory; `env` is laid over PYTHON=the pretended interpreter."""
         shell_id = self.calls.with_name("shell_id")
-        env = {"PYTHON": str(self.python), "CALLS": str(self.calls), "SHELL_ID": str(shell_id), **self.env, **env}
+        env = {
+            "PYTHON": str(self.python),
+            "CALLS": str(self.calls),
+            "SHELL_ID": str(shell_id),
+            **self.env,
+            **env,
+        }
         command = f'echo $$ >"{shell_id}"; exec bash "$0" "$@"'
         return subprocess.run(
             ["bash", "-c", command, str(self.root / "scripts" / "quickstart.sh"), *arguments],
@@ -72,7 +80,9 @@ def checkout(tmp_path: Path) -> Checkout:
     # The disk is pretended too: whether these tests pass shall not depend on what is free here.
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "df").write_text('#!/bin/bash\necho header\necho "disk 0 0 ${FAKE_FREE_KB:-99999999} 0% /"\n')
+    (tools / "df").write_text(
+        '#!/bin/bash\necho header\necho "disk 0 0 ${FAKE_FREE_KB:-99999999} 0% /"\n'
+    )
     (tools / "df").chmod(0o755)
     made.env["PATH"] = f"{tools}:{os.environ['PATH']}"
     return made
@@ -90,12 +100,17 @@ def test_interpreter_that_is_not_there(checkout: Checkout) -> None:
 
 
 def test_program_that_is_not_python(checkout: Checkout) -> None:
-    fails(checkout.quickstart(PYTHON="/bin/false"), "'/bin/false' does not run as a Python interpreter")
+    fails(
+        checkout.quickstart(PYTHON="/bin/false"),
+        "'/bin/false' does not run as a Python interpreter",
+    )
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.9"])
 def test_python_too_old(checkout: Checkout, version: str) -> None:
-    fails(checkout.quickstart(FAKE_VERSION=version), f"is Python {version}; 3.10 or newer is needed")
+    fails(
+        checkout.quickstart(FAKE_VERSION=version), f"is Python {version}; 3.10 or newer is needed"
+    )
     assert not (checkout.root / ".venv").exists()
 
 
@@ -105,7 +120,11 @@ def test_python_new_enough(checkout: Checkout, version: str) -> None:
 
 
 def test_python_without_venv(checkout: Checkout) -> None:
-    fails(checkout.quickstart(FAKE_NO_VENV="1"), "no venv or no ensurepip module", "apt-get install python3-venv")
+    fails(
+        checkout.quickstart(FAKE_NO_VENV="1"),
+        "no venv or no ensurepip module",
+        "apt-get install python3-venv",
+    )
     assert not (checkout.root / ".venv").exists()
 
 
@@ -189,9 +208,15 @@ def test_killed_installation_starts_again(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("pip_says", "words"),
     [
-        ("WARNING: Retrying after NewConnectionError: Temporary failure in name resolution", "a download failed"),
+        (
+            "WARNING: Retrying after NewConnectionError: Temporary failure in name resolution",
+            "a download failed",
+        ),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("error: command 'gcc' failed: No such file or directory", "apt-get install build-essential"),
+        (
+            "error: command 'gcc' failed: No such file or directory",
+            "apt-get install build-essential",
+        ),
         ("ERROR: No matching distribution found for torch==2.12.1", "no wheel for this machine"),
         ("something else", "its last words"),
     ],
@@ -209,7 +234,9 @@ def test_failed_download_keeps_a_good_venv(checkout: Checkout) -> None:
     kept.touch()
     with (checkout.root / "requirements.txt").open("a") as file:
         file.write("six==1.17.0\n")
-    fails(checkout.quickstart(FAKE_PIP_FAILS="1", FAKE_PIP_SAYS="Read timed out"), "a download failed")
+    fails(
+        checkout.quickstart(FAKE_PIP_FAILS="1", FAKE_PIP_SAYS="Read timed out"), "a download failed"
+    )
     assert checkout.quickstart().returncode == 0
     assert kept.exists()
 

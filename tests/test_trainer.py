@@ -12,11 +12,11 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
-from tp_grpo import checkpoint
-from tp_grpo.rewards import RewardError
+from tp_grpo.rewards.reward_set import RewardError
 from tp_grpo.shapes import captions
+from tp_grpo.store import checkpoint
+from tp_grpo.train.update import RatioError
 from tp_grpo.trainer import Trainer
-from tp_grpo.update import RatioError
 
 Smoke = Callable[..., ConfigDict]
 
@@ -27,11 +27,19 @@ def lines(config: ConfigDict, kind: str) -> list[dict]:
 
 
 def weights(config: ConfigDict, epoch: int) -> dict[str, torch.Tensor]:
-    return load_file(Path(config.output_dir) / config.run_name / "checkpoints" / f"epoch-{epoch}" / checkpoint.WEIGHTS)
+    return load_file(
+        Path(config.output_dir)
+        / config.run_name
+        / "checkpoints"
+        / f"epoch-{epoch}"
+        / checkpoint.WEIGHTS
+    )
 
 
 def ladders(config: ConfigDict, epoch: int = 1) -> dict[str, torch.Tensor]:
-    return load_file(Path(config.output_dir) / config.run_name / "ladders" / f"epoch-{epoch}.safetensors")
+    return load_file(
+        Path(config.output_dir) / config.run_name / "ladders" / f"epoch-{epoch}.safetensors"
+    )
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -42,26 +50,42 @@ def test_a_run_leaves_metrics_ladders_evaluations_adapter_and_report(smoke: Smok
     config = smoke()
     page = Trainer(config).run()
     train, held_out = lines(config, "train"), lines(config, "eval")
-    assert [line["epoch"] for line in train] == [1, 2] and [line["epoch"] for line in held_out] == [0, 1, 2]
+    assert [line["epoch"] for line in train] == [1, 2] and [line["epoch"] for line in held_out] == [
+        0,
+        1,
+        2,
+    ]
     assert all(line["ratio_dev"] == 0 for line in train), (
         "re-evaluating an unchanged policy must give ratio 1 bit for bit"
     )
     assert train[-1]["updates"] == 4 and train[-1]["grad_norm"] > 0 and train[-1]["skipped"] == 0
     assert not same(weights(config, 1), weights(config, 2))
     kept = ladders(config, 2)
-    assert kept["ladder"].shape == (8, 3) and kept["images"].shape == (8, 3, 48, 48, 3), "two groups of four"
-    torch.testing.assert_close(kept["increment"].sum(1), kept["ladder"][:, -1] - kept["ladder"][:, 0])
+    assert kept["ladder"].shape == (8, 3) and kept["images"].shape == (8, 3, 48, 48, 3), (
+        "two groups of four"
+    )
+    torch.testing.assert_close(
+        kept["increment"].sum(1), kept["ladder"][:, -1] - kept["ladder"][:, 0]
+    )
     final = kept["ladder"][:, -1].double().view(2, 4)
-    told = {"reward": final.mean(), "shapes": final.mean(), "reward_se": final.mean(1).std() / 2**0.5}
+    told = {
+        "reward": final.mean(),
+        "shapes": final.mean(),
+        "reward_se": final.mean(1).std() / 2**0.5,
+    }
     told |= {"group_std": final.std(1, correction=0).mean()}
-    assert {name: train[-1][name] for name in told} == pytest.approx({n: v.item() for n, v in told.items()}, rel=1e-6)
+    assert {name: train[-1][name] for name in told} == pytest.approx(
+        {n: v.item() for n, v in told.items()}, rel=1e-6
+    )
     html = page.read_text()
     assert "<h3>Trajectories" in html and html.count("data:image/png") > 20
 
 
 @pytest.mark.parametrize("algorithm, name", [("flow_grpo", "terminal"), ("tp_grpo", "incremental")])
 def test_the_other_algorithms_run(smoke: Smoke, algorithm: str, name: str) -> None:
-    config = smoke(algorithm, credit__name=name, epochs=1, train__beta=1e-2, sample__guidance_scale=2.0)
+    config = smoke(
+        algorithm, credit__name=name, epochs=1, train__beta=1e-2, sample__guidance_scale=2.0
+    )
     Trainer(config).run()
     kept, (line,) = ladders(config), lines(config, "train")
     assert kept["ladder"].shape == (8, 1 if name == "terminal" else 3)
@@ -71,7 +95,10 @@ def test_the_other_algorithms_run(smoke: Smoke, algorithm: str, name: str) -> No
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_batch_size_does_not_change_the_run(smoke: Smoke, batch_size: int) -> None:
-    whole, split = smoke(run_name="whole"), smoke(run_name="split", sample__batch_size=batch_size, sample__max_rows=3)
+    whole, split = (
+        smoke(run_name="whole"),
+        smoke(run_name="split", sample__batch_size=batch_size, sample__max_rows=3),
+    )
     for config in (whole, split):
         Trainer(config).run()
     first, second = ladders(whole), ladders(split)
@@ -86,7 +113,9 @@ def test_batch_size_does_not_change_the_run(smoke: Smoke, batch_size: int) -> No
     assert distance / length < 5e-2
 
 
-@pytest.mark.parametrize("option", [{"sample__store_on_cpu": True}, {"model__gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "option", [{"sample__store_on_cpu": True}, {"model__gradient_checkpointing": True}]
+)
 def test_what_saves_memory_does_not_change_the_run(smoke: Smoke, option: dict) -> None:
     plain, saving = smoke(run_name="plain", epochs=1), smoke(run_name="saving", epochs=1, **option)
     for config in (plain, saving):
@@ -109,7 +138,9 @@ def test_prompts_encoded_ahead_are_never_encoded_again(smoke: Smoke, tmp_path: P
     assert trainer.backbone.text._pipeline is None  # type: ignore[attr-defined]
     trainer.backbone.text.load = lambda: pytest.fail("an encoder was loaded again")  # type: ignore[attr-defined]
     trainer.run()
-    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 21, "20 prompts and the empty one"
+    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 21, (
+        "20 prompts and the empty one"
+    )
     assert same(weights(plain, 1), weights(ahead, 1))
 
 
@@ -155,7 +186,9 @@ def test_a_finished_run_is_not_trained_again_and_can_go_on_longer(smoke: Smoke) 
 
 def test_another_setting_is_refused_field_by_field(smoke: Smoke) -> None:
     Trainer(smoke(epochs=1)).run()
-    with pytest.raises(ValueError, match=r"other settings(.|\n)*seed: 42 then, 7 now(.|\n)*run_name"):
+    with pytest.raises(
+        ValueError, match=r"other settings(.|\n)*seed: 42 then, 7 now(.|\n)*run_name"
+    ):
         Trainer(smoke(seed=7))
     with pytest.raises(ValueError, match="holds a run at epoch 1"):
         Trainer(smoke(checkpoint__resume="never"))
@@ -164,19 +197,29 @@ def test_another_setting_is_refused_field_by_field(smoke: Smoke) -> None:
 def test_a_scorer_that_gives_too_many_nans_stops_the_run(smoke: Smoke) -> None:
     config = smoke()
     with config.unlocked():
-        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True)
-    with pytest.raises(RewardError, match=r"no score \(NaN\) for 2 of 8 images, 25%; rewards.max_failed = 0.05"):
+        config.rewards.scorers = ConfigDict(
+            {"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True
+        )
+    with pytest.raises(
+        RewardError, match=r"no score \(NaN\) for 2 of 8 images, 25%; rewards.max_failed = 0.05"
+    ):
         Trainer(config).run()
 
 
 def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
     config = smoke("flow_grpo", epochs=1, rewards__max_failed=0.5)
     with config.unlocked():
-        config.rewards.scorers = ConfigDict({"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True)
+        config.rewards.scorers = ConfigDict(
+            {"tests.scorers:Gaps": {"every": 4}}, allow_dotted_keys=True
+        )
     Trainer(config).run()
     kept = ladders(config)
     lost = kept["ladder"].isnan()[:, 0]
-    assert lost.sum() == 2 and (kept["advantage"][lost] == 0).all() and (kept["advantage"][~lost] != 0).any()
+    assert (
+        lost.sum() == 2
+        and (kept["advantage"][lost] == 0).all()
+        and (kept["advantage"][~lost] != 0).any()
+    )
     assert all(value.isfinite().all() for value in weights(config, 1).values())
 
 
@@ -185,14 +228,20 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
     [
         ({"model__path": "no/such/place"}, "no such folder"),
         ({"model__path": "tests"}, "no model_index.json"),
-        ({"model__path": "no/place"}, "neither a folder here nor a hub repository that can be read"),
+        (
+            {"model__path": "no/place"},
+            "neither a folder here nor a hub repository that can be read",
+        ),
         ({"model__height": 104}, "more than this model's 96 pixels"),
         ({"model__height": 50}, r"model.height = 50 is not a multiple of 8 .* 48 and 56"),
         ({"model__dtype": "fp16"}, "needs a CUDA GPU"),
         ({"model__type": "sd9"}, "'sd9' is not one of sd3"),
         ({"credit__name": "luck"}, "unknown credit 'luck'"),
         ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': there is no such file"),
-        ({"sample__groups_per_epoch": 4000, "sample__batch_size": 8000}, "prompts.train holds 2594 prompts"),
+        (
+            {"sample__groups_per_epoch": 4000, "sample__batch_size": 8000},
+            "prompts.train holds 2594 prompts",
+        ),
         ({"tracking__trackers": ("tensorbord",)}, "tensorbord"),
         ({"lora__rank": -1}, "lora.rank = -1"),
         ({"train__optimizer": "sgd"}, "'sgd' is not one of adamw, adamw_8bit"),
@@ -221,7 +270,9 @@ def test_a_policy_that_changed_before_the_update_is_noticed_and_not_trained(smok
         return update(*arguments)
 
     trainer._update = after_a_change  # type: ignore[method-assign]
-    with pytest.raises(RatioError, match=r"ratio differs from 1 by .* more than train.max_ratio_dev = 0.0001"):
+    with pytest.raises(
+        RatioError, match=r"ratio differs from 1 by .* more than train.max_ratio_dev = 0.0001"
+    ):
         trainer.run()
     assert not trainer.learner.optimizer.state, "it must stop before it descends"
 
@@ -233,7 +284,9 @@ def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) 
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     Trainer(config).run()
-    assert len(lines(config, "train")) == 1 and [line["epoch"] for line in lines(config, "eval")] == [0, 1]
+    assert len(lines(config, "train")) == 1 and [
+        line["epoch"] for line in lines(config, "eval")
+    ] == [0, 1]
 
 
 def test_every_sample_gets_its_own_advantage(smoke: Smoke) -> None:
@@ -262,7 +315,9 @@ def test_every_sample_gets_its_own_advantage(smoke: Smoke) -> None:
 def test_training_raises_the_reward(smoke: Smoke) -> None:
     config = smoke("flow_grpo", epochs=6, train__learning_rate=5e-3, eval__every=6, ema__decay=0.5)
     with config.unlocked():
-        config.rewards.scorers = ConfigDict({"tests.scorers:Brightness": 1.0}, allow_dotted_keys=True)
+        config.rewards.scorers = ConfigDict(
+            {"tests.scorers:Brightness": 1.0}, allow_dotted_keys=True
+        )
     Trainer(config).run()
     before, after = lines(config, "eval")
     assert after["total"] > before["total"] + 3 * before["total_se"] / 8**0.5, (before, after)

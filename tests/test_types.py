@@ -21,11 +21,17 @@ def make_rollout(first: int, count: int, steps: int = 3) -> Rollout:
     number = torch.arange(first, first + count)
 
     def values(*shape: int) -> Tensor:
-        return number.double().reshape(-1, *[1] * len(shape)) + torch.rand(count, *shape).double() / 2
+        return (
+            number.double().reshape(-1, *[1] * len(shape)) + torch.rand(count, *shape).double() / 2
+        )
 
     return Rollout(
-        cond=Cond(number[:, None].repeat(1, 2), None, [torch.tensor([float(i)]) for i in number], 4.5),
-        trajectory=Trajectory(values(steps + 1, 2, 2), values(steps, 2, 2), values(steps), torch.arange(steps)),
+        cond=Cond(
+            number[:, None].repeat(1, 2), None, [torch.tensor([float(i)]) for i in number], 4.5
+        ),
+        trajectory=Trajectory(
+            values(steps + 1, 2, 2), values(steps, 2, 2), values(steps), torch.arange(steps)
+        ),
         ladder=values(steps + 1),
         group_id=number // 2,
         rewards={"a": values(steps + 1), "b": values(steps + 1)},
@@ -35,7 +41,15 @@ def make_rollout(first: int, count: int, steps: int = 3) -> Rollout:
 def flatten(rollout: Rollout) -> list[Tensor]:
     t = rollout.trajectory
     pieces = torch.stack(rollout.cond.pieces)
-    return [rollout.cond.tokens, pieces, t.x, t.mean, t.log_prob, rollout.ladder, *rollout.rewards.values()]
+    return [
+        rollout.cond.tokens,
+        pieces,
+        t.x,
+        t.mean,
+        t.log_prob,
+        rollout.ladder,
+        *rollout.rewards.values(),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
@@ -87,7 +101,9 @@ def test_cat_refuses_what_does_not_fit():
 
 
 def test_prompt_batches():
-    batch = PromptBatch(["a", "b"], [{"n": 1}, {"n": 2}], torch.tensor([7, 7]), torch.tensor([0, 1]))
+    batch = PromptBatch(
+        ["a", "b"], [{"n": 1}, {"n": 2}], torch.tensor([7, 7]), torch.tensor([0, 1])
+    )
     joined = cat([batch, index(batch, torch.tensor([1, 0]))])
     assert joined.prompts == ["a", "b", "b", "a"]
     assert joined.metadata == [{"n": 1}, {"n": 2}, {"n": 2}, {"n": 1}]
@@ -97,7 +113,12 @@ def test_prompt_batches():
 def test_to_casts_floating_tensors_only():
     rollout = make_rollout(0, 2)
     half = to(rollout, dtype=torch.bfloat16)
-    assert half.trajectory.x.dtype == half.rewards["a"].dtype == half.cond.pieces[0].dtype == torch.bfloat16
+    assert (
+        half.trajectory.x.dtype
+        == half.rewards["a"].dtype
+        == half.cond.pieces[0].dtype
+        == torch.bfloat16
+    )
     assert half.group_id.dtype == half.trajectory.step_index.dtype == torch.int64
     assert half.cond.pooled is None
     assert to(rollout, device="meta").trajectory.step_index.device.type == "meta"

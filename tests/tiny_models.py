@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from ml_collections import ConfigDict
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from config import base
-from tp_grpo import sampler
-from tp_grpo.rollout import velocity_of
+from tp_grpo.method import sampler
 from tp_grpo.shapes import card
 from tp_grpo.shapes.model import build_clip_tokenizer, build_pipeline, build_t5, build_t5_tokenizer
+from tp_grpo.train.rollout import velocity_of
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a green triangle above a purple square"]
@@ -105,4 +110,6 @@ def ode(backbone: Any, guidance: float, steps: int = 5) -> Tensor:
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     sigmas = backbone.sigmas(steps)
     with torch.no_grad():
-        return sampler.ode(velocity_of(backbone, sigmas, backbone.encode(PROMPTS), guidance), noise, sigmas)
+        return sampler.ode(
+            velocity_of(backbone, sigmas, backbone.encode(PROMPTS), guidance), noise, sigmas
+        )

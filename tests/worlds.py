@@ -51,7 +51,9 @@ def _fork(run: dict[str, Any], rank: int, port: int) -> int:
         os.environ.update(run.get("env", {}), ACCELERATE_USE_CPU="true")
         if run["ranks"] > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(run["ranks"]))
-            os.environ.update(LOCAL_WORLD_SIZE=str(run["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(
+                LOCAL_WORLD_SIZE=str(run["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            )
         train(run)
         code = 0
     except BaseException:
@@ -71,7 +73,9 @@ def train(run: dict[str, Any]) -> None:
             del config.rewards.scorers["shapes"]
             config.rewards.scorers[run["scorer"]] = 1.0
     trainer = Trainer(config)
-    shares = [hasattr(parameter, "to_local") for parameter in trainer.backbone.transformer.parameters()]
+    shares = [
+        hasattr(parameter, "to_local") for parameter in trainer.backbone.transformer.parameters()
+    ]
     assert any(shares) == run.get("sharded", False) and not all(shares)
     trainer.run()
 

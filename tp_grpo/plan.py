@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
-SMALL_SIGMA = (
-    0.02  # below it a completion that saves evaluations makes none: v moves the image by sigma times its error
-)
+SMALL_SIGMA = 0.02  # below it a completion that saves evaluations makes none: v moves the image by sigma times its error
 CHOICES = (
     ("model", "text_encoders", ("offload", "resident", "drop")),
     ("model", "vae_dtype", ("fp32", "bf16")),
@@ -44,7 +42,9 @@ class Plan:
     completion_steps: int = 1  # of `multistep`
     completion_stride: int = 1  # of `strided`
     same_latent: bool = False
-    small: int | None = None  # the first step that starts below SMALL_SIGMA; None until the schedule is known
+    small: int | None = (
+        None  # the first step that starts below SMALL_SIGMA; None until the schedule is known
+    )
 
     @property
     def images(self) -> int:
@@ -134,7 +134,9 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan in words: a short name and what there is of it."""
         images = f"{self.images} an epoch: {self.groups} prompts x {self.group_size}"
-        sampled = f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; {self.steps} steps"
+        sampled = (
+            f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; {self.steps} steps"
+        )
         scored = f"{self.epoch_images} images an epoch in {self.images // self.batch_size} calls of each scorer"
         batches = f"{self.batches_per_update} rollout batches x {len(self.window)} steps"
         return [
@@ -143,7 +145,10 @@ class Plan:
             ("sampling", sampled),
             ("scored", scored),
             ("update", f"{self.updates} an epoch, each of {self.images // self.updates} images"),
-            ("", f"a rank: {self.micro_batches} micro-batches of {self.train_rows} accumulated ({batches})"),
+            (
+                "",
+                f"a rank: {self.micro_batches} micro-batches of {self.train_rows} accumulated ({batches})",
+            ),
         ]
 
     def batches(self, rank: int) -> list[list[Slot]]:
@@ -155,13 +160,19 @@ class Plan:
             for update in range(self.updates)
             for batch in range(self.batches_per_update)
         ]
-        return [[divmod(start + i, self.group_size) for i in range(self.batch_size)] for start in starts]
+        return [
+            [divmod(start + i, self.group_size) for i in range(self.batch_size)] for start in starts
+        ]
 
 
 def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     """Raises ValueError with the numbers and the nearest that work, for what does not fit together."""
     sample, train = config.sample, config.train
-    _positive(sample, "sample", ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"))
+    _positive(
+        sample,
+        "sample",
+        ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"),
+    )
     _positive(sample, "sample", ("branch_every", "completion_steps", "completion_stride"))
     _within(config.credit, "credit", "lam", 0, 1)
     _positive(config.advantage, "advantage", ("clip",))
@@ -169,7 +180,11 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _within(train, "train", "batch_size", 0, float("inf"))
     _within(config.ema, "ema", "decay", 0, 1)
     _within(config.rewards, "rewards", "max_failed", 0, 1)
-    _positive(train, "train", ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"))
+    _positive(
+        train,
+        "train",
+        ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"),
+    )
     _positive(config, "config", ("epochs",))
     _positive(config.eval, "eval", ("every",))
     check_sampling(config)
@@ -182,7 +197,9 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     _within(train, "train", "max_skipped", 0, float("inf"))
     for section, field, choices in CHOICES:
         if config[section][field] not in choices:
-            raise ValueError(f"{section}.{field} = {config[section][field]!r} is not one of {', '.join(choices)}")
+            raise ValueError(
+                f"{section}.{field} = {config[section][field]!r} is not one of {', '.join(choices)}"
+            )
     _check_window(sample)
     _check_noise(sample)
     if sample.group_size < 2:
@@ -195,7 +212,9 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
         world_size=world_size,
         steps=sample.steps,
         window=range(sample.window_start, sample.window_start + sample.window_size),
-        branches=tuple(range(sample.branch_from, sample.window_size, sample.branch_every)) if branches else (),
+        branches=tuple(range(sample.branch_from, sample.window_size, sample.branch_every))
+        if branches
+        else (),
         groups=sample.groups_per_epoch,
         group_size=sample.group_size,
         updates=train.updates_per_epoch,
@@ -211,7 +230,9 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
 
 def check_sampling(config: Any) -> None:
     """What drawing images takes, without training. Raises ValueError."""
-    _positive(config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size"))
+    _positive(
+        config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size")
+    )
     _positive(config.eval, "eval", ("steps", "members", "batch_size"))
     _within(config.eval, "eval", "prompts", 0, float("inf"))
     _within(config, "config", "seed", 0, 2**63 - 1)
@@ -246,9 +267,13 @@ def _check_window(sample: Any) -> None:
 
 def _check_noise(sample: Any) -> None:
     if sample.noise_level <= 0:
-        raise ValueError(f"sample.noise_level = {sample.noise_level}: a policy needs noise above 0; published: 0.7")
+        raise ValueError(
+            f"sample.noise_level = {sample.noise_level}: a policy needs noise above 0; published: 0.7"
+        )
     if sample.kind == "cps" and sample.noise_level > 1:
-        raise ValueError(f"sample.noise_level = {sample.noise_level}: cps turns by noise_level x 90 degrees; at most 1")
+        raise ValueError(
+            f"sample.noise_level = {sample.noise_level}: cps turns by noise_level x 90 degrees; at most 1"
+        )
 
 
 def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
@@ -286,5 +311,7 @@ def _nearest(value: int, works: Callable[[int], bool]) -> str:
     if not found:
         return "no value near it does"
     return (
-        f"the nearest that do are {' and '.join(found)}" if len(found) == 2 else f"the nearest that does is {found[0]}"
+        f"the nearest that do are {' and '.join(found)}"
+        if len(found) == 2
+        else f"the nearest that does is {found[0]}"
     )

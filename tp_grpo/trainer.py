@@ -14,23 +14,27 @@ from typing import Any
 
 from torch import Tensor
 
-from tp_grpo import agreement, credit, models, prompts, sharding, tracking
-from tp_grpo.advantage import group_normalize, group_std, zero_std_share
-from tp_grpo.agreement import DisagreementError
-from tp_grpo.clock import Clock
-from tp_grpo.evaluate import evaluate
-from tp_grpo.gathered import gather
-from tp_grpo.journal import Journal
-from tp_grpo.keeper import Keeper
-from tp_grpo.learner import Learner, check_optimizer
+from tp_grpo import models
+from tp_grpo.data import prompts
+from tp_grpo.evaluate.held_out import evaluate
+from tp_grpo.method import credit
+from tp_grpo.method.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.observe import tracking
+from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
-from tp_grpo.preemption import Preempted, Preemption
-from tp_grpo.rewards import RewardError, RewardSet
-from tp_grpo.rollout import Conditions, Pending, conditions_of, roll_out
-from tp_grpo.runtime import Runtime
+from tp_grpo.ranks import agreement, sharding
+from tp_grpo.ranks.agreement import DisagreementError
+from tp_grpo.ranks.clock import Clock
+from tp_grpo.ranks.preemption import Preempted, Preemption
+from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.rewards.reward_set import RewardError, RewardSet
+from tp_grpo.run.alarm_guard import Watch
+from tp_grpo.run.run_folder import Keeper
+from tp_grpo.train.gather import gather
+from tp_grpo.train.learner import Learner, check_optimizer
+from tp_grpo.train.rollout import Conditions, Pending, conditions_of, roll_out
+from tp_grpo.train.update import GradientError, RatioError, Updater
 from tp_grpo.types import Credit, PromptBatch, Rollout
-from tp_grpo.update import GradientError, RatioError, Updater
-from tp_grpo.watch import Watch
 
 AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised on all ranks alike
 
@@ -55,24 +59,32 @@ class Trainer:
         settings = json.loads(config.to_json_best_effort())
         content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
-        self.keeper = Keeper(self.runtime, self.folder, config.checkpoint, settings | content, self.preemption)
+        self.keeper = Keeper(
+            self.runtime, self.folder, config.checkpoint, settings | content, self.preemption
+        )
         self.checkpoints = self.keeper.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.total)
-        with self.preemption.watching():  # loading takes minutes; what is asked meanwhile counts at the first batch
+        with (
+            self.preemption.watching()
+        ):  # loading takes minutes; what is asked meanwhile counts at the first batch
             self._build(settings)
         self.clock.lap()  # loading is no part of the first epoch
 
     def _read(self) -> None:
         """What the config names, before any weights load."""
         config = self.config
-        self.plan: Plan = make_plan(config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name))
+        self.plan: Plan = make_plan(
+            config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name)
+        )
         check_optimizer(config.train.optimizer)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
         self.rewards = RewardSet(config.rewards.scorers.to_dict())
         if not any(self.rewards.weights.values()):
-            raise ValueError("rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight")
+            raise ValueError(
+                "rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight"
+            )
         for chosen in self._prompt_sets().values():
             self.rewards.check_prompts(chosen.prompts, chosen.metadata)
 
@@ -99,7 +111,12 @@ class Trainer:
             clock=self.clock,
         )
         self.tracker = tracking.Tracker(
-            self.runtime.accelerator, self.folder, settings, self.plan.rows, c.tracking.project, self.keeper.found
+            self.runtime.accelerator,
+            self.folder,
+            settings,
+            self.plan.rows,
+            c.tracking.project,
+            self.keeper.found,
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.watch = Watch(self.runtime, self.folder, self.keeper, c)
@@ -107,7 +124,9 @@ class Trainer:
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
         together = list(dict.fromkeys(self.prompts.prompts + self.eval_prompts.prompts))
-        self.runtime.say(f"encoding {len(together)} prompts into {self.config.model.embeddings_cache}, once")
+        self.runtime.say(
+            f"encoding {len(together)} prompts into {self.config.model.embeddings_cache}, once"
+        )
         self.backbone.encode_ahead(together[self.runtime.rank :: self.runtime.world_size])
         self.runtime.accelerator.wait_for_everyone()
 
@@ -123,7 +142,9 @@ class Trainer:
                 self.keeper.settle()  # where the checkpoint is not there, that is the news
                 raise
             except AGREED:
-                self.runtime.on_main(self.keeper.close)  # or the launcher would kill rank 0 for the others' leaving
+                self.runtime.on_main(
+                    self.keeper.close
+                )  # or the launcher would kill rank 0 for the others' leaving
                 raise
             return self._finish()
 
@@ -143,7 +164,9 @@ class Trainer:
         start = self.keeper.restore(self.learner)
         self.tracker.rewind(start if start else -1)
         self._check_weights("at the start")
-        first, here = self.runtime.share([self.tracker.has_evaluation(epoch) for epoch in (0, start)])[0]
+        first, here = self.runtime.share(
+            [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
+        )[0]
         if not first:
             with self.learner.policy.reference():
                 self.keeper.check_best(self._evaluate(0))
@@ -185,18 +208,28 @@ class Trainer:
         step_credit, advantages = self._credit(samples.ladder, samples.group_id)
         failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
         following = self._batches(self._groups(done)) if done < self.config.epochs else []
-        with self.clock.phase("update"), self.conditions.making([p for batch in following for p in batch.prompts]):
+        with (
+            self.clock.phase("update"),
+            self.conditions.making([p for batch in following for p in batch.prompts]),
+        ):
             stats = self._update(done, [rollout for rollout, _ in finished], advantages)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            self.journal.ladders(done, samples, step_credit, advantages, pending, self.prompts.prompts)
-        stats |= {"failed": failed, "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item()}
+            self.journal.ladders(
+                done, samples, step_credit, advantages, pending, self.prompts.prompts
+            )
+        stats |= {
+            "failed": failed,
+            "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
+        }
         stats["zero_std"] = zero_std_share(step_credit.reward, samples.group_id).item()
         stats |= self.journal.looks(pending, samples.group_id) | {"updates": self.learner.updates}
         return self.journal.epoch(done, samples, step_credit, stats)
 
     def _groups(self, epoch: int) -> list[int]:
-        return prompts.epoch_groups(len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups)
+        return prompts.epoch_groups(
+            len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups
+        )
 
     def _batches(self, groups: list[int]) -> list[PromptBatch]:
         """This rank's share of an epoch of these groups."""
@@ -208,9 +241,14 @@ class Trainer:
     def _check_plan(self, epoch: int, groups: list[int]) -> None:
         """All ranks are about to do the same: an epoch of the same prompts and window."""
         texts = [self.prompts.prompts[group] for group in groups]
-        own = {f"plan.{field.name}": getattr(self.plan, field.name) for field in dataclasses.fields(self.plan)}
+        own = {
+            f"plan.{field.name}": getattr(self.plan, field.name)
+            for field in dataclasses.fields(self.plan)
+        }
         own |= {"as epoch": epoch + 1, "as prompt ids": groups, "as prompts": texts}
-        advice = "every node must have the same prompt files and the same version of this repository"
+        advice = (
+            "every node must have the same prompt files and the same version of this repository"
+        )
         agreement.check(self.runtime, own, advice)
 
     def _check_weights(self, when: str) -> None:
@@ -220,8 +258,12 @@ class Trainer:
         """This rank's share of the epoch; scoring goes on beside it."""
         c, batches = self.config, self._batches(groups)
         with self.clock.phase("encode"):
-            conditions = self.conditions.of([prompt for batch in batches for prompt in batch.prompts])
-        bar = self.runtime.bar(batches, "sample", unit="images", each=self.plan.batch_size * self.plan.world_size)
+            conditions = self.conditions.of(
+                [prompt for batch in batches for prompt in batch.prompts]
+            )
+        bar = self.runtime.bar(
+            batches, "sample", unit="images", each=self.plan.batch_size * self.plan.world_size
+        )
         return [
             roll_out(
                 self.backbone,
@@ -250,13 +292,17 @@ class Trainer:
             **options,
         )
         norm = c.advantage
-        return steps, group_normalize(steps.reward, group_id, global_std=norm.global_std, clip=norm.clip)
+        return steps, group_normalize(
+            steps.reward, group_id, global_std=norm.global_std, clip=norm.clip
+        )
 
     def _update(self, epoch: int, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
         """All updates of the epoch; returns their mean statistics, ratio_dev that of the unmoved policy."""
         per_update = self.plan.batches_per_update
         own = [
-            advantages[[slot * self.plan.group_size + member for slot, member in slots]].to(self.runtime.device)
+            advantages[[slot * self.plan.group_size + member for slot, member in slots]].to(
+                self.runtime.device
+            )
             for slots in self.plan.batches(self.runtime.rank)
         ]
         rounds = range(self.config.train.inner_epochs * self.plan.updates)
@@ -266,11 +312,16 @@ class Trainer:
             part = slice(first, first + per_update)
             reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
             if reports[-1]["skipped"]:
-                self.runtime.say(f"update {self.learner.updates + 1} is left out: its gradient is not finite")
+                self.runtime.say(
+                    f"update {self.learner.updates + 1} is left out: its gradient is not finite"
+                )
             self.learner.updated()
             self.tracker.write("update", epoch, {"update": self.learner.updates} | reports[-1])
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
-        return means | {"ratio_dev": reports[0]["ratio_dev"], "ratio_dev_moved": reports[-1]["ratio_dev"]}
+        return means | {
+            "ratio_dev": reports[0]["ratio_dev"],
+            "ratio_dev_moved": reports[-1]["ratio_dev"],
+        }
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Held-out prompts, seeded noise, EMA weights; returns the mean scores."""

@@ -43,7 +43,9 @@ class Trajectory:
     x: Tensor  # (B, K+1, *L) fp32, the states; x[:, k+1] was drawn from N(mean[:, k], std_k^2)
     mean: Tensor  # (B, K, *L) fp32
     log_prob: Tensor  # (B, K)
-    step_index: Tensor = field(metadata={"shared": True})  # (K,) int64, position of each step in `sigmas`
+    step_index: Tensor = field(
+        metadata={"shared": True}
+    )  # (K,) int64, position of each step in `sigmas`
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +92,19 @@ def cat(items: Sequence[T]) -> T:
     batches: list[Any] = list(items)
     first = batches[0]
     if len({type(batch) for batch in batches}) > 1:
-        raise ValueError(f"cat got a mixture of types: {[type(batch).__name__ for batch in batches]}")
+        raise ValueError(
+            f"cat got a mixture of types: {[type(batch).__name__ for batch in batches]}"
+        )
     if dataclasses.is_dataclass(first):
-        return _rebuild(first, lambda f: (_common if _is_shared(f) else cat)([getattr(b, f.name) for b in batches]))
+        return _rebuild(
+            first,
+            lambda f: (_common if _is_shared(f) else cat)([getattr(b, f.name) for b in batches]),
+        )
     if isinstance(first, dict):
         if any(batch.keys() != first.keys() for batch in batches):
-            raise ValueError(f"cat got dicts with different keys: {[list(batch) for batch in batches]}")
+            raise ValueError(
+                f"cat got dicts with different keys: {[list(batch) for batch in batches]}"
+            )
         return cast(T, {key: cat([batch[key] for batch in batches]) for key in first})
     if isinstance(first, list):
         return cast(T, [entry for batch in batches for entry in batch])
@@ -111,11 +120,15 @@ def index(item: T, rows: Tensor | slice) -> T:
     """
     batch: Any = item
     if dataclasses.is_dataclass(batch):
-        return _rebuild(batch, lambda f: (_keep if _is_shared(f) else index)(getattr(batch, f.name), rows))
+        return _rebuild(
+            batch, lambda f: (_keep if _is_shared(f) else index)(getattr(batch, f.name), rows)
+        )
     if isinstance(batch, dict):
         return cast(T, {key: index(value, rows) for key, value in batch.items()})
     if isinstance(batch, list):
-        return cast(T, batch[rows] if isinstance(rows, slice) else [batch[i] for i in _integers(rows)])
+        return cast(
+            T, batch[rows] if isinstance(rows, slice) else [batch[i] for i in _integers(rows)]
+        )
     if isinstance(batch, Tensor) and batch.ndim:
         return cast(T, batch[rows if isinstance(rows, slice) else rows.to(batch.device)])
     return item

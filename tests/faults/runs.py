@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tp_grpo.checkpoint import WEIGHTS
+from tp_grpo.store.checkpoint import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
@@ -41,11 +41,11 @@ DEADLINE = 120  # seconds for any process
 PHASES = {
     "load": "tp_grpo.models.load",
     "sample": "tp_grpo.trainer.roll_out",
-    "score": "tp_grpo.scoring.Lane._score",
-    "update": "tp_grpo.update.Updater.step",
-    "evaluate": "tp_grpo.evaluate.ode_images",
-    "write": "tp_grpo.checkpoint.Checkpoints.save",
-    "rename": "tp_grpo.checkpoint.Checkpoints.tidy",
+    "score": "tp_grpo.rewards.scorer_thread.Lane._score",
+    "update": "tp_grpo.train.update.Updater.step",
+    "evaluate": "tp_grpo.evaluate.held_out.ode_images",
+    "write": "tp_grpo.store.checkpoint.Checkpoints.save",
+    "rename": "tp_grpo.store.checkpoint.Checkpoints.tidy",
 }
 
 
@@ -98,12 +98,20 @@ def start(
     arguments = [CONFIG, *(f"--config.{field}={value}" for field, value in chosen.items())]
     environments = _environments(ranks)
     return [
-        _start(arguments, environment, folder / f"{name}-{rank}-{time.monotonic_ns()}.log", at, (spoil or {}).get(rank))
+        _start(
+            arguments,
+            environment,
+            folder / f"{name}-{rank}-{time.monotonic_ns()}.log",
+            at,
+            (spoil or {}).get(rank),
+        )
         for rank, environment in enumerate(environments)
     ]
 
 
-def finish(folder: Path, name: str, fields: Mapping[str, Any] | None = None, *, ranks: int = 1) -> str:
+def finish(
+    folder: Path, name: str, fields: Mapping[str, Any] | None = None, *, ranks: int = 1
+) -> str:
     """A run to its end; returns what rank 0 printed."""
     ended = [process.wait() for process in start(folder, name, fields, ranks=ranks)]
     assert all(code == 0 for code, _ in ended), "\n".join(output for _, output in ended)
@@ -124,12 +132,21 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true"}
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(ranks),
+        "ACCELERATE_USE_CPU": "true",
+    }
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def _start(
-    arguments: Sequence[str], environment: dict[str, str], log: Path, at: tuple[str, int] | None, spoil: str | None
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    log: Path,
+    at: tuple[str, int] | None,
+    spoil: str | None,
 ) -> Process:
     heard, tell = multiprocessing.Pipe(duplex=False)
     process = fork(_train, arguments, environment, log, tell, at, spoil)
@@ -182,7 +199,7 @@ def _announce(at: tuple[str, int], tell: Connection) -> None:
             tell.send(True)
 
     wrap(PHASES[phase], before)
-    wrap("tp_grpo.files.flush", lambda: time.sleep(SLOW_FLUSH))
+    wrap("tp_grpo.store.files.flush", lambda: time.sleep(SLOW_FLUSH))
 
 
 def wrap(path: str, before: Callable[[], None]) -> None:

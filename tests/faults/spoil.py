@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-import tp_grpo.prompts
+import tp_grpo.data.prompts
 import tp_grpo.trainer
 from tp_grpo.plan import Plan
-from tp_grpo.update import Updater
+from tp_grpo.train.update import Updater
 
 
 def weights() -> None:
@@ -29,7 +29,7 @@ def weights() -> None:
 
 def prompts() -> None:
     """Every epoch draws the first prompts, backwards."""
-    tp_grpo.prompts.epoch_groups = lambda n, *, groups, **_: list(range(groups))[::-1]  # type: ignore[assignment]
+    tp_grpo.data.prompts.epoch_groups = lambda n, *, groups, **_: list(range(groups))[::-1]  # type: ignore[assignment]
 
 
 def window() -> None:

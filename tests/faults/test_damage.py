@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import runs
-from tp_grpo.checkpoint import META, STATE, WEIGHTS, Checkpoints, load
+from tp_grpo.store.checkpoint import META, STATE, WEIGHTS, Checkpoints, load
 
 
 def truncated(content: bytes, draw: random.Random) -> bytes:
@@ -39,20 +39,30 @@ def test_harm_to_any_file_is_noticed_and_the_checkpoint_before_is_used(
     newest = tmp_path / "checkpoints" / "epoch-3"
     paths = [path for path in sorted(newest.rglob("*")) if path.is_file()]
     names = {str(path.relative_to(newest)) for path in paths}
-    assert names > {WEIGHTS, STATE, META, "adapter/pytorch_lora_weights.safetensors", "adapter/README.md"}
+    assert names > {
+        WEIGHTS,
+        STATE,
+        META,
+        "adapter/pytorch_lora_weights.safetensors",
+        "adapter/README.md",
+    }
     for path in paths:
         if path.name == META and harm is flipped:
             continue  # 1e-5 and 1E-5 are the same; see below
         content = path.read_bytes()
         path.write_bytes(harm(content, draw))
-        with pytest.warns(UserWarning, match=rf"epoch-3: .*{path.name}.*; trying the one before it"):
+        with pytest.warns(
+            UserWarning, match=rf"epoch-3: .*{path.name}.*; trying the one before it"
+        ):
             found = Checkpoints(tmp_path / "checkpoints", 100).newest()
         assert found and found.epoch == 2, path
         path.write_bytes(content)
     assert load(newest).epoch == 3
 
 
-def test_any_bit_of_the_seal_s_file_counts_or_changes_nothing(tmp_path: Path, undisturbed: Path, moments: int) -> None:
+def test_any_bit_of_the_seal_s_file_counts_or_changes_nothing(
+    tmp_path: Path, undisturbed: Path, moments: int
+) -> None:
     """The one file that no hash stands for: JSON with a seal of its own."""
     print(f"the bits: --moments={moments}")
     draw = random.Random(moments)
@@ -68,11 +78,17 @@ def test_any_bit_of_the_seal_s_file_counts_or_changes_nothing(tmp_path: Path, un
         except ValueError:
             noticed += 1
         else:
-            assert (found.epoch, found.config, found.scores) == (whole.epoch, whole.config, whole.scores)
+            assert (found.epoch, found.config, found.scores) == (
+                whole.epoch,
+                whole.config,
+                whole.scores,
+            )
     assert noticed > 190
 
 
-def test_a_run_with_a_torn_checkpoint_says_so_and_ends_as_if_left_alone(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_run_with_a_torn_checkpoint_says_so_and_ends_as_if_left_alone(
+    tmp_path: Path, undisturbed: Path
+) -> None:
     shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
     torn = tmp_path / "run" / "checkpoints" / "epoch-3" / STATE
     torn.write_bytes(torn.read_bytes()[:1000])

@@ -7,22 +7,38 @@ from pathlib import Path
 import pytest
 
 from tests.faults import runs
-from tp_grpo.checkpoint import Checkpoints
+from tp_grpo.store.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(
     "what, said, advice",
     [
         ("weights", "  rank 1 has weights of ", "seen after the updates of epoch 1"),
-        ("prompts", "  rank 1 has as prompt ids [1, 0], where rank 0 has [", "the same prompt files"),
-        ("window", "  rank 1 has plan.window range(1, 3), where rank 0 has range(0, 2)", "the same version"),
-        ("config", "  rank 1 has config.train.learning_rate = 0.5, where rank 0 has ", "the same command"),
+        (
+            "prompts",
+            "  rank 1 has as prompt ids [1, 0], where rank 0 has [",
+            "the same prompt files",
+        ),
+        (
+            "window",
+            "  rank 1 has plan.window range(1, 3), where rank 0 has range(0, 2)",
+            "the same version",
+        ),
+        (
+            "config",
+            "  rank 1 has config.train.learning_rate = 0.5, where rank 0 has ",
+            "the same command",
+        ),
     ],
 )
-def test_a_rank_that_differs_stops_both_and_is_named(what: str, said: str, advice: str, tmp_path: Path) -> None:
+def test_a_rank_that_differs_stops_both_and_is_named(
+    what: str, said: str, advice: str, tmp_path: Path
+) -> None:
     spoil = {1: f"tests.faults.spoil.{what}"}
     processes = runs.start(tmp_path, "run", {"sample.batch_size": 1}, ranks=2, spoil=spoil)
     for code, output in [process.wait() for process in processes]:
-        assert code == 3 and "error: the ranks disagree:" in output and "Traceback" not in output, output
+        assert code == 3 and "error: the ranks disagree:" in output and "Traceback" not in output, (
+            output
+        )
         assert said in output and advice in output, output
     assert Checkpoints(tmp_path / "run" / "checkpoints", 100).epochs() == []

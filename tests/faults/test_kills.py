@@ -16,18 +16,29 @@ import pytest
 import torch
 
 from tests.faults import runs
-from tp_grpo.checkpoint import STATE, WEIGHTS, Checkpoint, Checkpoints, load
-from tp_grpo.files import NoRoomError, read_lines
+from tp_grpo.store.checkpoint import STATE, WEIGHTS, Checkpoint, Checkpoints, load
+from tp_grpo.store.files import NoRoomError, read_lines
 
-WIDTH = {"sample": 0.15, "score": 0.02, "update": 0.1, "evaluate": 0.1, "write": 0.25, "rename": 0.1}  # seconds
+WIDTH = {
+    "sample": 0.15,
+    "score": 0.02,
+    "update": 0.1,
+    "evaluate": 0.1,
+    "write": 0.25,
+    "rename": 0.1,
+}  # seconds
 
 
 def assert_same(hurt: Path, whole: Path) -> None:
     """Weights, and what was logged; seconds differ."""
     runs.assert_same_weights(hurt, whole)
-    ours, theirs = ([_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole))
+    ours, theirs = (
+        [_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole)
+    )
     assert ours == theirs
-    assert (hurt / "report.html").is_file() and len(list(hurt.glob("evaluations/*.safetensors"))) == 2
+    assert (hurt / "report.html").is_file() and len(
+        list(hurt.glob("evaluations/*.safetensors"))
+    ) == 2
 
 
 def _told(line: dict) -> dict:
@@ -55,7 +66,9 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_left_alone(
 
 def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool:
     """Start or go on, and kill a random moment after the phase begins; False when the run ended before."""
-    (process,) = runs.start(folder, name, at=(phase, draw.randint(1, 3 if phase in ("sample", "update") else 2)))
+    (process,) = runs.start(
+        folder, name, at=(phase, draw.randint(1, 3 if phase in ("sample", "update") else 2))
+    )
     wait = draw.uniform(0, WIDTH[phase])
     if not process.reached():
         code, output = process.wait()
@@ -106,7 +119,9 @@ def fill(disk: Path, *, leave: int) -> Path:
     return filler
 
 
-def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(small_disk: Path, undisturbed: Path) -> None:
+def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(
+    small_disk: Path, undisturbed: Path
+) -> None:
     runs.finish(small_disk, "run", {"epochs": 1})
     filler = fill(small_disk, leave=1 << 20)
     (process,) = runs.start(small_disk, "run")
@@ -115,7 +130,11 @@ def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(small_disk
     assert "error: the disk is full: about 3,1" in output and "were free for" in output, output
     assert "everything up to epoch 1 is in" in output
     assert load(small_disk / "run/checkpoints/epoch-1").epoch == 1
-    assert [path.name for path in (small_disk / "run/checkpoints").iterdir() if path.name.startswith(".")] == []
+    assert [
+        path.name
+        for path in (small_disk / "run/checkpoints").iterdir()
+        if path.name.startswith(".")
+    ] == []
     filler.unlink()
     runs.finish(small_disk, "run")
     runs.assert_same_weights(small_disk / "run", undisturbed)
@@ -145,7 +164,9 @@ def test_a_disk_that_fills_up_while_a_file_is_written(
         return disk_usage(path)._replace(free=5 << 20) if len(asked) == 1 else disk_usage(path)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    with pytest.raises(NoRoomError, match=r"the disk is full: about 5,2.* were needed .*were free for .*epoch-2"):
+    with pytest.raises(
+        NoRoomError, match=r"the disk is full: about 5,2.* were needed .*were free for .*epoch-2"
+    ):
         save(2)
     assert checkpoints.epochs() == [1] and load(small_disk / "checkpoints" / "epoch-1").epoch == 1
     assert not list((small_disk / "checkpoints").glob(".*"))

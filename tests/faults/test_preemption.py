@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults import runs
-from tp_grpo import preemption
-from tp_grpo.checkpoint import Checkpoints, load
-from tp_grpo.files import read_lines
-from tp_grpo.preemption import Preempted, Preemption
+from tp_grpo.ranks import preemption
+from tp_grpo.ranks.preemption import Preempted, Preemption
+from tp_grpo.store.checkpoint import Checkpoints, load
+from tp_grpo.store.files import read_lines
 
 
 def epochs(folder: Path) -> list[int]:
@@ -26,13 +26,20 @@ def logged(folder: Path, kind: str) -> list[int]:
     return [line["epoch"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == kind]
 
 
-def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(tmp_path: Path, undisturbed: Path) -> None:
-    (process,) = runs.start(tmp_path, "run", {"checkpoint.grace": 0}, at=("sample", 3))  # two an epoch
+def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    (process,) = runs.start(
+        tmp_path, "run", {"checkpoint.grace": 0}, at=("sample", 3)
+    )  # two an epoch
     assert process.reached()
     os.kill(process.pid, signal.SIGTERM)
     code, output = process.wait()
     assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
-    assert f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there." in output
+    assert (
+        f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there."
+        in output
+    )
     assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
     runs.finish(tmp_path, "run")
     runs.assert_same_weights(tmp_path / "run", undisturbed)
@@ -43,7 +50,9 @@ def test_a_signal_while_it_loads_is_answered_at_the_first_batch(tmp_path: Path) 
     assert process.reached()
     os.kill(process.pid, signal.SIGUSR1)
     code, output = process.wait()
-    assert code == 0 and "stopped by SIGUSR1" in output and "no epoch was finished yet" in output, output
+    assert code == 0 and "stopped by SIGUSR1" in output and "no epoch was finished yet" in output, (
+        output
+    )
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_in_work(
@@ -53,7 +62,11 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_in_work(
     assert first.reached()
     (second,) = runs.start(tmp_path, "run")
     code, output = second.wait()
-    assert code == 2 and f"run is in use by process {first.pid} on " in output and "another run_name" in output, output
+    assert (
+        code == 2
+        and f"run is in use by process {first.pid} on " in output
+        and "another run_name" in output
+    ), output
     assert first.wait()[0] == 0
     runs.assert_same_weights(tmp_path / "run", undisturbed)
     runs.finish(tmp_path, "run")  # it is free again
@@ -61,7 +74,9 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_in_work(
 
 def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path: Path) -> None:
     fields = {"checkpoint.grace": 0, "eval.every": 2, "eval.batch_size": 1}
-    (process,) = runs.start(tmp_path, "run", fields, at=("evaluate", 3))  # two images, and two after epoch 2
+    (process,) = runs.start(
+        tmp_path, "run", fields, at=("evaluate", 3)
+    )  # two images, and two after epoch 2
     assert process.reached()
     os.kill(process.pid, signal.SIGTERM)
     code, output = process.wait()
@@ -81,7 +96,13 @@ def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path:
     ],
 )
 def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
-    number: signal.Signals, rank: int, grace: float, said: str, kept: list[int], tmp_path: Path, undisturbed_pair: Path
+    number: signal.Signals,
+    rank: int,
+    grace: float,
+    said: str,
+    kept: list[int],
+    tmp_path: Path,
+    undisturbed_pair: Path,
 ) -> None:
     fields = {**runs.PAIR, "checkpoint.grace": grace}
     processes = runs.start(tmp_path, "run", fields, at=("update", 3), ranks=2)  # in epoch 2
@@ -94,7 +115,9 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)
     runs.finish(tmp_path, "run", fields, ranks=2)
     runs.assert_same_weights(tmp_path / "run", undisturbed_pair)
-    runs.finish(tmp_path, "alone", {**fields, "sample.batch_size": 2})  # on one rank, and with other batches
+    runs.finish(
+        tmp_path, "alone", {**fields, "sample.batch_size": 2}
+    )  # on one rank, and with other batches
     for folder in (tmp_path / "run", tmp_path / "alone"):
         assert logged(folder, "train") == [1, 2, 3] and logged(folder, "eval") == [0, 3]
 
@@ -150,7 +173,11 @@ def test_the_epoch_is_finished_when_the_grace_allows(
     with preempted.write():
         clock.now += 2
     preempted.between_epochs()
-    with pytest.raises(Preempted, match="SIGTERM"), preempted.watching(), preempted.epoch(evaluates=evaluates):
+    with (
+        pytest.raises(Preempted, match="SIGTERM"),
+        preempted.watching(),
+        preempted.epoch(evaluates=evaluates),
+    ):
         clock.now += 3
         preempted.boundary()
         signal.raise_signal(signal.SIGTERM)

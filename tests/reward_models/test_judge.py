@@ -28,7 +28,9 @@ class Endpoint:
     """Answers by `answer(pixel, question)`, text or a whole response; pixel: the image's top left one, (R, G, B)."""
 
     def __init__(self) -> None:
-        self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: "Final Score: 3"
+        self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: (
+            "Final Score: 3"
+        )
         self.bodies: list[dict] = []
         self.keys: list[str | None] = []
         self.seconds, self.under_way, self.most_under_way = 0.0, 0, 0
@@ -135,24 +137,34 @@ def test_each_image_gets_its_own_mark_and_no_mark_is_nan(endpoint: Endpoint) -> 
     endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
     images, prompts, metadata = numbered(7)
     score = judge(endpoint)(images, prompts, metadata).score
-    np.testing.assert_array_equal(score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True)
+    np.testing.assert_array_equal(
+        score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
+    )
 
 
 def test_unifiedreward_is_asked_about_the_prompt_and_deqa_is_not(endpoint: Endpoint) -> None:
-    endpoint.answer = lambda pixel, question: f"Final Score: {5 if f'prompt number {pixel[0]}' in question else 1}"
+    endpoint.answer = lambda pixel, question: (
+        f"Final Score: {5 if f'prompt number {pixel[0]}' in question else 1}"
+    )
     assert judge(endpoint, "unifiedreward")(*numbered(3)).score.tolist() == [1, 1, 1]
     assert judge(endpoint)(*numbered(3)).score.tolist() == [np.float32(0.2)] * 3
     for body in endpoint.bodies:
         text = body["messages"][0]["content"][1]["text"]
         assert (
-            "from 1 to 5" in text and text.endswith("Final Score: 3.5") and "<" not in text and "{prompt}" not in text
+            "from 1 to 5" in text
+            and text.endswith("Final Score: 3.5")
+            and "<" not in text
+            and "{prompt}" not in text
         )
         assert body["model"] == "eye-7b" and body["temperature"] == 0 and body["max_tokens"] == 512
 
 
 def test_a_prompt_with_braces_is_passed_on_as_it_is(endpoint: Endpoint) -> None:
     judge(endpoint, "unifiedreward")(numbered(1)[0], ["a sign {0} that says {prompt} and {}"], [{}])
-    assert "a sign {0} that says {prompt} and {}" in endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+    assert (
+        "a sign {0} that says {prompt} and {}"
+        in endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+    )
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -162,7 +174,9 @@ def test_as_many_questions_as_allowed_are_under_way(endpoint: Endpoint, concurre
     assert endpoint.most_under_way == concurrency and len(endpoint.bodies) == 12
 
 
-def test_the_key_comes_from_the_variable_that_is_named(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_variable_that_is_named(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-1")
     judge(endpoint, api_key="SOME_KEY")(*numbered(1))
     judge(endpoint)(*numbered(1))
@@ -170,7 +184,9 @@ def test_the_key_comes_from_the_variable_that_is_named(endpoint: Endpoint, monke
 
 
 def test_an_overloaded_endpoint_is_asked_again(endpoint: Endpoint) -> None:
-    answers: Iterator[str | Response] = iter([Response(status_code=503), Response(status_code=429), "Final Score: 5"])
+    answers: Iterator[str | Response] = iter(
+        [Response(status_code=503), Response(status_code=429), "Final Score: 5"]
+    )
     endpoint.answer = lambda pixel, question: next(answers)
     assert judge(endpoint, attempts=3)(*numbered(1)).score.tolist() == [1.0]
     endpoint.answer = lambda pixel, question: Response("too many", status_code=429)
@@ -202,7 +218,9 @@ def test_one_image_without_an_answer_costs_one_score(endpoint: Endpoint) -> None
     busy = Response("too many", status_code=503)
     endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else "Final Score: 5"
     score = judge(endpoint, attempts=1)(*numbered(20)).score
-    np.testing.assert_array_equal(score, np.where(np.arange(20) == 1, np.float32(NAN), np.float32(1)))
+    np.testing.assert_array_equal(
+        score, np.where(np.arange(20) == 1, np.float32(NAN), np.float32(1))
+    )
     refusal = JSONResponse({"error": "too long"}, status_code=400)
     endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else refusal
     with pytest.raises(Unavailable, match="503: too many"):

@@ -13,7 +13,7 @@ import pytest
 import reward_models
 from config import base
 from reward_models.loading import Source
-from tp_grpo.rewards import RewardSet
+from tp_grpo.rewards.reward_set import RewardSet
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 
@@ -24,7 +24,9 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", body, re.DOTALL)
 
 
-def test_the_example_of_ones_own_scorer_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_ones_own_scorer_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reward_models, "_FACTORIES", dict(reward_models._FACTORIES))
     monkeypatch.syspath_prepend(tmp_path)
     module, recipe, usage = blocks("Your own scorer in ten lines")
@@ -51,7 +53,9 @@ def test_ten_lines_is_what_the_class_takes() -> None:
 
 def test_every_scorer_is_in_the_table() -> None:
     table = [line for line in PAGE.splitlines() if line.startswith("|")]
-    assert all(any(re.search(rf"\b{name}\b", row) for row in table) for name in reward_models._FACTORIES)
+    assert all(
+        any(re.search(rf"\b{name}\b", row) for row in table) for name in reward_models._FACTORIES
+    )
 
 
 def test_every_published_checkpoint_is_named() -> None:

@@ -17,7 +17,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The joint attention of image and text, whose modules both families name alike; Flow-GRPO's LoRA targets.
 JOINT_ATTENTION = tuple(
     f"attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    for name in (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
 )
 
 
@@ -68,7 +77,9 @@ def load(model: Any, device: torch.device) -> Backbone:
     if model.dtype not in DTYPES:
         raise ValueError(f"model.dtype = {model.dtype!r} is not one of {', '.join(DTYPES)}")
     if model.dtype == "fp16" and device.type != "cuda":
-        raise ValueError("model.dtype = 'fp16' needs a CUDA GPU, and there is none; use fp32 or bf16")
+        raise ValueError(
+            "model.dtype = 'fp16' needs a CUDA GPU, and there is none; use fp32 or bf16"
+        )
     module, _, name = _BACKBONES[model.type].partition(":")
     backbone: Backbone = getattr(importlib.import_module(module), name).load(model, device)
     return backbone

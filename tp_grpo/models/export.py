@@ -21,7 +21,9 @@ TRANSFORMER_WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
 _PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 
 
-def save(pipeline_class: Any, policy: Policy, values: Mapping[str, Tensor], folder: Path, *, base: str) -> None:
+def save(
+    pipeline_class: Any, policy: Policy, values: Mapping[str, Tensor], folder: Path, *, base: str
+) -> None:
     """A LoRA for `pipeline.load_lora_weights(folder)` and `PeftModel.from_pretrained(transformer, folder)`; a fully
     trained transformer, in the dtype it came in, as a diffusers folder `transformer/`.
 
@@ -44,13 +46,19 @@ def load(transformer: Any, folder: Path) -> Policy:
         _fill(policy, _read_all(folder / "transformer"), folder)
         return policy
     if not (folder / PEFT_WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no trained policy: neither {PEFT_WEIGHTS} nor a folder transformer/")
+        raise ValueError(
+            f"{folder} holds no trained policy: neither {PEFT_WEIGHTS} nor a folder transformer/"
+        )
     config = LoraConfig.from_pretrained(str(folder))
     targets = tuple(sorted(config.target_modules))
     policy = Policy(transformer, rank=config.r, alpha=config.lora_alpha, targets=targets, kl=False)
     saved = load_file(folder / PEFT_WEIGHTS)
     names = {name: name.replace(".default.weight", ".weight") for name in policy.parameters}
-    _fill(policy, {name: saved[_PEFT + short] for name, short in names.items() if _PEFT + short in saved}, folder)
+    _fill(
+        policy,
+        {name: saved[_PEFT + short] for name, short in names.items() if _PEFT + short in saved},
+        folder,
+    )
     return policy
 
 
@@ -66,10 +74,16 @@ def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    return {
+        name: value
+        for file in folder.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
 
 
-def _save_lora(pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str) -> None:
+def _save_lora(
+    pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str
+) -> None:
     config = transformer.peft_config["default"]
     # Under peft's names; embedding layers are never adapted, nor looked for on the hub.
     named = get_peft_model_state_dict(transformer, dict(values), save_embedding_layers=False)
@@ -88,7 +102,9 @@ def _save_lora(pipeline_class: Any, transformer: Any, values: Mapping[str, Tenso
 
 def _save_transformer(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
     """As `save_pretrained` does it, which takes no other values than the module's own."""
-    state = policy.transformer.state_dict() | {name: value.detach().to(policy.dtype) for name, value in values.items()}
+    state = policy.transformer.state_dict() | {
+        name: value.detach().to(policy.dtype) for name, value in values.items()
+    }
     folder.mkdir(parents=True)
     policy.transformer.save_config(folder)
     save_torch_state_dict(state, folder, filename_pattern=TRANSFORMER_WEIGHTS)

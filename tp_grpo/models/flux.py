@@ -40,7 +40,9 @@ class Flux(PipelineBackbone):
         *(f"{block}.net.{layer}" for block in ("ff", "ff_context") for layer in ("0.proj", "2")),
     )
 
-    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders) -> None:
+    def __init__(
+        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+    ) -> None:
         super().__init__(pipeline, model, device, encoders)
         unit = pipeline.vae_scale_factor * PATCH
         self.rows, self.columns = model.height // unit, model.width // unit
@@ -61,16 +63,27 @@ class Flux(PipelineBackbone):
         check_text(model.max_sequence_length, cls.__name__)
 
     @staticmethod
-    def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> FluxCond:
-        embeds, pooled, _ = pipeline.encode_prompt(prompts, device=device, max_sequence_length=max_sequence_length)
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> FluxCond:
+        embeds, pooled, _ = pipeline.encode_prompt(
+            prompts, device=device, max_sequence_length=max_sequence_length
+        )
         return FluxCond(embeds, pooled)
 
     def sigmas(self, steps: int) -> Tensor:
         """(T+1,) fp32, as the pipeline sets them: even steps, shifted by the number of image tokens."""
         scheduler = self.pipeline.scheduler
         settings = scheduler.config
-        default = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        mu = calculate_shift(len(self.image_ids), *(settings.get(name, value) for name, value in default.items()))
+        default = {
+            "base_image_seq_len": 256,
+            "max_image_seq_len": 4096,
+            "base_shift": 0.5,
+            "max_shift": 1.15,
+        }
+        mu = calculate_shift(
+            len(self.image_ids), *(settings.get(name, value) for name, value in default.items())
+        )
         even = None if settings.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(steps, device=self.device, sigmas=even, mu=mu)
         sigmas: Tensor = scheduler.sigmas.to(torch.float32)

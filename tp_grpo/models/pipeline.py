@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+)
 from torch import Tensor, nn
 
 from tp_grpo.models import base, export, pretrained, text
@@ -29,7 +32,9 @@ class PipelineBackbone:
     cond_class: ClassVar[type]
     latent_shape: tuple[int, ...]
 
-    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders) -> None:
+    def __init__(
+        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+    ) -> None:
         self.pipeline, self.device, self.text = pipeline, device, encoders
         self.transformer: nn.Module = pipeline.transformer
         self.path = model.path
@@ -61,9 +66,15 @@ class PipelineBackbone:
     def _text(cls, folder: str, pipeline: Any, model: Any, device: torch.device) -> TextEncoders:
         def load() -> Any:
             # The transformer comes along for its config: SD3 without T5 asks it for the width of its zeros.
-            parts = {"transformer": pipeline.transformer, "vae": None, "scheduler": pipeline.scheduler}
+            parts = {
+                "transformer": pipeline.transformer,
+                "vae": None,
+                "scheduler": pipeline.scheduler,
+            }
             parts |= dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
-            whole: Any = cls.pipeline_class.from_pretrained(folder, torch_dtype=base.DTYPES[model.dtype], **parts)
+            whole: Any = cls.pipeline_class.from_pretrained(
+                folder, torch_dtype=base.DTYPES[model.dtype], **parts
+            )
             for name in cls.text_parts:
                 part = getattr(whole, name, None)
                 if isinstance(part, nn.Module):
@@ -79,10 +90,14 @@ class PipelineBackbone:
         def encode(whole: Any, prompts: list[str], device: torch.device) -> Any:
             return cls.encode_with(whole, prompts, device, model.max_sequence_length)
 
-        return TextEncoders(load, encode, parts=cls.text_parts, mode=model.text_encoders, device=device, cache=cache)
+        return TextEncoders(
+            load, encode, parts=cls.text_parts, mode=model.text_encoders, device=device, cache=cache
+        )
 
     @staticmethod
-    def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> Any:
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> Any:
         """The family's condition of these prompts, by a pipeline that holds the text encoders on `device`."""
         raise NotImplementedError
 
@@ -116,7 +131,9 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
     }
     for field, choices in known.items():
         if model[field] not in choices:
-            raise ValueError(f"model.{field} = {model[field]!r} is not one of {', '.join(filter(None, choices))}")
+            raise ValueError(
+                f"model.{field} = {model[field]!r} is not one of {', '.join(filter(None, choices))}"
+            )
     if model.attention_backend and not cls.takes_attention_backend:
         raise ValueError(
             f"model.attention_backend = {model.attention_backend!r}: diffusers calls PyTorch's own attention in "

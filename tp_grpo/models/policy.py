@@ -14,7 +14,9 @@ from torch import Tensor, nn
 class Policy:
     """parameters: what is trained, by name, in a fixed order, in fp32; the rest of the transformer stays frozen."""
 
-    def __init__(self, transformer: Any, *, rank: int, alpha: float, targets: tuple[str, ...], kl: bool) -> None:
+    def __init__(
+        self, transformer: Any, *, rank: int, alpha: float, targets: tuple[str, ...], kl: bool
+    ) -> None:
         """A LoRA (gaussian A, zero B) on every module whose name ends in one of `targets`; rank 0 trains everything.
 
         `kl`: the frozen model is asked at every step; rank 0 then keeps its copy on the device, else in host memory.
@@ -27,7 +29,9 @@ class Policy:
         else:
             self.dtype = transformer.dtype
             where = transformer.device if kl else torch.device("cpu")
-            self._frozen = {name: p.detach().to(where, copy=True) for name, p in transformer.named_parameters()}
+            self._frozen = {
+                name: p.detach().to(where, copy=True) for name, p in transformer.named_parameters()
+            }
             transformer.requires_grad_(True)
         self.parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
@@ -43,7 +47,9 @@ class Policy:
             finally:
                 self.transformer.enable_adapters()
             return
-        with self.holding({name: value.to(self.transformer.device) for name, value in self._frozen.items()}):
+        with self.holding(
+            {name: value.to(self.transformer.device) for name, value in self._frozen.items()}
+        ):
             yield
 
     @contextmanager
@@ -61,8 +67,16 @@ class Policy:
 
 def _add_lora(transformer: Any, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    missing = [target for target in targets if not any(name == target or name.endswith("." + target) for name in names)]
+    missing = [
+        target
+        for target in targets
+        if not any(name == target or name.endswith("." + target) for name in names)
+    ]
     if missing:
-        raise ValueError(f"lora.targets: no module of the transformer is called {', '.join(missing)}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+        raise ValueError(
+            f"lora.targets: no module of the transformer is called {', '.join(missing)}"
+        )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+    )
     transformer.add_adapter(config)

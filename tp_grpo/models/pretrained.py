@@ -22,7 +22,10 @@ BYTES = ("ByT5Tokenizer", "ByT5TokenizerFast")
 
 # Size of a download in GB without the single-file copies, and those copies, which nothing here reads.
 PUBLISHED = {
-    "stabilityai/stable-diffusion-3.5-medium": (17, ("sd3.5_medium.safetensors", "text_encoders/*")),
+    "stabilityai/stable-diffusion-3.5-medium": (
+        17,
+        ("sd3.5_medium.safetensors", "text_encoders/*"),
+    ),
     "black-forest-labs/FLUX.1-dev": (34, ("flux1-dev.safetensors", "ae.safetensors")),
 }
 
@@ -39,11 +42,18 @@ def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dic
     where, revised = str(folder or path), {"revision": revision or None}
     try:
         found = DiffusionPipeline.load_config(where, **revised)["_class_name"]
-        configs = {name: AutoencoderKL.load_config(where, subfolder=name, **revised) for name in ("transformer", "vae")}
+        configs = {
+            name: AutoencoderKL.load_config(where, subfolder=name, **revised)
+            for name in ("transformer", "vae")
+        }
     except (OSError, ValueError) as error:
-        raise ValueError(unreadable(path) if folder is None else f"model.path = {path!r}: {error}") from error
+        raise ValueError(
+            unreadable(path) if folder is None else f"model.path = {path!r}: {error}"
+        ) from error
     if found != pipeline_class:
-        raise ValueError(f"model.path = {path!r} holds a {found}; this model.type needs a {pipeline_class}")
+        raise ValueError(
+            f"model.path = {path!r} holds a {found}; this model.type needs a {pipeline_class}"
+        )
     return configs
 
 
@@ -79,7 +89,9 @@ def check_folder(folder: Path, pipeline_class: str) -> None:
         if name.startswith("_") or not isinstance(origin, list) or origin[0] is None:
             continue
         if not (folder / name).is_dir():
-            raise ValueError(f"{where}: its {name} ({origin[1]}) is missing; fetch the folder {name}/")
+            raise ValueError(
+                f"{where}: its {name} ({origin[1]}) is missing; fetch the folder {name}/"
+            )
         _check_part(folder / name, origin[1])
 
 
@@ -89,12 +101,16 @@ def _check_part(folder: Path, class_name: str) -> None:
     if name.startswith("tokenizer"):
         # Without a vocabulary transformers makes a tokenizer that knows no word, and does not say so.
         if class_name not in BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
-            raise ValueError(f"model.path: {folder} holds no vocabulary: none of {', '.join(VOCABULARIES)}")
+            raise ValueError(
+                f"model.path: {folder} holds no vocabulary: none of {', '.join(VOCABULARIES)}"
+            )
     elif name == "scheduler":
         _require(folder / "scheduler_config.json")
     elif name in ("transformer", "vae") or name.startswith("text_encoder"):
         _require(folder / "config.json")
-        _check_weights(folder, "model" if name.startswith("text_encoder") else "diffusion_pytorch_model")
+        _check_weights(
+            folder, "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+        )
 
 
 def _check_weights(folder: Path, stem: str) -> None:
@@ -109,7 +125,9 @@ def _check_weights(folder: Path, stem: str) -> None:
             with safe_open(folder / file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"model.path: {folder / file} is damaged ({error}); fetch it again") from error
+            raise ValueError(
+                f"model.path: {folder / file} is damaged ({error}); fetch it again"
+            ) from error
 
 
 def _require(path: Path) -> None:

@@ -30,15 +30,28 @@ class SD3(PipelineBackbone):
 
     pipeline_class = StableDiffusion3Pipeline
     cond_class = SD3Cond
-    text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    text_parts = (
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    )
     takes_attention_backend = False
     lora_targets = JOINT_ATTENTION
 
-    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders) -> None:
+    def __init__(
+        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+    ) -> None:
         super().__init__(pipeline, model, device, encoders)
         scale = pipeline.vae_scale_factor
         self.patch = pipeline.transformer.config.patch_size
-        self.latent_shape = (pipeline.transformer.config.in_channels, model.height // scale, model.width // scale)
+        self.latent_shape = (
+            pipeline.transformer.config.in_channels,
+            model.height // scale,
+            model.width // scale,
+        )
         self._empty: SD3Cond | None = None
 
     @classmethod
@@ -48,7 +61,9 @@ class SD3(PipelineBackbone):
         check_resolution(model.height, model.width, unit, unit * transformer["pos_embed_max_size"])
 
     @staticmethod
-    def encode_with(pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int) -> SD3Cond:
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> SD3Cond:
         embeds, _, pooled, _ = pipeline.encode_prompt(
             prompts,
             prompts,

@@ -83,7 +83,10 @@ class TextEncoders:
 
     def fill(self, prompts: Sequence[str]) -> None:
         """Encode what the cache does not hold yet, without keeping anything in memory."""
-        self._encode([prompt for prompt in dict.fromkeys(prompts) if self._cached(prompt) is None], keep=False)
+        self._encode(
+            [prompt for prompt in dict.fromkeys(prompts) if self._cached(prompt) is None],
+            keep=False,
+        )
 
     def _cached(self, prompt: str) -> Any | None:
         return self.cache.load(prompt) if self.cache else None

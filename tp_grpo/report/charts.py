@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,10 @@ KNOWN = (
     ("KL to the frozen model", ("kl",)),
     ("Approximate KL of an update", ("approx_kl",)),
     ("Share of ratios clipped", ("clip_high", "clip_low")),
-    ("Ratio's distance from 1: before and after the epoch's updates", ("ratio_dev", "ratio_dev_moved")),
+    (
+        "Ratio's distance from 1: before and after the epoch's updates",
+        ("ratio_dev", "ratio_dev_moved"),
+    ),
     ("Std of the reward within groups", ("group_std",)),
     ("Share of groups with zero std", ("zero_std",)),
     ("Gradient norm", ("grad_norm",)),
@@ -49,7 +51,11 @@ def charts(runs: list[Run]) -> list[Chart]:
 
     Left out are what repeats another line (the total of a single scorer) and the health of `silent`.
     """
-    phases = tuple(name for name in _names(runs, "train") if name.startswith("seconds_") and name not in NOT_DRAWN)
+    phases = tuple(
+        name
+        for name in _names(runs, "train")
+        if name.startswith("seconds_") and name not in NOT_DRAWN
+    )
     found = [Chart(HELD_OUT, name, "eval", (name,)) for name in _scores(runs, "eval")]
     found += [Chart(TRAINING, name, "train", (name,)) for name in _scores(runs, "train")]
     found += [chart for chart in _health(runs) if not _zero(runs, chart)]
@@ -63,23 +69,37 @@ def silent(runs: list[Run]) -> list[str]:
 
 def _health(runs: list[Run]) -> list[Chart]:
     """Those of KNOWN, then the metrics that no figure knows."""
-    train, scores = _names(runs, "train"), {name for run in runs for name in run.train if _is_score(run, "train", name)}
-    known = [(title, _distinct(runs, "train", [key for key in keys if key in train])) for title, keys in KNOWN]
+    train, scores = (
+        _names(runs, "train"),
+        {name for run in runs for name in run.train if _is_score(run, "train", name)},
+    )
+    known = [
+        (title, _distinct(runs, "train", [key for key in keys if key in train]))
+        for title, keys in KNOWN
+    ]
     elsewhere = {key for _, keys in KNOWN for key in keys} | NOT_DRAWN | scores
     rest = [name for name in train if name.removesuffix("_se") not in elsewhere]
-    alone = [name for name in rest if not name.startswith(("seconds_", "turning_", "evaluations_", "images_"))]
+    alone = [
+        name
+        for name in rest
+        if not name.startswith(("seconds_", "turning_", "evaluations_", "images_"))
+    ]
     found = [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in known if keys]
     return found + [Chart(HEALTH, name.replace("_", " "), "train", (name,)) for name in alone]
 
 
 def _scores(runs: list[Run], table: str) -> list[str]:
-    names = [name for name in _names(runs, table) if any(_is_score(run, table, name) for run in runs)]
+    names = [
+        name for name in _names(runs, table) if any(_is_score(run, table, name) for run in runs)
+    ]
     return _distinct(runs, table, sorted(names, key=lambda name: (name != "reward", rank(name))))
 
 
 def _is_score(run: Run, table: str, name: str) -> bool:
     """Scores have a standard error, if only an unknown one; a scorer's extras are named "scorer/extra"."""
-    return f"{name}_se" in getattr(run, table) or (not name.endswith("_se") and (name == "reward" or "/" in name))
+    return f"{name}_se" in getattr(run, table) or (
+        not name.endswith("_se") and (name == "reward" or "/" in name)
+    )
 
 
 def _zero(runs: list[Run], chart: Chart) -> bool:
@@ -100,9 +120,16 @@ def payload(runs: list[Run], bands: list[dict[str, Any]]) -> dict[str, Any]:
         "axes": AXES,
         "charts": [asdict(chart) for chart in drawn],
         "runs": [
-            {"name": run.name, "train": _rounded(run.train, needed), "eval": _rounded(run.eval, needed)} for run in runs
+            {
+                "name": run.name,
+                "train": _rounded(run.train, needed),
+                "eval": _rounded(run.eval, needed),
+            }
+            for run in runs
         ],
-        "bands": [{name: band[name] for name in ("label", "run", "train", "eval")} for band in bands],
+        "bands": [
+            {name: band[name] for name in ("label", "run", "train", "eval")} for band in bands
+        ],
     }
 
 
@@ -121,8 +148,14 @@ def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
     shares = []
     for step in steps:
         column = run.train[f"turning_{step}"]
-        shares.append([statistics.mean(v or 0.0 for v in column[start : start + width]) for start in starts])
-    return {"steps": steps, "spans": [f"{a}" if a == b else f"{a}–{b}" for a, b in spans], "shares": shares}
+        shares.append(
+            [statistics.mean(v or 0.0 for v in column[start : start + width]) for start in starts]
+        )
+    return {
+        "steps": steps,
+        "spans": [f"{a}" if a == b else f"{a}–{b}" for a, b in spans],
+        "shares": shares,
+    }
 
 
 def phases(run: Run) -> list[dict[str, Any]]:
@@ -132,11 +165,19 @@ def phases(run: Run) -> list[dict[str, Any]]:
     """
     counts = _evaluations(run)
     rows: list[dict[str, Any]] = []
-    for name in (name for name in run.train if name.startswith("seconds_") and name != "seconds_all"):
+    for name in (
+        name for name in run.train if name.startswith("seconds_") and name != "seconds_all"
+    ):
         phase = name.removeprefix("seconds_")
         evaluations = _median(run, f"evaluations_{phase}")
-        row = {"phase": phase, "seconds": _median(run, name), "images": _median(run, f"images_{phase}")}
-        rows.append(row | {"evaluations": counts.get(phase) if evaluations is None else evaluations})
+        row = {
+            "phase": phase,
+            "seconds": _median(run, name),
+            "images": _median(run, f"images_{phase}"),
+        }
+        rows.append(
+            row | {"evaluations": counts.get(phase) if evaluations is None else evaluations}
+        )
     whole = sum(row["seconds"] for row in rows) or 1.0
     return [row | {"share": row["seconds"] / whole} for row in rows]
 
@@ -159,8 +200,15 @@ def _median(run: Run, name: str) -> float | None:
 
 
 def _names(runs: list[Run], table: str) -> list[str]:
-    has: Callable[[Run, str], bool] = lambda run, name: any(v is not None for v in getattr(run, table)[name])  # noqa: E731
-    return list(dict.fromkeys(name for run in runs for name in getattr(run, table) if has(run, name)))
+    tables = [getattr(run, table) for run in runs]
+    return list(
+        dict.fromkeys(
+            name
+            for columns in tables
+            for name, values in columns.items()
+            if any(value is not None for value in values)
+        )
+    )
 
 
 def _is_turning(name: str) -> bool:

@@ -16,12 +16,24 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from tp_grpo import files
-from tp_grpo.rewards import mean_and_error
+from tp_grpo.method.stats import mean_and_error
+from tp_grpo.store import files
 
-SCORE_ORDER = ("exact", "graded", "total")  # what to show first, where a scorer gives several figures
+SCORE_ORDER = (
+    "exact",
+    "graded",
+    "total",
+)  # what to show first, where a scorer gives several figures
 SMALL = 64  # pixels; images of at most this side stay lossless
-BESIDE = ("run_name", "output_dir", "tracking.", "checkpoint.", "runtime.", "rewards.max_failed", "train.max_ratio_dev")
+BESIDE = (
+    "run_name",
+    "output_dir",
+    "tracking.",
+    "checkpoint.",
+    "runtime.",
+    "rewards.max_failed",
+    "train.max_ratio_dev",
+)
 AXES = ("updates", "evaluations", "seconds")
 
 Lines = list[dict[str, Any]]
@@ -73,7 +85,9 @@ def read_all(folders: Iterable[Path]) -> list[Run]:
 
 def columns(lines: Lines) -> Table:
     """The numbers of the lines by name, None where a line lacks one."""
-    names = dict.fromkeys(name for line in lines for name, value in line.items() if not isinstance(value, str))
+    names = dict.fromkeys(
+        name for line in lines for name, value in line.items() if not isinstance(value, str)
+    )
     return {name: [line.get(name) for line in lines] for name in names}
 
 
@@ -81,7 +95,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     rows: dict[str, Any] = {}
     for name, value in config.items():
-        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+        rows |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict) and value
+            else {prefix + name: value}
+        )
     return rows
 
 
@@ -91,7 +109,11 @@ def differences(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     names = sorted({name for row in rows for name in row})
     asked = [n for n in names if not n.startswith(BESIDE)]
     table = {name: [row.get(name) for row in rows] for name in asked}
-    return {name: values for name, values in table.items() if any(value != values[0] for value in values)}
+    return {
+        name: values
+        for name, values in table.items()
+        if any(value != values[0] for value in values)
+    }
 
 
 def gains(folder: Path) -> list[dict[str, Any]]:
@@ -105,7 +127,9 @@ def gains(folder: Path) -> list[dict[str, Any]]:
         return []
     (before, prompts), (after, prompts_after) = tensors(paths[0]), tensors(paths[-1])
     if prompts != prompts_after:
-        raise ValueError(f"{paths[0]} and {paths[-1]} are of different prompts: they cannot be compared")
+        raise ValueError(
+            f"{paths[0]} and {paths[-1]} are of different prompts: they cannot be compared"
+        )
     rows: list[dict[str, Any]] = []
     for name in sorted((name for name in before if name != "images"), key=rank):
         change = after[name] - before[name]
@@ -155,7 +179,10 @@ def epoch_of(path: Path) -> int:
 def tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """All tensors of a file of the run, and the prompts in its metadata."""
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prompts"])  # noqa: SIM118
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, json.loads(
+            file.metadata()["prompts"]
+        )
 
 
 def rank(name: str) -> tuple[int, str]:

@@ -15,16 +15,32 @@ from tp_grpo.report.charts import Chart
 from tp_grpo.report.data import Run, by_epoch, read_all, tensors
 from tp_grpo.report.strips import turn
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#000000", "#56b4e9")  # Okabe and Ito's
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#7a6a00",
+    "#000000",
+    "#56b4e9",
+)  # Okabe and Ito's
 MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)))
-RINGS = {"good": (COLOURS[0], "o", "-"), "bad": (COLOURS[1], "s", "--"), "even": ("#666666", "D", "-")}
+RINGS = {
+    "good": (COLOURS[0], "o", "-"),
+    "bad": (COLOURS[1], "s", "--"),
+    "even": ("#666666", "D", "-"),
+}
 UNITS = {"updates": "updates", "evaluations": "sampling evaluations", "seconds": "training seconds"}
 WIDE, MAX_ROWS = 3, 8
 MANY = 30  # points of a training curve that is smoothed
 
 
 def save(
-    folders: Sequence[Path], out: Path, *, axis: str = "updates", against: dict[str, Any] | None = None
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    axis: str = "updates",
+    against: dict[str, Any] | None = None,
 ) -> list[Path]:
     """A file a section of curves, and for each run its turning points and the first group of its newest ladders.
 
@@ -78,13 +94,20 @@ def _lines(axes: Axes, run: Run, number: int, chart: Chart, axis: str) -> None:
     for k, key in enumerate(key for key in chart.keys if key in table):
         x, y, error = _known(table[axis], table[key], table.get(f"{key}_se"))
         label = f"{run.name} {key.removeprefix('seconds_')}" if len(chart.keys) > 1 else run.name
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": DASHES[k % len(DASHES)],
+        }
         if chart.table == "train" and len(x) >= MANY:
             axes.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.7)
             y, error = running_mean(y), running_mean(np.nan_to_num(error))
-            axes.fill_between(x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0)
+            axes.fill_between(
+                x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0
+            )
         else:
-            axes.errorbar(x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
+            axes.errorbar(
+                x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2
+            )
             style["marker"] = MARKS[number % len(MARKS)]
         axes.plot(x, y, label=label, **style)
 
@@ -151,7 +174,9 @@ def _filmstrips(run: Run) -> Figure:
             axes = figure.add_subplot(grid[2 * line + 1, :])
             _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
             axes.set_ylim(float(low) - margin, float(high) + margin)
-    figure.suptitle(f"“{prompts[0]}”\nround: a turn for the better, square: for the worse", fontsize=9)
+    figure.suptitle(
+        f"“{prompts[0]}”\nround: a turn for the better, square: for the worse", fontsize=9
+    )
     return figure
 
 
@@ -162,7 +187,9 @@ def _ladder(axes: Axes, kept: dict[str, Any]) -> None:
         for k in kept["turning"].nonzero().flatten().tolist():
             colour, mark, dash = RINGS[turn(credit[k])]
             place = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
-            axes.plot(*place, mark, markersize=11, fillstyle="none", color=colour, markeredgewidth=2)
+            axes.plot(
+                *place, mark, markersize=11, fillstyle="none", color=colour, markeredgewidth=2
+            )
             axes.plot([k, k + 1], ladder[k : k + 2], dash, color=colour, linewidth=2)
     axes.set_xlim(-0.5, len(ladder) - 0.5)
     axes.set_xticks([])

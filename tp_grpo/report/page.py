@@ -11,15 +11,18 @@ from typing import Any
 import jinja2
 from ml_collections import ConfigDict
 
-from tp_grpo import alarms, files
+from tp_grpo.observe import alarms
 from tp_grpo.report import charts, reference
 from tp_grpo.report.data import Run, before_and_after, by_epoch, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
+from tp_grpo.store import files
 
 PAIRS = 48  # before and after, in a page
 
 
-def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any] | None = None) -> None:
+def write(
+    folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any] | None = None
+) -> None:
     """Read the runs and write the page; `against`: reference curves as `reference.load` gives them.
 
     Raises ValueError when a folder holds no run.
@@ -27,16 +30,32 @@ def write(folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any]
     runs = read_all([folders] if isinstance(folders, Path) else folders)
     bands = reference.chosen(against, runs) if against else []
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": "{:.0%}".format, "compact": compact}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "percent": "{:.0%}".format,
+        "compact": compact,
+    }
     payload = charts.payload(runs, bands)
     html = environment.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
         runs=[_facts(run, share=1 / len(runs)) for run in runs],
         differs=differences([run.config for run in runs]),
         sections=[
-            (name, note, [(i, chart) for i, chart in enumerate(payload["charts"]) if chart["section"] == name])
+            (
+                name,
+                note,
+                [
+                    (i, chart)
+                    for i, chart in enumerate(payload["charts"])
+                    if chart["section"] == name
+                ],
+            )
             for name, note in charts.SECTIONS.items()
         ],
         silent=charts.silent(runs),
@@ -62,7 +81,9 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
         "evaluations": _last(run, "evaluations"),
         "minutes": run.seconds / 60,
         "headline": headline,
-        "samples": before_and_after(run.folder, headline[0]["name"], math.ceil(share * PAIRS)) if headline else [],
+        "samples": before_and_after(run.folder, headline[0]["name"], math.ceil(share * PAIRS))
+        if headline
+        else [],
         "groups": groups,
         "kept_epochs": len(by_epoch(run.folder / "ladders")),
         "turning": charts.turning_points(run),
@@ -88,7 +109,9 @@ def number(value: float | None, places: int = 2) -> str:
 
 
 def signed(value: float | None, places: int = 2) -> str:
-    return "unknown" if value is None or value != value else f"{value:+.{places}f}".replace("-", "−")
+    return (
+        "unknown" if value is None or value != value else f"{value:+.{places}f}".replace("-", "−")
+    )
 
 
 def compact(value: float | None) -> str:

@@ -22,17 +22,29 @@ def make(methods: Mapping[str, list[Run]]) -> dict[str, Any]:
     """
     bands = []
     for label, runs in methods.items():
-        other = {name: values for name, values in differences([run.config for run in runs]).items() if name != "seed"}
+        other = {
+            name: values
+            for name, values in differences([run.config for run in runs]).items()
+            if name != "seed"
+        }
         if other:
             raise ValueError(f"{label}: the runs differ in more than the seed: {other}")
         seeds = [run.config["seed"] for run in runs]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{label}: seeds {seeds}: the same seed twice is no second run")
-        tables = {name: _table([getattr(run, name) for run in runs], _scores(runs, name)) for name in ("train", "eval")}
-        config = {
-            name: value for name, value in runs[0].config.items() if name not in ("run_name", "output_dir", "seed")
+        tables = {
+            name: _table([getattr(run, name) for run in runs], _scores(runs, name))
+            for name in ("train", "eval")
         }
-        bands.append({"label": label, "credit": config["credit"]["name"], "seeds": seeds, "config": config} | tables)
+        config = {
+            name: value
+            for name, value in runs[0].config.items()
+            if name not in ("run_name", "output_dir", "seed")
+        }
+        bands.append(
+            {"label": label, "credit": config["credit"]["name"], "seeds": seeds, "config": config}
+            | tables
+        )
     return {"bands": bands}
 
 
@@ -75,18 +87,31 @@ def _differs(band: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _scores(runs: list[Run], table: str) -> list[str]:
-    return [chart.keys[0] for chart in charts(runs) if chart.section in (HELD_OUT, TRAINING) and chart.table == table]
+    return [
+        chart.keys[0]
+        for chart in charts(runs)
+        if chart.section in (HELD_OUT, TRAINING) and chart.table == table
+    ]
 
 
 def _table(tables: list[Table], scores: list[str]) -> dict[str, Any]:
     """Epochs that all have. Updates and evaluations are the same for all; seconds are the median's."""
-    epochs = [epoch for epoch in tables[0]["epoch"] if all(epoch in table["epoch"] for table in tables)]
+    epochs = [
+        epoch for epoch in tables[0]["epoch"] if all(epoch in table["epoch"] for table in tables)
+    ]
 
     def across(name: str, merge: Callable[[list[float]], float]) -> list[float | None]:
         rows = [[table[name][table["epoch"].index(epoch)] for table in tables] for epoch in epochs]
-        return [digits(merge([v for v in row if v is not None])) if None not in row else None for row in rows]
+        return [
+            digits(merge([v for v in row if v is not None])) if None not in row else None
+            for row in rows
+        ]
 
     columns: dict[str, Any] = {axis: across(axis, statistics.median) for axis in AXES}
     for name in scores:
-        columns[name] = {"mean": across(name, statistics.mean), "low": across(name, min), "high": across(name, max)}
+        columns[name] = {
+            "mean": across(name, statistics.mean),
+            "low": across(name, min),
+            "high": across(name, max),
+        }
     return columns

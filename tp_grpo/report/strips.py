@@ -28,7 +28,12 @@ def trajectories(folder: Path, budget: float = BUDGET) -> list[dict[str, Any]]:
         if cost > left:  # what the last epoch took is what this one would take
             break
         groups = _groups(path, left)
-        cost = sum(len(frame["image"]) for group in groups for row in group["rows"] for frame in row["frames"])
+        cost = sum(
+            len(frame["image"])
+            for group in groups
+            for row in group["rows"]
+            for frame in row["frames"]
+        )
         left -= cost
         found += groups
     return sorted(found, key=lambda group: -group["epoch"])
@@ -41,7 +46,9 @@ def _groups(path: Path, budget: float) -> list[dict[str, Any]]:
     groups = []
     for group_id in dict.fromkeys(ids):
         members = [i for i, other in enumerate(ids) if other == group_id]
-        finite = [v for i in members for v in kept["ladder"][i].tolist() if math.isfinite(v)] or [0.0]
+        finite = [v for i in members for v in kept["ladder"][i].tolist() if math.isfinite(v)] or [
+            0.0
+        ]
         rows: list[dict[str, Any]] = []
         spent = 0
         for member, i in enumerate(members):

@@ -39,7 +39,10 @@ def _counting() -> list[Caption]:
 
 def _pairs(joint: str, tag: str, extra: dict[str, Any]) -> list[Caption]:
     return [
-        (f"a {c1} {s1} {joint} a {c2} {s2}", {"tag": tag, "objects": [_object(c1, s1), _object(c2, s2)], **extra})
+        (
+            f"a {c1} {s1} {joint} a {c2} {s2}",
+            {"tag": tag, "objects": [_object(c1, s1), _object(c2, s2)], **extra},
+        )
         for (c1, s1), (c2, s2) in product(_OBJECTS, _OBJECTS)
         if (c1, s1) != (c2, s2)
     ]
@@ -50,7 +53,9 @@ def _all() -> tuple[Caption, ...]:
     positions = [
         caption
         for name in RELATIONS
-        for caption in _pairs(f"to the {name}" if name.endswith(" of") else name, "position", {"relation": name})
+        for caption in _pairs(
+            f"to the {name}" if name.endswith(" of") else name, "position", {"relation": name}
+        )
     ]
     return (*_single(), *_counting(), *_pairs("and", "pair", {}), *positions)
 

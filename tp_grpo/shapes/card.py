@@ -46,32 +46,54 @@ def measure(folder: Path, *, images: int, seed: int) -> Figures:
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(seed)
-    figures: Figures = {"reconstructed truth": reconstruct(pipeline, stratified(captions.train(), images, rng), rng)}
-    for name, pool in (("training captions", captions.train()), ("held-out captions", captions.held_out())):
+    figures: Figures = {
+        "reconstructed truth": reconstruct(pipeline, stratified(captions.train(), images, rng), rng)
+    }
+    for name, pool in (
+        ("training captions", captions.train()),
+        ("held-out captions", captions.held_out()),
+    ):
         for guidance in (1.0, 3.0):
             chosen = stratified(pool, images, rng)
             pixels = generate(pipeline, [prompt for prompt, _ in chosen], guidance, seed)
             label = f"{name}, {'no guidance' if guidance == 1 else f'CFG {guidance:g}'}"
-            figures[label] = by_family(pixels, chosen) | {"all": overall(by_family(pixels, chosen), pool)}
+            figures[label] = by_family(pixels, chosen) | {
+                "all": overall(by_family(pixels, chosen), pool)
+            }
     return figures
 
 
-def stratified(pool: list[captions.Caption], n: int, rng: np.random.Generator) -> list[captions.Caption]:
+def stratified(
+    pool: list[captions.Caption], n: int, rng: np.random.Generator
+) -> list[captions.Caption]:
     """About n captions, equally many of each family in the pool."""
     tags = sorted({metadata["tag"] for _, metadata in pool})
     families = [[caption for caption in pool if caption[1]["tag"] == tag] for tag in tags]
-    return [family[i] for family in families for i in rng.integers(len(family), size=max(1, n // len(tags)))]
+    return [
+        family[i]
+        for family in families
+        for i in rng.integers(len(family), size=max(1, n // len(tags)))
+    ]
 
 
-def overall(families: dict[str, dict[str, float]], pool: list[captions.Caption]) -> dict[str, float]:
+def overall(
+    families: dict[str, dict[str, float]], pool: list[captions.Caption]
+) -> dict[str, float]:
     """What captions drawn evenly from the pool would score: families weighted by their share of it."""
-    share = {tag: sum(metadata["tag"] == tag for _, metadata in pool) / len(pool) for tag in families}
-    figures = {name: sum(share[tag] * row[name] for tag, row in families.items()) for name in ("exact", "graded")}
+    share = {
+        tag: sum(metadata["tag"] == tag for _, metadata in pool) / len(pool) for tag in families
+    }
+    figures = {
+        name: sum(share[tag] * row[name] for tag, row in families.items())
+        for name in ("exact", "graded")
+    }
     return figures | {"n": sum(row["n"] for row in families.values())}
 
 
 @torch.no_grad()
-def generate(pipeline: StableDiffusion3Pipeline, prompts: list[str], guidance: float, seed: int) -> np.ndarray:
+def generate(
+    pipeline: StableDiffusion3Pipeline, prompts: list[str], guidance: float, seed: int
+) -> np.ndarray:
     """Images (n, 48, 48, 3) uint8."""
     generator = torch.Generator().manual_seed(seed)
     chunks = [
@@ -106,19 +128,24 @@ def reconstruct(
 
 def by_family(pixels: np.ndarray, chosen: list[captions.Caption]) -> dict[str, dict[str, float]]:
     """exact, graded and n for each family of captions."""
-    scores = ShapesScorer()(pixels, [prompt for prompt, _ in chosen], [metadata for _, metadata in chosen])
+    scores = ShapesScorer()(
+        pixels, [prompt for prompt, _ in chosen], [metadata for _, metadata in chosen]
+    )
     rows: dict[str, list[int]] = defaultdict(list)
     for i, (_, metadata) in enumerate(chosen):
         rows[metadata["tag"]].append(i)
     return {
-        tag: {name: float(scores.extras[name][own].mean()) for name in ("exact", "graded")} | {"n": len(own)}
+        tag: {name: float(scores.extras[name][own].mean()) for name in ("exact", "graded")}
+        | {"n": len(own)}
         for tag, own in sorted(rows.items())
     }
 
 
 def provenance(*, seed: int, schedule: Any, seconds: float) -> dict[str, Any]:
     """How the weights were made, for the card."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(schedule).items())
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in vars(schedule).items()
+    )
     return {
         "command": f"python -m tp_grpo.shapes.pretrain --out FOLDER --seed {seed} {options}",
         "minutes": round(seconds / 60),
@@ -130,18 +157,24 @@ def provenance(*, seed: int, schedule: Any, seconds: float) -> dict[str, Any]:
 
 def write(out: Path, figures: Figures, made: dict[str, Any]) -> None:
     """README.md (the card), figures.json and SHA256SUMS beside the weights."""
-    (out / "figures.json").write_text(json.dumps({"made": made, "figures": figures}, indent=1) + "\n")
+    (out / "figures.json").write_text(
+        json.dumps({"made": made, "figures": figures}, indent=1) + "\n"
+    )
     sums = {str(p.relative_to(out)): _sha256(p) for p in sorted(out.rglob("*.safetensors"))}
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     listed = "\n".join(f"- `{name}` `{digest}`" for name, digest in sums.items())
-    (out / "README.md").write_text(CARD.format(**made, tokens=T5_TOKENS, table=_table(figures), sums=listed))
+    (out / "README.md").write_text(
+        CARD.format(**made, tokens=T5_TOKENS, table=_table(figures), sums=listed)
+    )
 
 
 def _table(figures: Figures) -> str:
     lines = ["| captions | family | n | exact | graded |", "|---|---|---|---|---|"]
     for name, families in figures.items():
         for tag, row in families.items():
-            lines.append(f"| {name} | {tag} | {row['n']:.0f} | {row['exact']:.3f} | {row['graded']:.3f} |")
+            lines.append(
+                f"| {name} | {tag} | {row['n']:.0f} | {row['exact']:.3f} | {row['graded']:.3f} |"
+            )
     psnr = figures["reconstructed truth"]["all"]["psnr_db"]
     return "\n".join([*lines, "", f"VAE reconstructions: {psnr:.1f} dB."])
 

@@ -20,9 +20,17 @@ class Muon(torch.optim.Optimizer):
     """For 2-D parameters only; `lr` is in AdamW's units."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, *, weight_decay: float = 0.1, momentum: float = 0.95, steps: int = 5
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        *,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        steps: int = 5,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps})
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -32,7 +40,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for shape, params in by_shape.items():
-                directions = orthogonalize(torch.stack([self._nesterov(p, group) for p in params]), group["steps"])
+                directions = orthogonalize(
+                    torch.stack([self._nesterov(p, group) for p in params]), group["steps"]
+                )
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, direction in zip(params, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-rate)

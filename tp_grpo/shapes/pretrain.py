@@ -26,7 +26,9 @@ from tp_grpo.shapes.render import render
 
 FAMILIES = {"single": 0.15, "counting": 0.25, "pair": 0.30, "position": 0.30}
 GRAD_NORM = 1.0
-EMPTY_CAPTIONS = 0.1  # share of captions dropped, so that classifier-free guidance has something to guide from
+EMPTY_CAPTIONS = (
+    0.1  # share of captions dropped, so that classifier-free guidance has something to guide from
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ def pretrain(out: Path, *, seed: int, schedule: Schedule) -> None:
     train_flow(pipeline, latents, prompts, schedule, rng)
     card.save(pipeline, out)
     figures = card.measure(out, images=schedule.card_images, seed=seed)
-    card.write(out, figures, card.provenance(seed=seed, schedule=schedule, seconds=time.perf_counter() - start))
+    card.write(
+        out,
+        figures,
+        card.provenance(seed=seed, schedule=schedule, seconds=time.perf_counter() - start),
+    )
 
 
 def draw(n: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
@@ -60,7 +66,9 @@ def draw(n: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
     tags = rng.choice(list(FAMILIES), size=n, p=list(FAMILIES.values()))
     chosen = [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
     images = np.stack([render(metadata, rng) for _, metadata in tqdm(chosen, desc="draw")])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [prompt for prompt, _ in chosen]
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [
+        prompt for prompt, _ in chosen
+    ]
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -68,10 +76,14 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, schedule: Schedule, rng: np.random.Generator) -> None:
+def train_vae(
+    vae: AutoencoderKL, images: Tensor, schedule: Schedule, rng: np.random.Generator
+) -> None:
     """L1 + MSE + 5e-4 KL (mean per latent value)."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: trapezoid(step, schedule.vae_steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: trapezoid(step, schedule.vae_steps)
+    )
     bar = tqdm(range(schedule.vae_steps), desc="vae")
     for _ in bar:
         rows = rng.integers(len(images), size=schedule.batch_size)
@@ -81,7 +93,9 @@ def train_vae(vae: AutoencoderKL, images: Tensor, schedule: Schedule, rng: np.ra
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels) + 5e-4 * kl
         _descend(loss, list(vae.parameters()), [optimizer], [scheduler])
-        bar.set_postfix(psnr=f"{-10 * F.mse_loss(decoded, pixels).div(4).log10().item():.1f} dB", refresh=False)
+        bar.set_postfix(
+            psnr=f"{-10 * F.mse_loss(decoded, pixels).div(4).log10().item():.1f} dB", refresh=False
+        )
 
 
 @torch.no_grad()
@@ -89,7 +103,9 @@ def cache_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Posterior means (n, 8, 12, 12) in the VAE's own scale; sets shift and scaling so that they are standardised."""
     means = [vae.encode(to_pixels(chunk)).latent_dist.mean for chunk in images.split(256)]
     latents = torch.cat(means)
-    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    vae.register_to_config(
+        shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
+    )
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -102,12 +118,18 @@ def train_flow(
 ) -> None:
     """Flow matching: x_sigma = (1 - sigma) x_0 + sigma eps, sigma = sigmoid(N(0, 1)), MSE on v = eps - x_0."""
     modules = nn.ModuleList(
-        [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
+        [
+            pipeline.transformer,
+            pipeline.text_encoder,
+            pipeline.text_encoder_2,
+            pipeline.text_encoder_3,
+        ]
     ).train()
     parameters = [p for p in modules.parameters() if p.requires_grad]
     optimizers = flow_optimizers(modules)
     schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: trapezoid(step, schedule.flow_steps)) for o in optimizers
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: trapezoid(step, schedule.flow_steps))
+        for o in optimizers
     ]
     ema = EMAModel(parameters, decay=0.999)
     bar = tqdm(range(schedule.flow_steps), desc="flow")
@@ -132,7 +154,10 @@ def flow_loss(pipeline: StableDiffusion3Pipeline, x0: Tensor, texts: list[str]) 
     sigma = torch.randn(len(x0)).sigmoid()
     x = torch.lerp(x0, noise, sigma[:, None, None, None])
     velocity = pipeline.transformer(
-        hidden_states=x, timestep=sigma * 1000, encoder_hidden_states=embeds, pooled_projections=pooled
+        hidden_states=x,
+        timestep=sigma * 1000,
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
     ).sample
     return F.mse_loss(velocity, noise - x0)
 
@@ -143,10 +168,7 @@ def flow_optimizers(modules: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in named if "transformer_blocks" in name and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=4e-3),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98)),
-    ]
+    return [Muon(matrices, lr=4e-3), torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98))]
 
 
 def trapezoid(step: int, steps: int, *, warmup: int = 100, final: float = 0.02) -> float:
@@ -171,7 +193,9 @@ def _descend(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--seed", type=int, default=0)
     for name, default in vars(Schedule()).items():

@@ -11,7 +11,12 @@ from reward_models.shapes import COLORS, RELATIONS, inside
 SIZE = 48
 GAP = 3  # pixels between objects, and between an object and the border
 SUBSAMPLES = 4  # per pixel and axis, for smooth edges
-HALF_SIZE = {1: (8.0, 14.0), 2: (7.0, 10.0), 3: (6.0, 8.0), 4: (5.5, 7.5)}  # pixels, by number of objects
+HALF_SIZE = {
+    1: (8.0, 14.0),
+    2: (7.0, 10.0),
+    3: (6.0, 8.0),
+    4: (5.5, 7.5),
+}  # pixels, by number of objects
 TRIES = 200
 
 
@@ -19,13 +24,19 @@ def render(metadata: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
     """One image (48, 48, 3) uint8 of the objects (and relation) that the metadata names, laid out at random."""
     objects = [o for o in metadata["objects"] for _ in range(o["count"])]
     image = np.full((SIZE, SIZE, 3), rng.uniform(0.90, 0.97), dtype=np.float32)
-    for thing, (x, y, half) in zip(objects, _layout(len(objects), metadata.get("relation"), rng), strict=True):
+    for thing, (x, y, half) in zip(
+        objects, _layout(len(objects), metadata.get("relation"), rng), strict=True
+    ):
         box, alpha = _coverage(thing["shape"], x, y, half)
-        image[box] = image[box] * (1 - alpha) + alpha * np.asarray(COLORS[thing["color"]], dtype=np.float32)
+        image[box] = image[box] * (1 - alpha) + alpha * np.asarray(
+            COLORS[thing["color"]], dtype=np.float32
+        )
     return (image * 255).round().astype(np.uint8)
 
 
-def _layout(n: int, relation: str | None, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+def _layout(
+    n: int, relation: str | None, rng: np.random.Generator
+) -> list[tuple[float, float, float]]:
     """Centres and half sizes of n boxes that keep their distance and, for two, stand in the relation."""
     while True:
         placed: list[tuple[float, float, float]] = []
@@ -48,15 +59,21 @@ def _apart(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool
 def _related(a: tuple[float, float, float], b: tuple[float, float, float], relation: str) -> bool:
     offset = np.array([a[0] - b[0], a[1] - b[1]])
     # Within 35 degrees of the axis: clear of the scorer's limit of 45.
-    return bool(offset @ np.array(RELATIONS[relation]) >= np.cos(np.deg2rad(35)) * np.linalg.norm(offset))
+    return bool(
+        offset @ np.array(RELATIONS[relation]) >= np.cos(np.deg2rad(35)) * np.linalg.norm(offset)
+    )
 
 
-def _coverage(shape: str, x: float, y: float, half: float) -> tuple[tuple[slice, slice], np.ndarray]:
+def _coverage(
+    shape: str, x: float, y: float, half: float
+) -> tuple[tuple[slice, slice], np.ndarray]:
     """The pixels (rows, columns) of the bounding box, and the share (h, w, 1) of each that the shape covers."""
     rows, v = _fine(y, half)
     columns, u = _fine(x, half)
     hits = inside(shape, *np.meshgrid(u, v, indexing="xy")).astype(np.float32)
-    coarse = hits.reshape(len(v) // SUBSAMPLES, SUBSAMPLES, len(u) // SUBSAMPLES, SUBSAMPLES).mean(axis=(1, 3))
+    coarse = hits.reshape(len(v) // SUBSAMPLES, SUBSAMPLES, len(u) // SUBSAMPLES, SUBSAMPLES).mean(
+        axis=(1, 3)
+    )
     return (rows, columns), coarse[..., None]
 
 

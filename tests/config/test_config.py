@@ -1,0 +1,134 @@
+"""Every recipe builds and plans; the fields are locked."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from config import base, flow_grpo, recipes, tp_grpo
+from tp_grpo.method import credit
+from tp_grpo.plan import Plan, make_plan
+
+ALGORITHMS = [flow_grpo, tp_grpo]
+PUBLISHED = [
+    f"{reward}_{model}"
+    for reward in ("pickscore", "geneval", "general_ocr")
+    for model in ("sd3", "flux")
+]
+ONE_GPU = [name for name in recipes.RECIPES if name.endswith("gb")]
+
+
+def plan(algorithm: ModuleType, recipe: str, world_size: int) -> Plan:
+    config = algorithm.get_config(recipe)
+    return make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_recipe_plans_sets_known_fields_alone_and_says_how_to_run_it(
+    algorithm: ModuleType, recipe: str
+) -> None:
+    config = algorithm.get_config(recipe)
+    assert (
+        plan(algorithm, recipe, 1).images
+        == config.sample.groups_per_epoch * config.sample.group_size
+    )
+    assert config.run_name.endswith(recipe)
+    known = _fields(base.get_config())
+    assert _fields(config) - known == set()
+    assert recipe in (recipes.RECIPES[recipe].__doc__ or "") or recipe.startswith("shapes")
+
+
+def _fields(config: object, prefix: str = "") -> set[str]:
+    """Dotted names of all fields; the scorers are the user's own names."""
+    found: set[str] = set()
+    for name, value in config.items():  # type: ignore[attr-defined]
+        inner = hasattr(value, "items") and name != "scorers"
+        found |= _fields(value, f"{prefix}{name}.") if inner else {prefix + name}
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 4, 8, 32])
+@pytest.mark.parametrize("recipe", PUBLISHED)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_published_recipe_is_the_same_epoch_on_any_number_of_gpus(
+    algorithm: ModuleType, recipe: str, world_size: int
+) -> None:
+    p = plan(algorithm, recipe, world_size)
+    assert (p.groups, p.group_size, p.images, p.updates) == (48, 24, 1152, 2)
+    rows, K, nfe = (9, 9, 55) if recipe.endswith("sd3") else (3, 5, 21)
+    assert p.batches_per_update == 1152 // 2 // world_size // rows and len(p.window) == K
+    branching = algorithm is tp_grpo
+    assert p.ladder == (K + 1 if branching else 1) and p.nfe == (nfe if branching else K + 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("recipe", ONE_GPU)
+def test_a_variant_for_one_gpu_also_plans_on_a_few(recipe: str, world_size: int) -> None:
+    p = plan(tp_grpo, recipe, world_size)
+    assert (p.groups, p.group_size) == (12, 24)
+    assert p.batches_per_update * p.batch_size * world_size * p.updates == p.images
+
+
+def test_the_published_models_and_rewards() -> None:
+    assert len(PUBLISHED) * len(ALGORITHMS) == 12 and set(PUBLISHED) < set(recipes.RECIPES)
+    sd3, flux = tp_grpo.get_config("geneval_sd3"), tp_grpo.get_config("general_ocr_flux")
+    assert (sd3.model.type, sd3.model.dtype, sd3.lora.rank, sd3.lora.alpha) == (
+        "sd3",
+        "fp16",
+        32,
+        64,
+    )
+    assert (sd3.sample.steps, sd3.eval.steps, sd3.sample.guidance_scale) == (10, 40, 4.5)
+    assert (flux.model.type, flux.model.path) == ("flux", "black-forest-labs/FLUX.1-dev")
+    assert (flux.model.dtype, flux.lora.rank, flux.lora.alpha) == ("bf16", 64, 128)
+    assert (flux.sample.steps, flux.eval.steps, flux.sample.guidance_scale) == (6, 28, 3.5)
+    for config in (sd3, flux):
+        assert (config.sample.kind, config.sample.noise_level, config.model.height) == (
+            "cps",
+            0.7,
+            512,
+        )
+        assert (config.train.learning_rate, config.train.clip_range, config.train.beta) == (
+            3e-4,
+            1e-5,
+            1e-4,
+        )
+        assert config.lora.targets == ()
+    assert sd3.rewards.scorers.to_dict() == {"geneval": 1.0}
+    assert (sd3.prompts.train, sd3.prompts.eval) == (
+        "dataset/geneval/train.jsonl",
+        "dataset/geneval/test.jsonl",
+    )
+    assert flux.rewards.scorers.to_dict() == {"general_ocr": 1.0}
+    assert flux.prompts.train == "dataset/general_ocr/train.txt"
+
+
+def test_the_docstring_has_the_papers_figures_and_what_was_not_reproduced() -> None:
+    text = recipes.RECIPES["pickscore_sd3"].__doc__ or ""
+    assert (
+        "24.02 with Flow-GRPO, 24.67 with TP-GRPO" in text
+        and "not reproduced" in text
+        and "32 GPUs" in text
+    )
+    assert "--config=config/tp_grpo.py:pickscore_sd3" in text
+    assert "24.67" not in (recipes.RECIPES["pickscore_flux"].__doc__ or "")
+
+
+@pytest.mark.parametrize("recipe", ["shapes_tiny", "pickscore_sd3", "geneval_flux_48gb"])
+def test_the_algorithms_differ_in_credit_alone(recipe: str) -> None:
+    one, other = (a.get_config(recipe).to_json_best_effort() for a in (flow_grpo, tp_grpo))
+    assert other.replace("turning_point", "terminal").replace("tp_grpo-", "flow_grpo-") == one
+
+
+def test_an_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="learning_rate"):
+        base.get_config().train.learning_rat = 1.0
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="'shapes_tiney'; did you mean 'shapes_tiny'"):
+        tp_grpo.get_config("shapes_tiney")
+    with pytest.raises(ValueError, match="'pickscore_sd35'; did you mean 'pickscore_sd3'"):
+        tp_grpo.get_config("pickscore_sd35")

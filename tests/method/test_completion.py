@@ -1,0 +1,281 @@
+"""Cheaper completions: their order on a closed-form flow, what each of them computes, and what each costs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from config import base
+from tests.method.test_sampler import TARGET, B, Recorder, randn, schedule
+from tp_grpo.method import completion
+from tp_grpo.method.sampler import staircase
+from tp_grpo.plan import Plan, make_plan
+
+SD3 = [
+    1.0,
+    0.963,
+    0.924,
+    0.875,
+    0.818,
+    0.75,
+    0.667,
+    0.5625,
+    0.429,
+    0.009,
+    0.0,
+]  # its last sigma matters
+FLUX = [1.0, 0.94, 0.86, 0.76, 0.61, 0.002, 0.0]
+COMPLETIONS: list[dict[str, Any]] = [
+    {"completion": "euler"},
+    {"completion": "reuse"},
+    {"completion": "multistep", "completion_steps": 4},
+    {"completion": "multistep", "completion_steps": 3},
+    {"completion": "multistep", "completion_steps": 1},
+    {"completion": "strided", "completion_stride": 2},
+    {"completion": "strided", "completion_stride": 4},
+    {"completion": "tweedie"},
+]
+
+
+def plan(sigmas: list[float] | Tensor, window: range, **fields: object) -> Plan:
+    config = base.get_config()
+    config.sample.update(
+        steps=len(sigmas) - 1, window_start=window.start, window_size=len(window), **fields
+    )
+    return make_plan(config, 1, branches=True).at([float(s) for s in sigmas])
+
+
+def mixture(x: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity E[eps - x_0 | x] of TARGET, exactly; x (..., 1)."""
+    weight, mean, std = TARGET.T
+    var = (1 - sigma) ** 2 * std**2 + sigma**2
+    residual = x - (1 - sigma) * mean
+    posterior = (weight.log() - var.log() / 2 - residual**2 / (2 * var)).softmax(-1)
+    v = sigma / var * residual - (mean + (1 - sigma) * std**2 / var * residual)
+    return (posterior * v).sum(-1, keepdim=True)
+
+
+def complete(x: Tensor, sigmas: Tensor, solver: str) -> Tensor:
+    branch = completion.Branch(
+        x, torch.arange(len(x)), 0, range(len(sigmas) - 1), completion.SOLVERS[solver]
+    )
+    for sigma in sigmas[:-1]:
+        branch.follow(mixture(branch.x, sigma), sigmas)
+    return branch.x
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams_bashforth", 2)])
+@pytest.mark.parametrize("bend", [1.0, 1.3])
+def test_order_of_accuracy(solver: str, order: int, bend: float) -> None:
+    """Halving the steps divides the error of a smooth flow by 2 to the order, on equal and on unequal steps."""
+    x = randn(64, 1)
+    path = [0.9 * torch.linspace(1, 0, n + 1, dtype=torch.float64) ** bend for n in (64, 128, 2048)]
+    coarse, fine, exact = (complete(x, sigmas, solver) for sigmas in path)
+    ratio = (coarse - exact).norm() / (fine - exact).norm()
+    assert 2**order * 0.8 < ratio < 2**order * 1.25
+
+
+def test_a_linear_velocity_is_followed_exactly_after_the_first_step() -> None:
+    """v = sigma, by hand: Euler's step from 1 to 0.5 takes 0.5 off, AB2's next one the integral, 0.125."""
+    sigmas = torch.tensor([1.0, 0.5, 0.0]).double()
+    branch = completion.Branch(
+        torch.zeros(1, 1).double(), torch.arange(1), 0, [1], completion.adams_bashforth
+    )
+    seen = []
+    for sigma in sigmas[:2]:
+        branch.follow(sigma.expand(1, 1), sigmas)
+        seen.append(branch.x.item())
+    assert seen == [-0.5, -0.625]
+
+
+def by_hand(
+    x: Tensor, v: Tensor, steps: list[int], at: int, sigmas: Tensor, rows: Tensor, order: int
+) -> Tensor:
+    """One completion written out: from sigma_at with velocity v, then a velocity at each of `steps`."""
+    velocity, before = Recorder(), None
+    for here, there in zip([at, *steps], [*steps, len(sigmas) - 1], strict=True):
+        v = v if here == at else velocity(x, here, rows)
+        h = sigmas[there] - sigmas[here]
+        if order == 2 and before is not None:
+            last, v_last = before
+            r = h / (sigmas[here] - sigmas[last])
+            x, before = x + h * ((1 + r / 2) * v - r / 2 * v_last), (here, v)
+        else:
+            x, before = x + h * v, (here, v)
+    return x
+
+
+@pytest.mark.parametrize("fields", COMPLETIONS, ids=str)
+@pytest.mark.parametrize("window", [range(8), range(2, 6)])
+@pytest.mark.parametrize("chosen", [{}, {"branch_from": 2, "branch_every": 3}])
+def test_every_completion_by_hand(fields: dict, window: range, chosen: dict) -> None:
+    x, noise = randn(B, 2, 2), randn(B, len(window), 2, 2, seed=1)
+    sigmas = torch.cat([schedule(8)[:-1], torch.tensor([0.01, 0.0]).double()])
+    p = plan(sigmas, window, **fields, **chosen)
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 4}
+    velocity = Recorder()
+    t, clean = staircase(
+        velocity, x, sigmas, noise, completions=p.completions, solver=p.solver, **options
+    )
+    assert clean.shape[1] == p.ladder == len(p.states)
+    assert sum(len(rows) for _, rows in velocity.calls) == B * p.nfe
+    rows, order = torch.arange(B), 2 if fields["completion"] == "multistep" else 1
+    for column, state in enumerate(p.states):
+        at, steps = window.start + state, list(p.completions[state])
+        v = Recorder()(t.x[:, state], at, rows)
+        if at == window.stop:  # the trajectory's own end
+            v, steps = (v, steps[1:]) if steps else (Recorder()(t.x[:, -2], at - 1, rows), steps)
+        expected = by_hand(t.x[:, state], v, steps, at, sigmas, rows, order)
+        torch.testing.assert_close(clean[:, column], expected, rtol=0, atol=1e-12)
+
+
+def test_tweedie_is_the_predicted_clean_image() -> None:
+    sigmas, window = torch.tensor(SD3).double(), range(9)
+    x, noise, p = (
+        randn(B, 2, 2),
+        randn(B, 9, 2, 2, seed=1),
+        plan(SD3, range(9), completion="tweedie"),
+    )
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 100}
+    t, clean = staircase(
+        Recorder(), x, sigmas, noise, completions=p.completions, solver=p.solver, **options
+    )
+    for k in range(10):
+        v = Recorder()(t.x[:, k], k, torch.arange(B))
+        torch.testing.assert_close(clean[:, k], t.x[:, k] - sigmas[k] * v, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sd3", "flux"),
+    [
+        ({"completion": "euler"}, 55, 21),
+        ({"completion": "reuse"}, 45, 15),
+        ({"completion": "multistep", "completion_steps": 4}, 31, 15),
+        ({"completion": "multistep", "completion_steps": 3}, 25, 13),
+        ({"completion": "tweedie"}, 10, 6),
+        ({"completion": "reuse", "branch_from": 5}, 9 + 3 + 2 + 1, None),
+        ({"branch_from": 1, "branch_every": 3}, 9 + 8 + 5 + 2 + 1, 5 + 4 + 1 + 1),
+    ],
+)
+def test_the_published_schedules_cost(fields: dict, sd3: int, flux: int | None) -> None:
+    assert plan(SD3, range(9), **fields).nfe == sd3
+    if flux is not None:
+        assert plan(FLUX, range(5), **fields).nfe == flux
+
+
+@pytest.mark.parametrize("window", [range(9), range(3, 7), range(1)])
+def test_the_law_of_euler(window: range) -> None:
+    T, K, s = 10, len(window), window.start
+    assert plan(SD3, window).nfe == T + K * (T - s - 1) - K * (K - 1) // 2
+
+
+def test_second_order_pays_on_the_mixture() -> None:
+    """From the states of a trajectory, 4 evaluations of AB2 come nearer to the exact ODE than 4 of Euler."""
+    sigmas, window = torch.tensor([*SD3[:-2], 0.2, 0.0]).double(), range(9)
+    x, noise = randn(200, 1), randn(200, 9, 1, seed=1)
+    p = plan(sigmas, window, completion="multistep", completion_steps=4)
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 10_000}
+
+    def velocity(x: Tensor, i: int, rows: Tensor) -> Tensor:
+        return mixture(x, sigmas[i])
+
+    t, second = staircase(
+        velocity, x, sigmas, noise, completions=p.completions, solver="adams_bashforth", **options
+    )
+    _, first = staircase(
+        velocity, x, sigmas, noise, completions=p.completions, solver="euler", **options
+    )
+    errors = torch.zeros(2)
+    for state in range(6):
+        fine = sigmas[state] * torch.linspace(1, 0, 501, dtype=torch.float64)
+        exact = complete(t.x[:, state], fine, "euler")
+        errors += torch.stack([(found[:, state] - exact).abs().mean() for found in (first, second)])
+    assert errors[1] < 0.9 * errors[0], errors
+
+
+def completed(sigmas: list[float] | Tensor, window: range, **fields: object) -> Tensor:
+    """The clean images (200, J, 1) of that plan on the mixture."""
+    schedule = torch.tensor([float(sigma) for sigma in sigmas]).double()
+    x, noise, p = randn(200, 1), randn(200, len(window), 1, seed=1), plan(sigmas, window, **fields)
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 10_000}
+    made = {"completions": p.completions, "solver": p.solver}
+    return staircase(
+        lambda x, i, _: mixture(x, schedule[i]), x, schedule, noise, **made, **options
+    )[1]
+
+
+@pytest.mark.parametrize("sigmas", [SD3, FLUX], ids=["sd3", "flux"])
+def test_a_last_velocity_used_again_is_as_good_as_a_new_one(sigmas: list[float]) -> None:
+    """On the published schedules, of all states; relative to how much the images differ."""
+    exact, again = (
+        completed(sigmas, range(len(sigmas) - 2), completion=name) for name in ("euler", "reuse")
+    )
+    assert 0 < (again - exact).norm() / (exact - exact.mean()).norm() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values", "order"),
+    [
+        ("strided", "completion_stride", (8, 4, 2), 1),
+        ("multistep", "completion_steps", (8, 16, 32), 2),
+    ],
+)
+def test_twice_the_evaluations_divide_the_error_by_2_to_the_order(
+    name: str, field: str, values: tuple[int, ...], order: int
+) -> None:
+    path = 0.9 * torch.linspace(1, 0, 65, dtype=torch.float64)
+    exact = complete(
+        randn(200, 1), 0.9 * torch.linspace(1, 0, 4097, dtype=torch.float64), "adams_bashforth"
+    )
+    errors = [
+        (completed(path, range(1), completion=name, **{field: n})[:, 0] - exact).abs().mean()
+        for n in values
+    ]
+    ratios = [(coarse / fine).item() for coarse, fine in itertools.pairwise(errors)]
+    assert all(2**order * 0.6 < ratio < 2**order * 1.6 for ratio in ratios), ratios
+
+
+def test_a_common_latent_has_one_baseline() -> None:
+    sigmas, window = schedule(6), range(4)
+    x, noise = randn(B, 2, 2)[[0, 1, 0]], randn(B, 4, 2, 2, seed=1)
+    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": 4}
+
+    class Shared(Recorder):
+        """The same velocity for the rows of one origin, as one prompt has."""
+
+        def __call__(self, x: Tensor, i: int, rows: Tensor) -> Tensor:
+            self.calls.append((i, rows.tolist()))
+            return torch.sin(x * (1 + i)) + x.roll(1, dims=-1) * (1 + rows % 2).reshape(-1, 1, 1)
+
+    each, once = Shared(), Shared()
+    _, apart = staircase(each, x, sigmas, noise, **options)
+    _, together = staircase(once, x, sigmas, noise, origin=torch.tensor([0, 1, 0]), **options)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
+    assert torch.equal(together[0, 0], together[2, 0]) and not torch.equal(
+        together[0, 1], together[2, 1]
+    )
+    rows: Callable[[Recorder], int] = lambda made: sum(len(rows) for _, rows in made.calls)  # noqa: E731
+    assert rows(each) - rows(once) == 5, (
+        "one baseline of 6 steps, the first of which every sample makes anyway"
+    )
+
+
+def test_what_cannot_be_followed_is_refused() -> None:
+    x, noise = randn(B, 2, 2), randn(B, 3, 2, 2)
+    options = {"window": range(3), "kind": "cps", "noise_level": 0.7, "max_rows": 4}
+    for completions, said in (
+        ({0: [1]}, r"states \[0\]: .* 3 among them"),
+        ({3: [3], 4: []}, r"states \[3, 4\]"),
+        ({0: [0, 1], 3: [3]}, r"completions\[0\] = \[0, 1\]"),
+        ({1: [3, 2], 3: [3]}, r"completions\[1\] = \[3, 2\]"),
+        ({3: [4]}, r"completions\[3\] = \[4\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            staircase(Recorder(), x, schedule(4), noise, completions=completions, **options)
+    with pytest.raises(ValueError, match="solver = 'heun' is not one of euler, adams_bashforth"):
+        staircase(Recorder(), x, schedule(4), noise, solver="heun", **options)

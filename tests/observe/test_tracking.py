@@ -1,0 +1,103 @@
+"""metrics.jsonl, thumbnails, the clock, and trackers by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from tp_grpo.images import thumbnails
+from tp_grpo.observe import tracking
+from tp_grpo.store.checkpoint import Checkpoint
+
+
+def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
+    tracker = tracking.Tracker(
+        Accelerator(cpu=True), tmp_path, {"seed": 1}, [("ranks", "1")], "test"
+    )
+    for epoch in range(4):
+        tracker.log("train", epoch, {"reward": epoch / 2})
+    with tracker.metrics.open("a") as file:
+        file.write('{"kind": "train", "ep')
+    tracker.rewind(2)
+    assert [json.loads(line)["epoch"] for line in tracker.metrics.read_text().splitlines()] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_thumbnails_shrink_by_whole_factors() -> None:
+    images = np.arange(2 * 200 * 100 * 3, dtype=np.int64).reshape(2, 200, 100, 3) % 256
+    small = thumbnails(images.astype(np.uint8))
+    assert small.shape == (2, 66, 33, 3)
+    assert small[0, 0, 0, 0] == round(images[0, :3, :3, 0].mean())
+    same = np.zeros((48, 48, 3), np.uint8)
+    assert thumbnails(same).shape == (48, 48, 3)
+
+
+def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tracking.check_trackers(("wandb",)) == ("wandb",)
+    assert os.environ.pop("WANDB_MODE") == "offline"
+    with pytest.raises(ValueError, match="tensorbord"):
+        tracking.check_trackers(("tensorbord",))
+
+
+@pytest.mark.parametrize("name", tracking.TRACKERS)
+def test_both_trackers_take_a_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
+    tracker = tracking.Tracker(
+        accelerator, tmp_path, {"seed": 1, "sample": {"steps": 4}}, [("ranks", "1")], "test"
+    )
+    tracker.log("train", 1, {"reward": 0.5})
+    accelerator.end_training()
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("tfevents" in n or n.endswith(".wandb") for n in left), left
+
+
+@pytest.mark.parametrize("name", tracking.TRACKERS)
+def test_a_resumed_run_goes_on_in_the_same_curves(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Killed after epoch 2 was logged and before it was saved: its figures are those of the second time."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def log(resumes: Checkpoint | None, values: dict[int, float]) -> tracking.Tracker:
+        accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(tmp_path))
+        tracker = tracking.Tracker(
+            accelerator, tmp_path, {"seed": 1}, [("ranks", "1")], "test", resumes
+        )
+        for epoch, value in values.items():
+            tracker.log("train", epoch, {"reward": value})
+        accelerator.end_training()
+        return tracker
+
+    first = log(None, {1: 0.25, 2: 0.5})
+    time.sleep(1.1)  # wandb names a run's folder by the second
+    second = log(Checkpoint(1, {}, {}, {}, tracker=first.run_id), {2: 0.75, 3: 1.0})
+    assert second.run_id == first.run_id and log(None, {}).run_id != first.run_id
+    if name == "wandb":
+        started = list((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}"))
+        assert len(started) == 2, "wandb sync joins runs of one id"
+    else:
+        from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+        curves = EventMultiplexer({"run": str(tmp_path / "test")}).Reload()
+        assert [(s.step, s.value) for s in curves.Scalars("run", "train/reward")] == [
+            (1, 0.25),
+            (2, 0.75),
+            (3, 1.0),
+        ]

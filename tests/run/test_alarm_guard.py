@@ -1,0 +1,248 @@
+"""Alarms in a run: said once, ended by, rolled back; and a run that begins with another's checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+from safetensors.torch import load_file
+
+from tp_grpo.observe import alarms
+from tp_grpo.run.alarm_guard import Watch
+from tp_grpo.store import checkpoint, files
+from tp_grpo.trainer import Trainer
+
+Smoke = Callable[..., ConfigDict]
+SILENT = {"zero_std": 1.0}
+
+
+class OneRank:
+    """A runtime of one process that remembers what was said."""
+
+    is_main = True
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def share(self, item: Any) -> list[Any]:
+        return [item]
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        work()
+
+
+def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tuple[Watch, OneRank]:
+    """Of a run whose checkpoints, at these epochs, hold their number as a policy."""
+    runtime, kept = OneRank(), folder / "checkpoints"
+    for epoch in saved:
+        (kept / f"epoch-{epoch}" / checkpoint.ADAPTER).mkdir(parents=True)
+        (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
+    config = smoke(tracking__alarms=how)
+    (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
+    there = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
+    keeper: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
+    return Watch(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
+
+
+def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": kind, "epoch": epoch, **values}) + "\n")
+
+
+def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
+    own, runtime = watch(tmp_path, "warn", smoke)
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+        own.look()
+    (said,) = runtime.said
+    assert (
+        said.startswith("alarm after epoch 5, zero std: 100% of the groups' steps")
+        and "To do:" in said
+    )
+
+
+def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -> None:
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+    watch(tmp_path, "off", smoke)[0].look()
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(
+        alarms.Alarmed, match=r"alarm after epoch 8, zero std(.|\n)*did: .*report\.html$"
+    ):
+        watch(tmp_path, "stop", smoke)[0].look()
+    html = (tmp_path / "report.html").read_text()
+    assert (
+        "alarms that stand" in html
+        and "<b>zero std</b>, after epoch 8: 100% of the groups&#39; steps" in html
+    )
+
+
+def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(
+    tmp_path: Path, smoke: Smoke
+) -> None:
+    for epoch in range(1, 9):
+        record(tmp_path, "train", epoch, **SILENT)
+    own, _ = watch(tmp_path, "stop", smoke)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(
+        alarms.Alarmed, match=r"zero std(.|\n)*There is no report of the run: .*config\.yaml"
+    ):
+        own.look()
+
+
+def collapsing(folder: Path, totals: Mapping[int, float]) -> None:
+    """Records of eight epochs with an alarm from the fifth on, and evaluations by epoch."""
+    for epoch in range(9):
+        if epoch:
+            record(folder, "train", epoch, **SILENT)
+        if epoch in totals:
+            record(folder, "eval", epoch, total=totals[epoch], total_se=0.1)
+
+
+def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
+    tmp_path: Path, smoke: Smoke
+) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
+    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
+        own.look()
+    assert (tmp_path / "adapter" / "weights").read_text() == "4", (
+        "6 was better, and raised the alarm"
+    )
+    assert (
+        f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-4 --config.run_name=NAME"
+        in str(stopped.value)
+    )
+    assert "removed" not in str(stopped.value)
+
+
+def test_an_alarm_is_an_alarm_on_a_full_disk(
+    tmp_path: Path, smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own.keeper.settle = full  # type: ignore[method-assign]
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(
+        alarms.Alarmed, match=r"The last checkpoint was not written: .*No space left"
+    ) as stopped:
+        own.look()
+    assert f"{tmp_path}/checkpoints/epoch-4/adapter holds the policy of epoch 4" in str(
+        stopped.value
+    )
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(
+    tmp_path: Path, smoke: Smoke
+) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6, 8))
+    own.config.eval.every = 2
+    collapsing(tmp_path, {0: 0.1, 2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5})
+    with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
+        own.look()
+    said = str(stopped.value)
+    assert (
+        "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), has been removed"
+        in said
+    )
+    assert "--config.run_name=NAME --config.epochs=2 makes it again" in said
+    assert "--config.checkpoint.keep_every=2 keeps" in said
+
+
+@pytest.mark.parametrize(
+    "totals, advice",
+    [
+        ({}, "a lower --config.eval.every may find"),
+        ({0: 0.5, 6: 0.9}, "No evaluation without an alarm was better than the base model's"),
+        ({0: 0.5, 3: 0.9}, "The checkpoint of epoch 3(.|\\n)*--config.epochs=3 makes it again"),
+    ],
+)
+def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
+    tmp_path: Path, smoke: Smoke, totals: Mapping[int, float], advice: str
+) -> None:
+    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6))
+    collapsing(tmp_path, totals)
+    with pytest.raises(alarms.Alarmed, match=f"nothing to go back to. (.|\\n)*{advice}"):
+        own.look()
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_run_logs_what_alarms_need_stops_by_them_and_another_begins_there(smoke: Smoke) -> None:
+    """One run for all of it: a scorer that gives every image the same, seen by the alarm at the fifth epoch."""
+    same = {
+        "epochs": 9,
+        "eval__every": 4,
+        "tracking__images_every": 9,
+        "tracking__alarms": "rollback",
+    }
+    config = smoke("flow_grpo", run_name="flat", **same)
+    with config.unlocked():
+        config.rewards.scorers = ConfigDict(
+            {"tests.scorers:Flat": 1.0, "tests.scorers:Brightness": 0.0}, allow_dotted_keys=True
+        )
+    folder = Path(config.output_dir) / "flat"
+    with pytest.raises(
+        alarms.Alarmed, match=r"epoch 5, zero std(.|\n)*holds the policy of epoch 4"
+    ):
+        Trainer(config).run()
+    lines = files.read_lines(folder / "metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["epoch"] for line in trained] == [1, 2, 3, 4, 5]
+    names = (
+        "diversity",
+        "high_frequency",
+        "kl",
+        "clip_high",
+        "clip_low",
+        "ratio_dev",
+        "failed",
+        "zero_std",
+    )
+    assert all(0 <= line[name] <= 1 for line in trained for name in names)
+    assert all(line["diversity"] > 0.01 and line["high_frequency"] > 0.001 for line in trained)
+    # Asked in evaluations alone, and no part of the total.
+    held_out = [line for line in lines if line["kind"] == "eval"]
+    assert all(
+        line["tests.scorers:Brightness"] != line["total"] == line["tests.scorers:Flat"]
+        for line in held_out
+    )
+
+    begun = smoke("flow_grpo", run_name="again", epochs=5, eval__every=5, train__learning_rate=1e-5)
+    begun.checkpoint.resume = str(folder / "checkpoints" / "epoch-4")
+    trainer = Trainer(begun)
+    trainer.run()
+    assert trainer.learner.optimizer.param_groups[0]["lr"] == 1e-5
+    after = files.read_lines(folder.parent / "again" / "metrics.jsonl")
+    assert [(line["kind"], line["epoch"]) for line in after if line["kind"] != "update"] == [
+        ("eval", 0),
+        ("train", 5),
+        ("eval", 5),
+    ]
+    before = load_file(folder / "checkpoints" / "epoch-4" / checkpoint.WEIGHTS)
+    moved = load_file(folder.parent / "again" / "checkpoints" / "epoch-5" / checkpoint.WEIGHTS)
+    largest = max((moved[name] - before[name]).abs().max().item() for name in before)
+    # AdamW moves a weight by about its learning rate an update; there were two.
+    assert 0 < largest < 1e-4
+
+
+def test_a_run_that_begins_elsewhere_must_share_what_its_weights_are_of(tmp_path: Path) -> None:
+    old = {"lora": {"rank": 4}, "train": {"learning_rate": 1.0, "beta": 0.0}, "seed": 1}
+    new = {"lora": {"rank": 4}, "train": {"learning_rate": 2.0, "beta": 0.1}, "seed": 2}
+    checkpoint.check_same_run(old, new, tmp_path, branches=True)
+    with pytest.raises(ValueError, match=r"lora.rank: 4 then, 8 now(.|\n)*must keep these"):
+        checkpoint.check_same_run(old, {**new, "lora": {"rank": 8}}, tmp_path, branches=True)

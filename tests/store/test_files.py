@@ -1,0 +1,74 @@
+"""Whole or not there; lines that were cut; a file held by one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tp_grpo.store import files
+
+HOLD = "import sys; from pathlib import Path; from tp_grpo import files; held = files.hold(Path(sys.argv[1]))"
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_what_was_there_stays_when_writing_fails(tmp_path: Path, as_folder: bool) -> None:
+    path = tmp_path / "kept"
+
+    def write(text: str, error: BaseException | None = None) -> None:
+        with files.whole(path) as draft:
+            if as_folder:
+                draft.mkdir()
+            (draft / "part" if as_folder else draft).write_text(text)
+            if error:
+                raise error
+
+    write("first")
+    for error in (ValueError("halfway"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write("second", error)
+        assert (path / "part" if as_folder else path).read_text() == "first"
+    write("third")
+    assert (path / "part" if as_folder else path).read_text() == "third"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"], "no drafts are left"
+
+
+def test_more_than_there_is_room_for_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            files.NoRoomError,
+            match=r"about 1,152,921,504,606,846,976 bytes were needed and [\d,]+ were free",
+        ),
+        files.whole(tmp_path / "big", needed=1 << 60),
+    ):
+        pytest.fail("it began")
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_lines_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    files.append_line(path, {"a": 1})
+    with path.open("ab") as file:
+        file.write(b'{"a": 2\n[3]\n\xff\xfe\n')
+    files.append_line(path, {"a": 4})
+    assert files.read_lines(path) == [{"a": 1}, {"a": 4}]
+
+
+def test_a_file_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "run" / ".lock"
+    command = [
+        sys.executable,
+        "-c",
+        f"{HOLD}; print('held', flush=True); sys.stdin.read()",
+        str(path),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"run is in use by process {holder.pid} on "):
+            files.hold(path)
+        holder.kill()
+    files.hold(path).close()

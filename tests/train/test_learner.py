@@ -1,0 +1,48 @@
+"""What learns, with the optimizer that is an option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ml_collections import ConfigDict
+
+from tp_grpo.trainer import Trainer
+
+Smoke = Callable[..., ConfigDict]
+# A whole transformer's matrices, for of less than 4096 numbers bitsandbytes keeps 32-bit moments.
+EIGHT_BIT = {"train__optimizer": "adamw_8bit", "lora__rank": 0, "train__learning_rate": 1e-4}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.learner.policy.parameters.items()}
+
+
+def test_adam_in_eight_bits_keeps_bytes_and_resumes_bit_for_bit(smoke: Smoke) -> None:
+    straight = Trainer(smoke(run_name="straight", epochs=2, **EIGHT_BIT))
+    before = weights(straight)
+    straight.run()
+    after = weights(straight)
+    moments = [state["state1"].dtype for state in straight.learner.optimizer.state.values()]
+    assert torch.uint8 in moments and any(
+        not torch.equal(after[name], before[name]) for name in after
+    )
+
+    Trainer(smoke(run_name="twice", epochs=1, **EIGHT_BIT)).run()
+    resumed = Trainer(smoke(run_name="twice", epochs=2, **EIGHT_BIT))
+    resumed.run()
+    assert all(torch.equal(value, after[name]) for name, value in weights(resumed).items())
+
+
+def test_adam_in_eight_bits_follows_adam(smoke: Smoke) -> None:
+    moved = []
+    for optimizer in ("adamw", "adamw_8bit"):
+        trainer = Trainer(smoke(run_name=optimizer, **EIGHT_BIT | {"train__optimizer": optimizer}))
+        before = weights(trainer)
+        trainer.run()
+        moved.append(
+            torch.cat(
+                [(value - before[name]).flatten() for name, value in weights(trainer).items()]
+            )
+        )
+    assert torch.cosine_similarity(moved[0], moved[1], dim=0) > 0.95

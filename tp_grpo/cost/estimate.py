@@ -1,0 +1,277 @@
+"""What a run will take, before anything loads: images, FLOPs, bytes on the device by phase, hours.
+
+The real classes run on the meta device with the config's own shapes; nothing is downloaded or computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tp_grpo.cost import meter
+from tp_grpo.data import prompts
+from tp_grpo.method import credit
+from tp_grpo.models import architecture, base
+from tp_grpo.models.architecture import Architecture
+from tp_grpo.models.policy import Policy
+from tp_grpo.plan import Plan, make_plan
+
+OPTIMIZER_BYTES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2 + 2 * 4 / 256,
+}  # a parameter: two moments; 8-bit ones have scales
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of the transformer: parameters with its buffers, modules that got an adapter (0: no LoRA), trained parameters."""
+
+    transformer: int
+    adapted_modules: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of an epoch over all ranks. evaluate: an epoch's share; None where the prompts cannot be read."""
+
+    sample: float
+    decode: float
+    train: float
+    evaluate: float | None
+    forward: float  # of one image, guidance included; the others are made of it
+
+    @property
+    def total(self) -> float:
+        return self.sample + self.decode + self.train + (self.evaluate or 0.0)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Bytes that each rank sends, and receives, when collectives go round in rings; 0 where there is one rank.
+
+    gradients: an update, their mean over the ranks; results: an epoch, its ladders and scores; shares: an update
+    under FSDP2, which gathers the frozen weights for each pass, on top. Each pass of sampling takes share_per_pass too.
+    """
+
+    gradients: int
+    results: int
+    shares: int
+    share_per_pass: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """memory: phase -> part -> bytes on each rank's device; a phase needs the sum of its parts."""
+
+    plan: Plan
+    counts: Counts
+    flops: Flops
+    memory: dict[str, dict[str, int]]
+    network: Network
+
+    def peak(self, phase: str) -> int:
+        return sum(self.memory[phase].values())
+
+    def hours(self, epochs: int, tflops: float) -> float:
+        """Of `epochs`, when every device computes `tflops` x 10^12 FLOP/s. Scoring and input are not counted."""
+        return epochs * self.flops.total / self.plan.world_size / (tflops * 1e12) / 3600
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A batch's forward, its micro-batch and the largest sampling call: FLOPs, and peak bytes beside the weights."""
+
+    forward_flops: int
+    update_flops: int
+    update_peak: int
+    sample_peak: int
+
+
+def estimate(config: Any, world_size: int) -> Estimate:
+    """Raises ValueError for a config that does not plan, or whose checkpoint's architecture is not known."""
+    plan = make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
+    if config.model.dtype not in base.DTYPES:
+        raise ValueError(
+            f"model.dtype = {config.model.dtype!r} is not one of {', '.join(base.DTYPES)}"
+        )
+    shapes = architecture.read(config.model)
+    backbone = architecture.build(shapes, config.model)
+    plan = plan.at(_schedule(backbone, plan.steps))
+    # Counted with a copy of the frozen model on the device; without a KL term it waits in host memory.
+    policy = Policy(
+        backbone.transformer,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        targets=tuple(config.lora.targets) or backbone.lora_targets,
+        kl=True,
+    )
+    measured = measure(backbone, policy, shapes, config, plan)
+    decode_flops, decode_peak = measure_decode(backbone, plan.batch_size * plan.ladder)
+    flops = _flops(config, plan, measured, decode_flops)
+    memory = _memory(config, plan, shapes, backbone, policy, measured, decode_peak)
+    return Estimate(plan, _counts(policy), flops, memory, _network(config, plan, policy))
+
+
+def _schedule(backbone: Any, steps: int) -> list[float]:
+    """The model's own sigmas, as numbers: the meta device has none."""
+    here = copy.copy(backbone)
+    here.device = torch.device("cpu")
+    return list(here.sigmas(steps).tolist())
+
+
+def measure(
+    backbone: Any, policy: Policy, shapes: Architecture, config: Any, plan: Plan
+) -> Measured:
+    """One training micro-batch, as `Updater` makes it, and the sampler's largest call."""
+    dtype, guidance = base.DTYPES[config.model.dtype], config.sample.guidance_scale
+    kernels = functools.partial(meter.Kernels, dtype if dtype != torch.float32 else None)
+    for parameter in policy.parameters.values():
+        parameter.grad = torch.empty_like(parameter)  # from the second micro-batch on it is there
+    if config.model.gradient_checkpointing:
+        meter.checkpoint_blocks(backbone.transformer, kernels)
+    with _meter(backbone) as training, kernels():
+        velocity = _velocity(backbone, shapes, config, plan.train_rows, guidance)
+        forward_flops, reference = training.flops, torch.zeros_like(velocity)
+        if config.train.beta > 0:
+            with torch.no_grad(), policy.reference():
+                reference = _velocity(backbone, shapes, config, plan.train_rows, guidance)
+        torch.autograd.backward((velocity - reference).square().mean())
+    rows = max(
+        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0
+    )
+    with _meter(backbone) as sampling, kernels(), torch.no_grad():
+        _velocity(backbone, shapes, config, rows, guidance)
+    return Measured(forward_flops, training.flops, training.peak, sampling.peak)
+
+
+def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
+    """FLOPs an image and peak bytes of decoding `images` latents in calls of `model.decode_batch_size`.
+
+    Only one call is run: before the last, all other images are there; then they are joined, which takes them twice.
+    """
+    chunk = min(backbone.decode_batch_size, images)
+    x = torch.empty(chunk, *backbone.latent_shape, device=architecture.META)
+    with _meter(backbone, x) as decoding, meter.Kernels(None):
+        decoded = meter.size([backbone.decode(x)]) // chunk
+    return decoding.flops / chunk, max(
+        decoding.peak + (images - chunk) * decoded, 2 * images * decoded
+    )
+
+
+def _velocity(
+    backbone: Any, shapes: Architecture, config: Any, rows: int, guidance: float
+) -> Tensor:
+    x = torch.empty(rows, *backbone.latent_shape, device=architecture.META)
+    sigma = torch.empty((), device=architecture.META)
+    v: Tensor = backbone.velocity(
+        x, sigma, architecture.conditions(shapes, config.model, rows), guidance
+    )
+    return v
+
+
+def _meter(backbone: Any, *inputs: Tensor) -> meter.Meter:
+    """Counts what a call allocates beside weights, buffers, gradients and inputs."""
+    return meter.Meter([*_weights(backbone.transformer), *_weights(backbone.pipeline.vae), *inputs])
+
+
+def _weights(module: torch.nn.Module) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [*module.parameters(), *module.buffers(), *gradients]
+
+
+def _counts(policy: Policy) -> Counts:
+    trained = sum(parameter.numel() for parameter in policy.parameters.values())
+    held = sum(t.numel() for t in [*policy.transformer.parameters(), *policy.transformer.buffers()])
+    adapters = len(policy.parameters) // 2 if policy.rank else 0
+    return Counts(held - (trained if policy.rank else 0), adapters, trained)
+
+
+def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
+    forward = measured.forward_flops / plan.train_rows
+    steps = len(plan.window) * config.train.inner_epochs
+    evaluated = _evaluated(config)
+    return Flops(
+        sample=plan.epoch_nfe * forward,
+        decode=plan.epoch_images * decode,
+        train=plan.images * steps * measured.update_flops / plan.train_rows,
+        evaluate=None
+        if evaluated is None
+        else evaluated * (config.eval.steps * forward + decode) / config.eval.every,
+        forward=forward,
+    )
+
+
+def _evaluated(config: Any) -> int | None:
+    """Images of an evaluation."""
+    if config.eval.prompts:
+        return int(config.eval.prompts * config.eval.members)
+    try:
+        return len(prompts.load(config.prompts.eval, field="prompts.eval")) * int(
+            config.eval.members
+        )
+    except ValueError:
+        return None
+
+
+def _network(config: Any, plan: Plan, policy: Policy) -> Network:
+    others = (
+        plan.world_size - 1
+    ) / plan.world_size  # of what is gathered, a rank gets that share from elsewhere
+    trained = meter.size(policy.parameters.values())
+    frozen = meter.size(policy.transformer.parameters()) - trained if policy.rank else 0
+    columns = plan.ladder * (
+        2 + len(config.rewards.scorers)
+    )  # the ladder, the total once more, each scorer
+    passes = 3 if config.train.beta > 0 else 2  # forward, backward, and the frozen model's forward
+    return Network(
+        gradients=round(2 * others * trained),
+        results=round(others * plan.images * 4 * columns),
+        shares=round(others * frozen * passes * plan.micro_batches),
+        share_per_pass=round(others * frozen),
+    )
+
+
+def _memory(
+    config: Any,
+    plan: Plan,
+    shapes: Architecture,
+    backbone: Any,
+    policy: Policy,
+    measured: Measured,
+    decode_peak: int,
+) -> dict[str, dict[str, int]]:
+    """Bytes by phase and kind. In fp16 a T5 keeps its `wo` in fp32, which is not counted: 2 GB of T5-XXL."""
+    trained = meter.size(policy.parameters.values())
+    transformer = [*policy.transformer.parameters(), *policy.transformer.buffers()]
+    copy = policy._frozen.values() if config.train.beta > 0 else ()
+    encoders = sum(shapes.text_encoders.values()) * base.DTYPES[config.model.dtype].itemsize
+    always = {
+        "frozen transformer": meter.size(transformer) - trained + meter.size(copy),
+        "VAE": meter.size(_weights(backbone.pipeline.vae)),
+        "trained weights": trained,
+        "optimizer": round(trained / 4 * OPTIMIZER_BYTES[config.train.optimizer]),
+        "EMA": trained,
+    }
+    if plan.world_size > 1:
+        always["gradient buckets"] = trained
+    if config.model.text_encoders == "resident":
+        always["text encoders"] = encoders
+    latent = 4 * torch.Size(backbone.latent_shape).numel()
+    condition = meter.size(vars(architecture.conditions(shapes, config.model, 1)).values())
+    K, rows = len(plan.window), plan.batch_size
+    waiting = rows * (1 if config.sample.store_on_cpu else plan.updates * plan.batches_per_update)
+    stored = {"trajectories": waiting * ((2 * K + 1) * latent + condition)}
+    noise_and_branches = rows * (2 * plan.ladder + 2 * K) * latent
+    clean = rows * plan.ladder * latent
+    return {
+        "encode": always | {"text encoders": encoders},
+        "sample": always | stored | {"activations": measured.sample_peak + noise_and_branches},
+        "decode": always | stored | {"activations": decode_peak + clean},
+        "update": always | stored | {"gradients": trained, "activations": measured.update_peak},
+    }

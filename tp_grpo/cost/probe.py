@@ -1,0 +1,143 @@
+"""One rollout and one update of a recipe at full size with random weights, timed on the device that is there."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tp_grpo.cost.estimate import estimate
+from tp_grpo.method import credit, sampler
+from tp_grpo.models import architecture
+from tp_grpo.plan import make_plan
+from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.train.learner import Learner, check_optimizer
+from tp_grpo.train.rollout import velocity_of
+from tp_grpo.train.update import Updater
+from tp_grpo.types import Rollout
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Median seconds, peak device memory in bytes (0 on a CPU), and FLOPs computed (0: not counted)."""
+
+    seconds: float
+    peak: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Of one batch: rows in a model call, evaluations a trajectory, images decoded, the phases.
+
+    ratio_dev: max |ratio - 1| of the unmoved policy; matmul: FLOP/s of a large square matrix product in the model's
+    dtype, what the device can sustain at best.
+    """
+
+    batch_size: int
+    nfe: int
+    images: int
+    phases: dict[str, Phase]
+    ratio_dev: float
+    matmul: float
+
+
+def probe(config: Any, *, repeats: int) -> Probe:
+    """Measure `config` with one batch of `sample.batch_size` trajectories an update, `repeats` times after a first one.
+
+    Raises ValueError as `make_plan` and `architecture.read` do, and for a dtype or optimizer that the device has not.
+    """
+    config = _one_batch(config)
+    runtime = Runtime(config.model.dtype, (), ".")
+    plan = make_plan(config, 1, branches=credit.needs_branches(config.credit.name))
+    check_optimizer(config.train.optimizer)
+    shapes = architecture.read(config.model)
+    flops = estimate(config, 1).flops
+    runtime.seed(config.seed)
+    backbone = architecture.build(shapes, config.model, runtime.device)
+    learner = Learner(runtime, backbone, config)
+    updater = Updater(runtime.accelerator, learner, plan, sample=config.sample, train=config.train)
+    cond = architecture.conditions(shapes, config.model, plan.batch_size, runtime.device)
+    sigmas = backbone.sigmas(plan.steps)
+    plan = plan.at(sigmas.tolist())
+    noise = torch.randn(
+        plan.batch_size, 1 + len(plan.window), *backbone.latent_shape, device=runtime.device
+    )
+    velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
+
+    def roll_out() -> Any:
+        return sampler.staircase(
+            velocity,
+            noise[:, 0],
+            sigmas,
+            noise[:, 1:],
+            window=plan.window,
+            kind=config.sample.kind,
+            noise_level=config.sample.noise_level,
+            max_rows=config.sample.max_rows,
+            completions=plan.completions,
+            solver=plan.solver,
+        )
+
+    sampled, (trajectory, clean) = _measure(roll_out, repeats, runtime.device)
+    decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
+    rollout = Rollout(
+        cond, trajectory, torch.empty(plan.batch_size, 0), torch.arange(plan.batch_size), {}
+    )
+    advantage = torch.randn(plan.batch_size, len(plan.window), device=runtime.device)
+    # The policy moves with the first update: what it was before is seen there alone.
+    ratio_dev = updater.step([rollout], [advantage], fresh=True)["ratio_dev"]
+    updated, _ = _measure(
+        lambda: updater.step([rollout], [advantage], fresh=False), repeats, runtime.device
+    )
+    phases = {
+        "rollout": Phase(*sampled, flops.sample),
+        "decode": Phase(*decoded, flops.decode),
+        "update": Phase(*updated, flops.train),
+    }
+    peak = matmul_peak(runtime.device, cond.embeds.dtype)
+    return Probe(plan.batch_size, plan.nfe, plan.batch_size * plan.ladder, phases, ratio_dev, peak)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product, the median of five; 8192 a side on a GPU, 1024 on a CPU."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    (seconds, _), _ = _measure(lambda: a @ b, 5, device)
+    return 2 * side**3 / seconds
+
+
+def _one_batch(config: Any) -> Any:
+    """The config whose epoch is a single group, sampled in one call and trained in one update."""
+    copy = config.copy_and_resolve_references()
+    copy.sample.groups_per_epoch = copy.train.updates_per_epoch = copy.train.inner_epochs = 1
+    copy.sample.group_size = copy.sample.batch_size
+    copy.train.max_ratio_dev = float("inf")  # to be reported, not to stop
+    return copy
+
+
+def _measure(
+    work: Callable[[], Any], repeats: int, device: torch.device
+) -> tuple[tuple[float, int], Any]:
+    """((median seconds, peak bytes), result) of `work`, after one call that warms up."""
+    result = work()
+    times = []
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(repeats):
+        if cuda:
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        result = work()
+        if cuda:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return (
+        statistics.median(times),
+        torch.cuda.max_memory_allocated(device) if cuda else 0,
+    ), result

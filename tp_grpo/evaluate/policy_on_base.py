@@ -1,0 +1,57 @@
+"""A trained policy back on its base model, for looking at it and for measuring it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tp_grpo import models
+from tp_grpo.models import export
+from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
+from tp_grpo.store.files import sha256
+
+
+def find(path: str) -> Path:
+    """The exported policy that `path` means: a run (its last), a checkpoint `epoch-N`, or the policy's own folder.
+
+    Raises ValueError when there is none.
+    """
+    folder = Path(path)
+    # A run that was finished and is being gone on with has checkpoints newer than its adapter.
+    newest = [
+        f"checkpoints/epoch-{epoch}/{ADAPTER}"
+        for epoch in Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
+    ]
+    for candidate in (folder, *(folder / name for name in (*newest, ADAPTER))):
+        if (candidate / export.PEFT_WEIGHTS).is_file() or (candidate / "transformer").is_dir():
+            return candidate
+    raise ValueError(
+        f"--checkpoint {path}: there is no trained policy; give a run's folder, one of its checkpoints/epoch-N, or a "
+        f"folder with {export.PEFT_WEIGHTS} or transformer/"
+    )
+
+
+def digest(folder: Path) -> str:
+    """A hash of the policy's weights."""
+    return "-".join(sha256(path) for path in sorted(folder.rglob("*.safetensors")))
+
+
+class Tuned:
+    """A backbone with a trained policy, or the base model alone."""
+
+    def __init__(self, model: Any, runtime: Runtime, folder: Path | None) -> None:
+        """Raises ValueError as `models.load` and `export.load` do."""
+        self.backbone = models.load(model, runtime.device)
+        self.policy = export.load(self.backbone.transformer, folder) if folder else None
+        self.backbone.transformer = runtime.accelerator.prepare_model(
+            self.backbone.transformer, evaluation_mode=True
+        )
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, the base model."""
+        with self.policy.reference() if self.policy else nullcontext():
+            yield

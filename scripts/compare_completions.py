@@ -63,7 +63,7 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
     rewards = RewardSet(config.rewards.scorers.to_dict())
-    backbone = policy_on_base.Tuned(
+    backbone = policy_on_base.PolicyOnBase(
         config.model, Runtime(config.model.dtype, (), config.output_dir), policy
     ).backbone
     plan = plan.at(backbone.sigmas(plan.steps).tolist())

@@ -67,7 +67,7 @@ def generate(config: Any) -> int:
         )
     if _SEED.value is not None:
         config.seed = _SEED.value
-    loaded = policy_on_base.Tuned(config.model, runtime, policy)
+    loaded = policy_on_base.PolicyOnBase(config.model, runtime, policy)
     sheets: dict[str, Images] = {}
     with loaded.base():
         sheets["base"] = draw(config, runtime, loaded.backbone, known, out, "base")

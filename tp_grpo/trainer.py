@@ -28,8 +28,8 @@ from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError, RewardSet
-from tp_grpo.run.alarm_guard import Watch
-from tp_grpo.run.run_folder import Keeper
+from tp_grpo.run.alarm_guard import AlarmGuard
+from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Conditions, Pending, conditions_of, roll_out
@@ -59,11 +59,11 @@ class Trainer:
         settings = json.loads(config.to_json_best_effort())
         content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
         self.preemption = Preemption(self.runtime, config.checkpoint.grace)
-        self.keeper = Keeper(
+        self.run_folder = RunFolder(
             self.runtime, self.folder, config.checkpoint, settings | content, self.preemption
         )
-        self.checkpoints = self.keeper.checkpoints
-        self.clock = Clock(self.runtime.synchronize, self.runtime.total)
+        self.checkpoints = self.run_folder.checkpoints
+        self.clock = Clock(self.runtime.synchronize, self.runtime.all_sum)
         with (
             self.preemption.watching()
         ):  # loading takes minutes; what is asked meanwhile counts at the first batch
@@ -116,10 +116,10 @@ class Trainer:
             settings,
             self.plan.rows,
             c.tracking.project,
-            self.keeper.found,
+            self.run_folder.found,
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
-        self.watch = Watch(self.runtime, self.folder, self.keeper, c)
+        self.alarm_guard = AlarmGuard(self.runtime, self.folder, self.run_folder, c)
 
     def _encode_ahead(self) -> None:
         """Every prompt of the run into the cache on disk, each rank its share."""
@@ -135,15 +135,15 @@ class Trainer:
 
         Raises Preempted when a signal stopped it: the newest checkpoint is whole, and another Trainer goes on from it.
         """
-        with self.preemption.watching(), contextlib.closing(self.keeper):
+        with self.preemption.watching(), contextlib.closing(self.run_folder):
             try:
                 self._train()
             except Preempted:
-                self.keeper.settle()  # where the checkpoint is not there, that is the news
+                self.run_folder.settle()  # where the checkpoint is not there, that is the news
                 raise
             except AGREED:
                 self.runtime.on_main(
-                    self.keeper.close
+                    self.run_folder.close
                 )  # or the launcher would kill rank 0 for the others' leaving
                 raise
             return self._finish()
@@ -155,23 +155,23 @@ class Trainer:
             with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
                 epochs.set_postfix_str(f"reward {self._epoch(epoch):.3f}")
                 self._close(epoch + 1)
-            self.watch.look()
+            self.alarm_guard.check()
             if epoch + 1 < self.config.epochs:
                 self.preemption.between_epochs()
 
     def _resume(self) -> int:
         """Load the checkpoint found and make up for evaluations that are missing; returns the epoch to begin with."""
-        start = self.keeper.restore(self.learner)
+        start = self.run_folder.restore(self.learner)
         self.tracker.rewind(start if start else -1)
         self._check_weights("at the start")
-        first, here = self.runtime.share(
+        first, here = self.runtime.all_gather_object(
             [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
         )[0]
         if not first:
             with self.learner.policy.reference():
-                self.keeper.check_best(self._evaluate(0))
+                self.run_folder.check_best(self._evaluate(0))
         if start and not here and self._evaluation_due(start):
-            self.keeper.add_scores(start, self._evaluate(start))
+            self.run_folder.add_scores(start, self._evaluate(start))
         return start
 
     def _evaluation_due(self, epoch: int) -> bool:
@@ -191,7 +191,7 @@ class Trainer:
 
     def _save(self, epoch: int, scores: dict[str, float]) -> None:
         with self.clock.phase("checkpoint"):
-            self.keeper.save(self.learner, epoch, scores, self.tracker.run_id)
+            self.run_folder.save(self.learner, epoch, scores, self.tracker.run_id)
 
     def _epoch(self, epoch: int) -> float:
         """Returns the mean reward."""
@@ -203,7 +203,7 @@ class Trainer:
             pending = self._roll_out(epoch, groups, keep_images=keep)
         with self.clock.phase("score_wait"):
             finished = [p.finish() for p in self.preemption.between(pending)]
-            self.rewards.settle(self.runtime.share)
+            self.rewards.settle(self.runtime.all_gather_object)
         samples = gather(self.runtime, self.plan, groups, finished, self.rewards.extras)
         step_credit, advantages = self._credit(samples.ladder, samples.group_id)
         failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
@@ -223,7 +223,9 @@ class Trainer:
             "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
         }
         stats["zero_std"] = zero_std_share(step_credit.reward, samples.group_id).item()
-        stats |= self.journal.looks(pending, samples.group_id) | {"updates": self.learner.updates}
+        stats |= self.journal.image_stats(pending, samples.group_id) | {
+            "updates": self.learner.updates
+        }
         return self.journal.epoch(done, samples, step_credit, stats)
 
     def _groups(self, epoch: int) -> list[int]:
@@ -340,7 +342,7 @@ class Trainer:
 
     def _finish(self) -> Path:
         """Export the averaged policy, write the report, close the trackers."""
-        page = self.keeper.finish(self.learner)
+        page = self.run_folder.finish(self.learner)
         self.rewards.close()
         self.runtime.leave()
         return page

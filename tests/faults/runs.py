@@ -41,7 +41,7 @@ DEADLINE = 120  # seconds for any process
 PHASES = {
     "load": "tp_grpo.models.load",
     "sample": "tp_grpo.trainer.roll_out",
-    "score": "tp_grpo.rewards.scorer_thread.Lane._score",
+    "score": "tp_grpo.rewards.scorer_thread.ScorerThread._score",
     "update": "tp_grpo.train.update.Updater.step",
     "evaluate": "tp_grpo.evaluate.held_out.ode_images",
     "write": "tp_grpo.store.checkpoint.Checkpoints.save",

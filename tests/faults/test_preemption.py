@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_stops_a_process_that_hangs_in_c(tmp_path: Path) -> None
 
 
 class Alone:
-    def largest(self, values: list[float]) -> list[float]:
+    def all_max(self, values: list[float]) -> list[float]:
         return values
 
 

@@ -17,7 +17,7 @@ class World:
     def __init__(self, others: list[Any]) -> None:
         self.others, self.world_size = others, len(others) + 1
 
-    def share(self, own: Any) -> list[Any]:
+    def all_gather_object(self, own: Any) -> list[Any]:
         return [*self.others, own]
 
 

@@ -120,7 +120,7 @@ def test_a_model_with_a_device_of_its_own_is_left_there_and_its_batch_size_reach
     rewards = RewardSet({"tests.scorers:Placed": {"device": "cpu", "batch_size": 64}})
     scorer: Any = rewards.scorers["tests.scorers:Placed"]
     assert (scorer.device, scorer.moves, scorer.batch_size) == ("cpu", [], 64)
-    assert rewards.lanes["tests.scorers:Placed"].largest == 64
+    assert rewards.threads["tests.scorers:Placed"].largest == 64
     placed: Any = RewardSet({"tests.scorers:Placed": {"placement": "cpu"}}).scorers[
         "tests.scorers:Placed"
     ]
@@ -165,7 +165,10 @@ def test_an_error_on_one_rank_stops_every_rank_with_its_words() -> None:
     ill.scorers[BRIGHTNESS] = lambda *batch: None  # type: ignore[assignment]
     for rewards in (well, ill):
         rewards.submit(IMAGES, [""] * 4, [{}] * 4).result()
-    told = [{name: lane.state() for name, lane in rewards.lanes.items()} for rewards in (well, ill)]
+    told = [
+        {name: thread.state() for name, thread in rewards.threads.items()}
+        for rewards in (well, ill)
+    ]
     for rewards in (well, ill):
         with pytest.raises(RewardError, match="Brightness' failed with AttributeError: 'NoneType'"):
             rewards.settle(lambda own: told)
@@ -237,7 +240,7 @@ def test_a_remote_scorer_is_built_with_its_url_name_and_options(
     scorer: Any = rewards.scorers["geneval"]
     assert (
         scorer.told == ("http://127.0.0.1:8000", "geneval", "t")
-        and rewards.lanes["geneval"].largest == 2
+        and rewards.threads["geneval"].largest == 2
     )
     with pytest.raises(ValueError, match="does not take the options"):
         RewardSet({"geneval": {"remote": "http://127.0.0.1:8000", "scoring": "fixed"}})

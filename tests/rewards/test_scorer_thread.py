@@ -1,4 +1,4 @@
-"""One scorer's lane: what each kind of failure costs, and what is never asked twice."""
+"""One scorer's thread: what each kind of failure costs, and what is never asked twice."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tp_grpo.rewards.scorer_thread import (
     FIRST_WAIT,
     LONGEST_WAIT,
     Batch,
-    Lane,
-    LaneOptions,
+    ScorerThread,
+    ScorerThreadOptions,
     backoff,
 )
 
@@ -71,10 +71,10 @@ class Clock:
 
 def run(
     fake: Fake, batch: Batch, clock: Clock | None = None, **options: Any
-) -> tuple[list[float], Lane]:
+) -> tuple[list[float], ScorerThread]:
     clock = clock or Clock()
-    lane = Lane("fake", LaneOptions(**options), sleep=clock, now=clock.now)
-    return lane.submit(fake, batch).result(timeout=10).score.tolist(), lane
+    thread = ScorerThread("fake", ScorerThreadOptions(**options), sleep=clock, now=clock.now)
+    return thread.submit(fake, batch).result(timeout=10).score.tolist(), thread
 
 
 def numbers(score: list[float]) -> list[float | None]:
@@ -148,8 +148,8 @@ def test_waits_are_bounded_and_jittered() -> None:
 def test_a_scorer_that_is_away_for_nine_minutes_loses_nothing() -> None:
     fake, clock = Fake(), Clock()
     fake.fails = lambda values: ConnectionError("refused") if clock.now() < 540 else None
-    lane = Lane("fake", LaneOptions(), sleep=clock, now=clock.now)
-    pending = [lane.submit(fake, batch_of([value])) for value in (1, 2, 3)]
+    thread = ScorerThread("fake", ScorerThreadOptions(), sleep=clock, now=clock.now)
+    pending = [thread.submit(fake, batch_of([value])) for value in (1, 2, 3)]
     assert [future.result(timeout=10).score.item() for future in pending] == [1, 2, 3]
     assert 540 <= clock.now() <= 540 + LONGEST_WAIT and fake.calls.count([1]) < 60
 
@@ -174,18 +174,20 @@ def test_after_its_patience_a_call_is_nan_and_the_next_are_tried_once_until_one_
     fake, clock = Fake(), Clock()
     down = [True]
     fake.fails = lambda values: Unavailable("connection refused") if down[0] else None
-    lane = Lane("fake", LaneOptions(patience=0.1, batch_size=2), sleep=clock, now=clock.now)
-    first = lane.submit(fake, batch_of([1, 2, 3, 4])).result(timeout=10)
+    thread = ScorerThread(
+        "fake", ScorerThreadOptions(patience=0.1, batch_size=2), sleep=clock, now=clock.now
+    )
+    first = thread.submit(fake, batch_of([1, 2, 3, 4])).result(timeout=10)
     assert (
         np.isnan(first.score).all()
         and fake.calls == [[1, 2]] * 2 + [[3, 4]]
         and clock.slept == [0.1]
     )
-    assert lane.state().error == "Unavailable: connection refused" and not lane.state().broken
+    assert thread.state().error == "Unavailable: connection refused" and not thread.state().broken
     down[0] = False
-    assert lane.submit(fake, batch_of([5, 6])).result(timeout=10).score.tolist() == [5, 6]
+    assert thread.submit(fake, batch_of([5, 6])).result(timeout=10).score.tolist() == [5, 6]
     down[0] = True
-    lane.submit(fake, batch_of([7])).result(timeout=10)
+    thread.submit(fake, batch_of([7])).result(timeout=10)
     assert len(clock.slept) == 2, "it was up again: it is worth patience again"
 
 
@@ -197,7 +199,7 @@ def test_one_bad_sample_costs_exactly_one_nan(error: Exception, batch_size: int)
     fake = Fake(lambda values: error if 6 in values else None)
     values = list(range(10))
     result = (
-        Lane("fake", LaneOptions(batch_size=batch_size))
+        ScorerThread("fake", ScorerThreadOptions(batch_size=batch_size))
         .submit(fake, batch_of(values))
         .result(timeout=10)
     )
@@ -210,9 +212,9 @@ def test_one_bad_sample_costs_exactly_one_nan(error: Exception, batch_size: int)
 
 def test_bisection_of_a_wholly_failing_call_costs_two_calls_a_sample_less_one() -> None:
     fake = Fake(lambda values: RuntimeError("down"))
-    score, lane = run(fake, batch_of(list(range(8))))
+    score, thread = run(fake, batch_of(list(range(8))))
     assert numbers(score) == [None] * 8 and len(fake.calls) == 15
-    assert lane.state().error == "RuntimeError: down" and not lane.state().broken
+    assert thread.state().error == "RuntimeError: down" and not thread.state().broken
 
 
 @pytest.mark.parametrize(
@@ -222,21 +224,21 @@ def test_out_of_memory_halves_the_calls_and_remembers(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = Fake(lambda values: error if len(values) > 3 else None)
-    lane = Lane("fake", LaneOptions())
-    assert lane.submit(fake, batch_of(list(range(10)))).result(timeout=10).score.tolist() == list(
+    thread = ScorerThread("fake", ScorerThreadOptions())
+    assert thread.submit(fake, batch_of(list(range(10)))).result(timeout=10).score.tolist() == list(
         range(10)
     )
     assert [len(call) for call in fake.calls] == [10, 5, 2, 2, 1, 2, 2, 1]
     fake.calls.clear()
-    lane.submit(fake, batch_of(list(range(6)))).result(timeout=10)
+    thread.submit(fake, batch_of(list(range(6)))).result(timeout=10)
     assert [len(call) for call in fake.calls] == [2, 2, 2]
     assert "fake: out of memory with 10 images a call; going on with 5" in caplog.text
 
 
 def test_out_of_memory_with_one_image_is_nan_and_no_end() -> None:
     fake = Fake(lambda values: MemoryError("no room"))
-    score, lane = run(fake, batch_of([1, 2]))
-    assert numbers(score) == [None, None] and lane.state().error == "MemoryError: no room"
+    score, thread = run(fake, batch_of([1, 2]))
+    assert numbers(score) == [None, None] and thread.state().error == "MemoryError: no room"
 
 
 def wrong_shape(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
@@ -259,46 +261,48 @@ def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> A
 def test_a_programming_error_breaks_the_lane(
     scorer: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lane = Lane("fake", LaneOptions())
-    score = lane.submit(scorer, batch_of([1, 2, 3, 4])).result(timeout=10).score
-    assert np.isnan(score).all() and lane.state().broken and lane.state().error == message
+    thread = ScorerThread("fake", ScorerThreadOptions())
+    score = thread.submit(scorer, batch_of([1, 2, 3, 4])).result(timeout=10).score
+    assert np.isnan(score).all() and thread.state().broken and thread.state().error == message
     assert caplog.records[0].exc_info, "the developer wants the traceback"
     calls = len(getattr(scorer, "calls", ()))
-    assert np.isnan(lane.submit(scorer, batch_of([5])).result(timeout=10).score).all()
-    assert len(getattr(scorer, "calls", ())) == calls, "a broken lane does not ask again"
+    assert np.isnan(thread.submit(scorer, batch_of([5])).result(timeout=10).score).all()
+    assert len(getattr(scorer, "calls", ())) == calls, "a broken thread does not ask again"
 
 
 def test_unequal_lengths_break_the_lane_instead_of_raising() -> None:
     images = batch_of([1, 2]).images
-    lane = Lane("fake", LaneOptions())
+    thread = ScorerThread("fake", ScorerThreadOptions())
     assert np.isnan(
-        lane.submit(Fake(), Batch(images, ["one"], [{}])).result(timeout=10).score
+        thread.submit(Fake(), Batch(images, ["one"], [{}])).result(timeout=10).score
     ).all()
-    assert lane.state().broken
+    assert thread.state().broken
 
 
 def test_a_lost_score_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     fake = Fake(lambda values: RuntimeError(f"odd {values}") if max(values) > 1 else None)
     with caplog.at_level(logging.WARNING):
-        _, lane = run(fake, batch_of([1, 2, 3, 4]))
+        _, thread = run(fake, batch_of([1, 2, 3, 4]))
     assert (
         len(caplog.records) == 1
         and "fake: no score for 1 images: RuntimeError: odd [2]" in caplog.text
     )
-    assert lane.state().error == "RuntimeError: odd [4]", "the last one is what a stopped run says"
+    assert thread.state().error == "RuntimeError: odd [4]", (
+        "the last one is what a stopped run says"
+    )
 
 
 def test_offload_moves_the_model_in_to_score_and_out_when_nothing_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
-    options = LaneOptions(placement="offload")
+    options = ScorerThreadOptions(placement="offload")
     options.check("fake")
-    lane, fake = Lane("fake", options), Fake()
-    lane.place(fake)
+    thread, fake = ScorerThread("fake", options), Fake()
+    thread.place(fake)
     assert fake.moves == ["cpu"]
     fake.moves.clear()
-    lane.submit(fake, batch_of([1])).result(timeout=10)
+    thread.submit(fake, batch_of([1])).result(timeout=10)
     assert fake.moves == ["meta", "score", "cpu"]
 
 
@@ -306,13 +310,16 @@ def test_offload_leaves_the_model_in_place_for_the_batch_that_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
-    lane, queued = Lane("fake", LaneOptions(placement="offload")), threading.Event()
+    thread, queued = (
+        ScorerThread("fake", ScorerThreadOptions(placement="offload")),
+        threading.Event(),
+    )
 
     def after_both_are_queued(values: list[int]) -> None:
         queued.wait(10)
 
     fake = Fake(after_both_are_queued)
-    pending = [lane.submit(fake, batch_of([value])) for value in (1, 2)]
+    pending = [thread.submit(fake, batch_of([value])) for value in (1, 2)]
     queued.set()
     assert [future.result(timeout=10).score.item() for future in pending] == [1, 2]
     assert fake.moves == ["meta", "score", "meta", "score", "cpu"], (
@@ -323,14 +330,14 @@ def test_offload_leaves_the_model_in_place_for_the_batch_that_waits(
 def test_placement_on_the_gpu_is_done_once_and_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
     for placement, device in (("", "meta"), ("cuda", "meta"), ("cpu", "cpu")):
-        lane, fake = Lane("fake", LaneOptions(placement=placement)), Fake()
-        lane.place(fake)
-        lane.submit(fake, batch_of([1])).result(timeout=10)
+        thread, fake = ScorerThread("fake", ScorerThreadOptions(placement=placement)), Fake()
+        thread.place(fake)
+        thread.submit(fake, batch_of([1])).result(timeout=10)
         assert fake.moves == [device, "score"]
     with pytest.raises(
         ValueError, match=r"fake.placement = 'cuda': this scorer has no `to\(device\)`"
     ):
-        Lane("fake", LaneOptions(placement="cuda")).place(wrong_shape)
+        ScorerThread("fake", ScorerThreadOptions(placement="cuda")).place(wrong_shape)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -338,7 +345,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"fake.placement = 'offload' needs a CUDA GPU; 'cpu' does without"
     ):
-        LaneOptions(placement="offload").check("fake")
+        ScorerThreadOptions(placement="offload").check("fake")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -357,8 +364,8 @@ def test_on_a_gpu_the_scorer_has_its_own_stream_and_offload_leaves_no_memory_beh
             return Scores(value.cpu().numpy())
 
     before = torch.cuda.memory_reserved()
-    lane, scorer = Lane("gpu", LaneOptions(placement="offload")), OnGpu()
-    lane.place(scorer)
-    assert lane.submit(scorer, batch_of([3, 5])).result(timeout=60).score.tolist() == [3, 5]
+    thread, scorer = ScorerThread("gpu", ScorerThreadOptions(placement="offload")), OnGpu()
+    thread.place(scorer)
+    assert thread.submit(scorer, batch_of([3, 5])).result(timeout=60).score.tolist() == [3, 5]
     assert scorer.streams[0] != torch.cuda.default_stream()
     assert scorer.weight.device.type == "cpu" and torch.cuda.memory_reserved() == before

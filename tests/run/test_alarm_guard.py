@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
 from tp_grpo.observe import alarms
-from tp_grpo.run.alarm_guard import Watch
+from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.store import checkpoint, files
 from tp_grpo.trainer import Trainer
 
@@ -34,14 +34,16 @@ class OneRank:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def share(self, item: Any) -> list[Any]:
+    def all_gather_object(self, item: Any) -> list[Any]:
         return [item]
 
     def on_main(self, work: Callable[[], None]) -> None:
         work()
 
 
-def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tuple[Watch, OneRank]:
+def watch(
+    folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()
+) -> tuple[AlarmGuard, OneRank]:
     """Of a run whose checkpoints, at these epochs, hold their number as a policy."""
     runtime, kept = OneRank(), folder / "checkpoints"
     for epoch in saved:
@@ -51,7 +53,7 @@ def watch(folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()) -> tu
     (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
     there = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
     keeper: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
-    return Watch(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
+    return AlarmGuard(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
 
 
 def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
@@ -63,7 +65,7 @@ def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
     own, runtime = watch(tmp_path, "warn", smoke)
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
-        own.look()
+        own.check()
     (said,) = runtime.said
     assert (
         said.startswith("alarm after epoch 5, zero std: 100% of the groups' steps")
@@ -74,12 +76,12 @@ def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
 def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -> None:
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
-    watch(tmp_path, "off", smoke)[0].look()
+    watch(tmp_path, "off", smoke)[0].check()
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(
         alarms.Alarmed, match=r"alarm after epoch 8, zero std(.|\n)*did: .*report\.html$"
     ):
-        watch(tmp_path, "stop", smoke)[0].look()
+        watch(tmp_path, "stop", smoke)[0].check()
     html = (tmp_path / "report.html").read_text()
     assert (
         "alarms that stand" in html
@@ -97,7 +99,7 @@ def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(
     with pytest.raises(
         alarms.Alarmed, match=r"zero std(.|\n)*There is no report of the run: .*config\.yaml"
     ):
-        own.look()
+        own.check()
 
 
 def collapsing(folder: Path, totals: Mapping[int, float]) -> None:
@@ -115,7 +117,7 @@ def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
     own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
     collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
     with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
-        own.look()
+        own.check()
     assert (tmp_path / "adapter" / "weights").read_text() == "4", (
         "6 was better, and raised the alarm"
     )
@@ -135,12 +137,12 @@ def test_an_alarm_is_an_alarm_on_a_full_disk(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    own.keeper.settle = full  # type: ignore[method-assign]
+    own.run_folder.settle = full  # type: ignore[method-assign]
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(
         alarms.Alarmed, match=r"The last checkpoint was not written: .*No space left"
     ) as stopped:
-        own.look()
+        own.check()
     assert f"{tmp_path}/checkpoints/epoch-4/adapter holds the policy of epoch 4" in str(
         stopped.value
     )
@@ -154,7 +156,7 @@ def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(
     own.config.eval.every = 2
     collapsing(tmp_path, {0: 0.1, 2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5})
     with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
-        own.look()
+        own.check()
     said = str(stopped.value)
     assert (
         "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), has been removed"
@@ -178,7 +180,7 @@ def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
     own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6))
     collapsing(tmp_path, totals)
     with pytest.raises(alarms.Alarmed, match=f"nothing to go back to. (.|\\n)*{advice}"):
-        own.look()
+        own.check()
     assert not (tmp_path / "adapter").exists()
 
 

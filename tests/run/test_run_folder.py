@@ -179,7 +179,7 @@ def test_a_run_that_ends_by_an_error_says_what_was_not_written(
     monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
     with pytest.raises(type(why)):
         trainer.run()
-    assert (trainer.keeper.close in together) == isinstance(why, RatioError), (
+    assert (trainer.run_folder.close in together) == isinstance(why, RatioError), (
         "what all raise, all wait for"
     )
     said = capsys.readouterr().out

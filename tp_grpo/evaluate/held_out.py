@@ -102,7 +102,7 @@ def evaluate(
         pictures.append(pixels)
         boundary()
     done = [future.result() for future in pending]
-    rewards.settle(runtime.share)
+    rewards.settle(runtime.all_gather_object)
     columns = columns_of(done, rewards.scorers, rewards.extras)
     scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
     shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)

@@ -39,7 +39,7 @@ def digest(folder: Path) -> str:
     return "-".join(sha256(path) for path in sorted(folder.rglob("*.safetensors")))
 
 
-class Tuned:
+class PolicyOnBase:
     """A backbone with a trained policy, or the base model alone."""
 
     def __init__(self, model: Any, runtime: Runtime, folder: Path | None) -> None:

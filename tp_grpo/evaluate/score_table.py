@@ -17,7 +17,7 @@ from tp_grpo.store import files
 Sample = tuple[int, int]  # (prompt index, member)
 
 
-class Ledger:
+class ScoreTable:
     """`scores-RANK.jsonl` in a folder, beside `settings.json`, which says what they are scores of."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int) -> None:

@@ -15,7 +15,7 @@ from reward_models import macros
 from tp_grpo.data.prompts import PromptSet
 from tp_grpo.evaluate import policy_on_base
 from tp_grpo.evaluate.held_out import columns_of, sample_images, samples
-from tp_grpo.evaluate.score_table import Ledger, Sample, as_markdown, summarise
+from tp_grpo.evaluate.score_table import Sample, ScoreTable, as_markdown, summarise
 from tp_grpo.plan import check_sampling
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
@@ -33,9 +33,11 @@ def assess(
     check_sampling(config)
     count = min(config.eval.prompts or len(prompts), len(prompts))
     runtime = Runtime(config.model.dtype, (), str(out))
-    ledger = Ledger(out, _settings(config, scorers, policy, prompts.prompts[:count]), runtime.rank)
+    score_table = ScoreTable(
+        out, _settings(config, scorers, policy, prompts.prompts[:count]), runtime.rank
+    )
     ids, members = samples(count, config.eval.members)
-    done = ledger.read()
+    done = score_table.read()
     missing = [
         i
         for i, sample in enumerate(zip(ids.tolist(), members.tolist(), strict=True))
@@ -48,7 +50,7 @@ def assess(
     if own:
         with contextlib.closing(RewardSet(scorers)) as rewards:
             rewards.check_prompts(prompts.prompts[:count], prompts.metadata[:count])
-            backbone = policy_on_base.Tuned(config.model, runtime, policy).backbone
+            backbone = policy_on_base.PolicyOnBase(config.model, runtime, policy).backbone
             waiting: deque[tuple[list[Sample], Future[Rewards]]] = deque()
             drawn = sample_images(runtime, backbone, prompts, ids[own], members[own], config=config)
             for batch, pixels, finite in drawn:
@@ -59,11 +61,11 @@ def assess(
                     (batch_samples, rewards.submit(pixels, batch.prompts, batch.metadata, finite))
                 )
                 if len(waiting) > 1:  # one batch is scored beside the sampling of the next
-                    _write(ledger, rewards, *waiting.popleft())
+                    _write(score_table, rewards, *waiting.popleft())
             for entry in waiting:
-                _write(ledger, rewards, *entry)
+                _write(score_table, rewards, *entry)
     runtime.accelerator.wait_for_everyone()
-    scores = ledger.read()
+    scores = score_table.read()
     rows = summarise(scores, prompts.prompts, prompts.metadata, macros(scorers))
     table = as_markdown(rows)
     if len(scores) < len(ids):
@@ -79,14 +81,16 @@ def assess(
 
 
 def _write(
-    ledger: Ledger, rewards: RewardSet, scored: list[Sample], future: Future[Rewards]
+    score_table: ScoreTable, rewards: RewardSet, scored: list[Sample], future: Future[Rewards]
 ) -> None:
-    """Into the ledger what has a score; the rest is tried again by the next call."""
+    """Into the score_table what has a score; the rest is tried again by the next call."""
     done = future.result()
     rewards.settle()
     had = [i for i, missing in enumerate(done.total.isnan().tolist()) if not missing]
     columns = columns_of([done], done.scores, done.extras)
-    ledger.append([scored[i] for i in had], {name: column[had] for name, column in columns.items()})
+    score_table.append(
+        [scored[i] for i in had], {name: column[had] for name, column in columns.items()}
+    )
 
 
 def _settings(

@@ -63,7 +63,7 @@ class Journal:
         )
         return values["reward"]
 
-    def looks(self, pending: list[Pending], group_id: Tensor) -> dict[str, float]:
+    def image_stats(self, pending: list[Pending], group_id: Tensor) -> dict[str, float]:
         """What the alarms know of an epoch's images; group_id (N,) of all ranks' samples."""
         small = in_order(self.runtime, self.plan, [p.coarse for p in pending])
         fine = in_order(self.runtime, self.plan, [p.detail for p in pending])

@@ -26,7 +26,7 @@ def check(runtime: Runtime, own: Mapping[str, Any], advice: str) -> None:
     """
     if runtime.world_size == 1:
         return
-    ranks = runtime.share({what: repr(value) for what, value in own.items()})
+    ranks = runtime.all_gather_object({what: repr(value) for what, value in own.items()})
     different = [line for what in own for line in _outside(what, [rank[what] for rank in ranks])]
     if different:
         rest = [f"  and {len(different) - MAX_SHOWN} more"] if len(different) > MAX_SHOWN else []
@@ -46,7 +46,7 @@ def check_weights(runtime: Runtime, parameters: Mapping[str, Tensor], when: str)
     sums = checksums(p for p in parameters.values() if not hasattr(p, "to_local"))
     digest = hashlib.sha256(repr(sums).encode()).hexdigest()
     if (
-        len(set(runtime.share(digest))) > 1
+        len(set(runtime.all_gather_object(digest))) > 1
     ):  # each rank sees the same, so all go on to ask which parameter it is
         names = [name for name, p in parameters.items() if not hasattr(p, "to_local")]
         check(

@@ -85,7 +85,7 @@ class Preemption:
 
     def boundary(self) -> None:
         """Called by all ranks between two batches. Raises Preempted when the epoch would take too long."""
-        asked, late, write = self.runtime.largest([self.asked_by, self._late(), self._write()])
+        asked, late, write = self.runtime.all_max([self.asked_by, self._late(), self._write()])
         if asked and late + write > 0:
             raise Preempted(
                 f"{signal.Signals(int(asked)).name}: stopped at once, the epoch would have taken too long"
@@ -99,7 +99,7 @@ class Preemption:
 
     def between_epochs(self) -> None:
         """Called by all ranks after a checkpoint. Raises Preempted when any was asked to stop."""
-        (asked,) = self.runtime.largest([self.asked_by])
+        (asked,) = self.runtime.all_max([self.asked_by])
         if asked:
             raise Preempted(f"{signal.Signals(int(asked)).name}: stopped after the epoch")
 

@@ -65,7 +65,7 @@ class Runtime:
             _GROUPS.append(distributed.group.WORLD)
         self.shard = shard and self.world_size > 1
         self.peers = (
-            Peers(self.rank, self.share(own_name(self.rank)), timeout_s)
+            Peers(self.rank, self.all_gather_object(own_name(self.rank)), timeout_s)
             if self.world_size > 1
             else None
         )
@@ -97,7 +97,7 @@ class Runtime:
         gathered: Tensor = self.accelerator.gather(rows)
         return gathered
 
-    def share(self, item: T) -> list[T]:
+    def all_gather_object(self, item: T) -> list[T]:
         """Every rank's item, rank by rank; any that can be pickled."""
         shared: list[T] = gather_object([item])
         return shared
@@ -107,7 +107,7 @@ class Runtime:
         peers.leave()
         self.accelerator.end_training()
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_max(self, values: Sequence[float]) -> list[float]:
         """Place by place, the largest of all ranks' values; fp32, cheap enough for every batch."""
         if self.world_size == 1:
             return list(values)
@@ -115,9 +115,9 @@ class Runtime:
         most: list[float] = self.gather(own).max(0).values.tolist()
         return most
 
-    def total(self, counts: dict[str, int]) -> dict[str, int]:
+    def all_sum(self, counts: dict[str, int]) -> dict[str, int]:
         """Name by name, the sum over all ranks."""
-        return dict(sum(map(Counter, self.share(counts)), Counter()))
+        return dict(sum(map(Counter, self.all_gather_object(counts)), Counter()))
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Rank 0 works while the others wait; an OSError of its is raised on all ranks alike."""
@@ -127,7 +127,7 @@ class Runtime:
                 work()
             except OSError as raised:
                 error = raised
-        error = self.share(error)[0]
+        error = self.all_gather_object(error)[0]
         if error is not None:
             raise error
 
@@ -145,7 +145,7 @@ class Runtime:
             if failed:
                 raise failed
             return done
-        said = self.share(_words(failed))
+        said = self.all_gather_object(_words(failed))
         if failed and not isinstance(failed, ValueError):
             raise failed
         if any(said):

@@ -16,8 +16,8 @@ from reward_models import Metadata, Scorer, Scores, build, macros, takes, target
 from tp_grpo.rewards.scorer_thread import (
     UNAVAILABLE,
     Batch,
-    Lane,
-    LaneOptions,
+    ScorerThread,
+    ScorerThreadOptions,
     State,
     is_number,
     split_options,
@@ -53,7 +53,7 @@ class RewardSet:
     """`{"pickscore": 1.0}` or `{"shapes": {"weight": 1.0, ...options}}`: builds the scorers and adds their scores up.
 
     Beside its own, every scorer takes the options `batch_size`, `placement`, `remote` and `patience` of
-    `scoring.LaneOptions`; what becomes of its failures is told there. A scorer of weight 0 judges evaluations alone:
+    `scoring.ScorerThreadOptions`; what becomes of its failures is told there. A scorer of weight 0 judges evaluations alone:
     what is never trained on tells whether the reward is earned (`alarms`). After `settle`, `extras` are the names of
     all extras, `macros` the macro means that can be taken of them, and `errors` what each scorer that failed said last.
 
@@ -68,7 +68,7 @@ class RewardSet:
             )
         self.scorers: dict[str, Scorer] = {}
         self.weights: dict[str, float] = {}
-        self.lanes: dict[str, Lane] = {}
+        self.threads: dict[str, ScorerThread] = {}
         self.extras: list[str] = []
         self.macros = macros(scorers)
         self.errors: dict[str, str] = {}
@@ -79,7 +79,9 @@ class RewardSet:
         # One thread: results are added up in the order their batches came.
         self._adder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
-    def _add(self, name: str, weight: float, options: LaneOptions, own: dict[str, Any]) -> None:
+    def _add(
+        self, name: str, weight: float, options: ScorerThreadOptions, own: dict[str, Any]
+    ) -> None:
         factory = REMOTE if options.remote else name
         if options.batch_size and takes(factory, "batch_size"):
             own = {"batch_size": options.batch_size, **own}
@@ -88,13 +90,13 @@ class RewardSet:
             if options.remote
             else build(name, **own)
         )
-        self.scorers[name], self.weights[name], self.lanes[name] = (
+        self.scorers[name], self.weights[name], self.threads[name] = (
             scorer,
             weight,
-            Lane(name, options),
+            ScorerThread(name, options),
         )
         if own.get("device", "auto") == "auto":  # what the user put somewhere stays there
-            self.lanes[name].place(scorer)
+            self.threads[name].place(scorer)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """Raises ValueError when a scorer that can tell could never score one of these, or is out of reach."""
@@ -126,10 +128,10 @@ class RewardSet:
             batch = Batch(*batch.take(rows))
             for name in asked:
                 lost = len(images) - len(rows)
-                self.lanes[name].tell(
+                self.threads[name].tell(
                     "images that are NaN or infinite: the model or its VAE overflowed", lost
                 )
-        parts = {name: self.lanes[name].submit(self.scorers[name], batch) for name in asked}
+        parts = {name: self.threads[name].submit(self.scorers[name], batch) for name in asked}
         return self._adder.submit(self._add_up, parts, torch.from_numpy(rows), len(images))
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
@@ -144,7 +146,7 @@ class RewardSet:
         share: gives every rank's object to every rank. Raises RewardError, on all ranks alike, when a scorer met a
         programming error on any.
         """
-        ranks = share({name: lane.state() for name, lane in self.lanes.items()})
+        ranks = share({name: thread.state() for name, thread in self.threads.items()})
         seen = [(name, state) for rank in ranks for name, state in rank.items()]
         self.extras = list(
             dict.fromkeys(f"{name}/{extra}" for name, state in seen for extra in state.extras)
@@ -162,8 +164,8 @@ class RewardSet:
 
     def close(self) -> None:
         """Drop what is still queued; the calls in work are finished, processes of scorers ended."""
-        for lane in self.lanes.values():
-            lane.close()
+        for thread in self.threads.values():
+            thread.close()
         self._adder.shutdown(wait=False, cancel_futures=True)
         for scorer in self.scorers.values():
             if hasattr(scorer, "close"):
@@ -187,8 +189,8 @@ class RewardSet:
         return Rewards(total, scores, extras)
 
 
-def _read(name: str, given: Any) -> tuple[float, LaneOptions, dict[str, Any]]:
-    """Weight, the lane's options and the scorer's own. Raises ValueError for what is wrong whatever the weights."""
+def _read(name: str, given: Any) -> tuple[float, ScorerThreadOptions, dict[str, Any]]:
+    """Weight, the thread's options and the scorer's own. Raises ValueError for what is wrong whatever the weights."""
     where = f"rewards.scorers.{name}"
     if not isinstance(given, Mapping) and not is_number(given):
         raise ValueError(

@@ -6,7 +6,7 @@ What becomes of an exception of the scorer:
   backoff and jitter; then its images are NaN, and later calls are tried only once until one goes well.
 - `MemoryError`, CUDA out of memory: calls are half as large from then on; one image alone is NaN.
 - `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or values of a wrong shape: a
-  programming error. The lane is broken, all else is NaN, and `RewardSet.settle` stops the run.
+  programming error. The thread is broken, all else is NaN, and `RewardSet.settle` stops the run.
 - Any other, `ValueError` too: the call is halved until the images that it is about are found; those are NaN. For
   libraries raise ValueError for one odd image, and a run that stops at an image stops there again whenever it is
   resumed. What the user got wrong is a ValueError earlier: when the scorer is built or its prompts are checked.
@@ -74,7 +74,7 @@ def _key(image: np.ndarray, prompt: str, metadata: Metadata) -> bytes:
 
 
 @dataclass(frozen=True)
-class LaneOptions:
+class ScorerThreadOptions:
     """What the config may say of any scorer, beside its weight. Raises ValueError for what makes no sense.
 
     batch_size: images a call, 0 for a whole batch. placement: where its model is; `offload` moves it to the GPU while
@@ -129,7 +129,7 @@ def gpu() -> torch.device | None:
 
 @dataclass(frozen=True)
 class State:
-    """What a lane has seen: whether it is broken for good, its last error in words, and the names of its extras."""
+    """What a thread has seen: whether it is broken for good, its last error in words, and the names of its extras."""
 
     broken: bool
     error: str
@@ -163,7 +163,7 @@ def _finite(values: Any, n: int) -> np.ndarray:
     return np.where(np.isfinite(column), column, np.nan)
 
 
-class Lane:
+class ScorerThread:
     """The thread of one scorer: batches one after another, in the order they come; it is the scorer's lock as well.
 
     On a GPU the scorer has a CUDA stream of its own. `sleep` waits for so many seconds, `now` tells them.
@@ -172,7 +172,7 @@ class Lane:
     def __init__(
         self,
         name: str,
-        options: LaneOptions,
+        options: ScorerThreadOptions,
         sleep: Callable[[float], Any] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -325,9 +325,9 @@ def backoff(attempt: int) -> float:
     return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * _RANDOM.uniform(0.5, 1)
 
 
-def split_options(given: Mapping[str, Any]) -> tuple[LaneOptions, dict[str, Any]]:
-    """The lane's options, and the scorer's own."""
-    known = LaneOptions.__dataclass_fields__.keys() & given.keys()
-    return LaneOptions(**{key: given[key] for key in known}), {
+def split_options(given: Mapping[str, Any]) -> tuple[ScorerThreadOptions, dict[str, Any]]:
+    """The thread's options, and the scorer's own."""
+    known = ScorerThreadOptions.__dataclass_fields__.keys() & given.keys()
+    return ScorerThreadOptions(**{key: given[key] for key in known}), {
         key: given[key] for key in given if key not in known
     }

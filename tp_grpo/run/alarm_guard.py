@@ -10,18 +10,23 @@ from typing import Any
 from tp_grpo import report
 from tp_grpo.observe import alarms
 from tp_grpo.ranks.runtime import Runtime
-from tp_grpo.run.run_folder import Keeper
+from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.store import files
 from tp_grpo.store.checkpoint import ADAPTER
 
 
-class Watch:
+class AlarmGuard:
     """Looks at the metrics.jsonl of the run's folder, which rank 0 alone writes."""
 
-    def __init__(self, runtime: Runtime, folder: Path, keeper: Keeper, config: Any) -> None:
-        self.runtime, self.folder, self.keeper, self.config = runtime, folder, keeper, config
+    def __init__(self, runtime: Runtime, folder: Path, run_folder: RunFolder, config: Any) -> None:
+        self.runtime, self.folder, self.run_folder, self.config = (
+            runtime,
+            folder,
+            run_folder,
+            config,
+        )
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Called by all ranks after an epoch's checkpoint.
 
         Raises Alarmed on all of them where the run is to end, with its report written.
@@ -29,7 +34,7 @@ class Watch:
         how = self.config.tracking.alarms
         history = files.read_lines(self.folder / "metrics.jsonl") if self.runtime.is_main else []
         if how in ("stop", "rollback"):
-            raised = self.runtime.share(alarms.check(history, self.config))[0]
+            raised = self.runtime.all_gather_object(alarms.check(history, self.config))[0]
             if raised:
                 done = self._settle()
                 done += [self._roll_back(history)] if how == "rollback" else []
@@ -41,7 +46,7 @@ class Watch:
     def _settle(self) -> list[str]:
         """Nothing, or why the last checkpoint is not there: what ends the run is the alarm, not a full disk."""
         try:
-            self.keeper.settle()
+            self.run_folder.settle()
         except OSError as error:
             return [f"The last checkpoint was not written: {error}"]
         return []
@@ -55,13 +60,13 @@ class Watch:
                 said = f"What the run did: {page}"
             except (OSError, ValueError) as error:
                 said = f"There is no report of the run: {error}"
-        return self.runtime.share(said)[0]
+        return self.runtime.all_gather_object(said)[0]
 
     def _roll_back(self, history: Sequence[Mapping[str, Any]]) -> str:
         """Export the best checkpoint's policy; what was done, and the command to train on from there."""
-        totals = self.runtime.share(alarms.honest(history, self.config))[0]
-        checkpoints = self.keeper.checkpoints
-        best = self.runtime.share(alarms.best_epoch(totals, checkpoints.epochs()))[0]
+        totals = self.runtime.all_gather_object(alarms.honest(history, self.config))[0]
+        checkpoints = self.run_folder.checkpoints
+        best = self.runtime.all_gather_object(alarms.best_epoch(totals, checkpoints.epochs()))[0]
         if best is None:
             return f"There is nothing to go back to. {self._removed(totals, best)}"
         source = checkpoints.folder / f"epoch-{best}"

@@ -18,7 +18,7 @@ from tp_grpo.store import checkpoint, files
 from tp_grpo.train.learner import Learner
 
 
-class Keeper:
+class RunFolder:
     """`found` is the checkpoint to go on from, None for a run that begins; it is let go of once it is restored.
 
     It has no tracker id where the run's curves do not go on from it: it is another run's, or an earlier one.
@@ -67,7 +67,7 @@ class Keeper:
                 self._lock = files.hold(self.folder / ".lock")
             except ValueError as error:
                 refused = str(error)
-        refused = self.runtime.share(refused)[0]
+        refused = self.runtime.all_gather_object(refused)[0]
         if refused:
             raise ValueError(
                 f"{refused}: wait for that run or stop it, or give this one another run_name"

@@ -124,7 +124,7 @@ def _plan(config: Any, found: Estimate) -> str:
             f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
         ),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        *found.plan.rows,
+        *found.plan.summary,
     ]
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
 

@@ -105,21 +105,19 @@ def test_a_common_latent_saves_the_members_baselines(
     trainer = Trainer(smoke(**fields))
     counts, plan = Counts(trainer, monkeypatch), trainer.plan
     pending = trainer._roll_out(0, list(range(plan.groups)), keep_images=True)
-    rollouts = [p.finish()[0] for p in pending]
+    rewards = [p.finish() for p in pending]
     trainer.rewards.close()
     assert sum(counts.rows) == plan.epoch_nfe == 8 * 9 - 3 * (8 - baselines)
     assert counts.decoded == counts.scored == plan.epoch_images == 8 * 3 - (8 - baselines)
-    ladder, group = (
-        torch.cat([r.ladder for r in rollouts]),
-        torch.cat([r.group_id for r in rollouts]),
-    )
-    start = torch.cat([r.trajectory.x[:, 0] for r in rollouts])
+    ladder = torch.cat([r.total for r in rewards])
+    batches = trainer._batches(list(range(plan.groups)))
+    group = torch.cat([batch.group_id for batch in batches])
+    start = torch.cat([p.rollout.states[:, 0] for p in pending])
     for g in group.unique():
         assert (start[group == g] == start[group == g][0]).all()
         torch.testing.assert_close(
             ladder[group == g, 0].std(), torch.tensor(0.0), atol=1e-2, rtol=0
         )
     assert not torch.equal(start[group == group[0]][0], start[group != group[0]][0])
-    assert ladder.shape == (8, 3) and all(
-        p.images is not None and p.images.shape[1] == 3 for p in pending
-    )
+    assert ladder.shape == (8, 3)
+    assert all(p.images is not None and p.images.shape[1] == 3 for p in pending)

@@ -1,4 +1,4 @@
-"""The loop, end to end on the embedded weights: what it leaves behind, and what must not change it."""
+"""The loop, end to end on the embedded weights: what it leaves behind, what must not change it."""
 
 from __future__ import annotations
 

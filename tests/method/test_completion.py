@@ -1,4 +1,4 @@
-"""Cheaper completions: their order on a closed-form flow, what each of them computes, and what each costs."""
+"""Cheaper completions: their order on a closed-form flow, what each computes, what each costs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def complete(x: Tensor, sigmas: Tensor, solver: Solver) -> Tensor:
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (adams_bashforth, 2)])
 @pytest.mark.parametrize("bend", [1.0, 1.3])
 def test_order_of_accuracy(solver: Solver, order: int, bend: float) -> None:
-    """Halving the steps divides the error of a smooth flow by 2 to the order, on equal and on unequal steps."""
+    """Halving the steps of a smooth flow divides the error by 2 to the order."""
     x = randn(64, 1)
     path = [0.9 * torch.linspace(1, 0, n + 1, dtype=torch.float64) ** bend for n in (64, 128, 2048)]
     coarse, fine, exact = (complete(x, sigmas, solver) for sigmas in path)
@@ -68,7 +68,7 @@ def test_order_of_accuracy(solver: Solver, order: int, bend: float) -> None:
 
 
 def test_a_linear_velocity_is_followed_exactly_after_the_first_step() -> None:
-    """v = sigma, by hand: Euler's step from 1 to 0.5 takes 0.5 off, AB2's next one the integral, 0.125."""
+    """v = sigma, by hand: Euler from 1 to 0.5 takes 0.5 off, AB2 next 0.125, the integral."""
     sigmas = torch.tensor([1.0, 0.5, 0.0]).double()
     branch = Branch(torch.zeros(1, 1).double(), torch.arange(1), 0, [1], adams_bashforth)
     seen = []
@@ -81,7 +81,7 @@ def test_a_linear_velocity_is_followed_exactly_after_the_first_step() -> None:
 def by_hand(
     x: Tensor, v: Tensor, steps: list[int], at: int, sigmas: Tensor, rows: Tensor, order: int
 ) -> Tensor:
-    """One completion written out: from sigma_at with velocity v, then a velocity at each of `steps`."""
+    """One completion written out: from sigma_at with v, then a velocity at each of `steps`."""
     velocity, before = Recorder(), None
     for here, there in zip([at, *steps], [*steps, len(sigmas) - 1], strict=True):
         v = v if here == at else velocity(x, here, rows)
@@ -150,7 +150,7 @@ def test_the_law_of_euler(window: range) -> None:
 
 
 def test_second_order_pays_on_the_mixture() -> None:
-    """From the states of a trajectory, 4 evaluations of AB2 come nearer to the exact ODE than 4 of Euler."""
+    """From a trajectory's states, 4 evaluations of AB2 come nearer to the ODE than 4 of Euler."""
     sigmas, window = torch.tensor([*SD3[:-2], 0.2, 0.0]).double(), range(9)
     x, noise = randn(200, 1), randn(200, 9, 1, seed=1)
     fields = {"completion": "multistep", "completion_steps": 4}

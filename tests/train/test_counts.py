@@ -1,4 +1,4 @@
-"""A real epoch makes exactly the model evaluations, decoded images and scored images that the plan says."""
+"""A real epoch makes exactly the evaluations, decoded and scored images that the plan says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Counts:
         )
 
 
-# T = 4, K = 2 from step 0, 8 trajectories in batches of 4, i.e. of one group; sigmas 1, 0.67, 0.33, 0.001.
+# T = 4, K = 2, 8 trajectories in batches of 4, a group each; sigmas 1, 0.67, 0.33, 0.001.
 CASES: list[tuple[dict[str, Any], int, int]] = [
     ({}, 4 + 3 + 2, 3),
     ({"sample__batch_size": 2, "sample__max_rows": 3}, 9, 3),
@@ -75,7 +75,7 @@ def test_an_epoch_costs_what_the_plan_says(
     )
 
 
-# A batch of 4 has a call of its own at each of 4 steps; beside it come 4 rows of branches at step 1, 8 at 2 and 3.
+# A batch of 4 has a call at each of 4 steps; 4 rows of branches come at step 1, 8 at 2 and 3.
 @pytest.mark.parametrize("max_rows, branches", [(3, 2 + 3 + 3), (4, 1 + 2 + 2), (8, 1 + 1 + 1)])
 def test_an_epoch_s_calls_are_as_few_as_the_rows_allow(
     smoke: Smoke, max_rows: int, branches: int, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""What an update need not compute: micro-batches without a gradient, and the frozen model's velocities again."""
+"""What an update need not compute: passes without a gradient, the frozen model's means again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Smoke = Callable[..., ConfigDict]
 def test_steps_in_one_backward_pass_descend_like_one_after_the_other(
     smoke: Smoke, beta: float
 ) -> None:
-    """Two rollout batches of four at two steps: as 4 passes of 4 rows, as 16 rows and as 12 and 4."""
+    """Two rollout batches of four, two steps: as 4 passes of 4 rows, as 16 rows, as 12 and 4."""
     fields = {"train__beta": beta, "train__updates_per_epoch": 1, "train__inner_epochs": 2}
     fields |= {"sample__guidance_scale": 2.0, "train__learning_rate": 1e-2}
     advantages = [
@@ -76,7 +76,7 @@ def count(trainer: Trainer) -> list[torch.Tensor]:
 def updated(
     config: ConfigDict, advantages: torch.Tensor, rounds: int, lost: int | None = None
 ) -> tuple[dict, dict, int]:
-    """Weights, the last report and the number of forwards after `rounds` updates of one rollout batch of four.
+    """Weights, the last report and the number of forwards after `rounds` updates of one batch of 4.
 
     lost: a sample whose states are NaN from the second on.
     """
@@ -115,7 +115,7 @@ def test_what_has_no_gradient_is_left_out_and_nothing_changes(
 def test_ranks_meet_at_the_boundaries_before_they_add_their_gradients(
     smoke: Smoke, zero: list[int]
 ) -> None:
-    """A rank that has nothing to compute at the end would add its gradients while others are at a boundary."""
+    """A rank with nothing left to compute would add gradients while others are at a boundary."""
     trainer = Trainer(smoke(train__updates_per_epoch=1, sample__batch_size=4))
     batches = [
         p.rollout for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
@@ -185,7 +185,7 @@ def test_an_image_that_is_nan_costs_its_ladder_and_leaves_no_mark(smoke: Smoke) 
 
 
 def poison(trainer: Trainer, updates: set[int]) -> list[float]:
-    """The gradient of one weight is NaN in these updates, counted from 1; returns the list of norms to come."""
+    """Make the gradient of one weight NaN in these updates, counted from 1; returns the norms."""
     step, norms = trainer.updater.step, []
     number = 0
 

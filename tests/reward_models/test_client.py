@@ -24,7 +24,13 @@ BATCH = (IMAGES, ["a", "b"], [{}, {}])
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    scorers: dict[str, dict] = {"shapes": {}, BRIGHTNESS: {}, RAISES: {"calls": 0}, SHORT: {}, SILENT: {}}
+    scorers: dict[str, dict] = {
+        "shapes": {},
+        BRIGHTNESS: {},
+        RAISES: {"calls": 0},
+        SHORT: {},
+        SILENT: {},
+    }
     process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
     yield process
     process.stop()
@@ -36,7 +42,9 @@ def remote(server: ServerProcess, name: str, **options: object) -> RemoteScorer:
 
 @pytest.mark.parametrize("png", [False, True])
 @pytest.mark.parametrize("batch_size", [32, 7])
-def test_a_remote_scorer_gives_what_the_local_one_gives(server: ServerProcess, png: bool, batch_size: int) -> None:
+def test_a_remote_scorer_gives_what_the_local_one_gives(
+    server: ServerProcess, png: bool, batch_size: int
+) -> None:
     batch = shapes_batch(20, seed=1)
     scorer = remote(server, "shapes", png=png, batch_size=batch_size)
     scorer.check(batch[1], batch[2])
@@ -60,8 +68,12 @@ def test_the_server_dies_in_mid_run_and_comes_back() -> None:
     try:
         expected = scorer(*batch).score
         server.stop()
-        for _ in range(3):  # the first finds a broken connection in its pool, the next cannot make one
-            with pytest.raises(Unavailable, match=f"no answer from the reward server at {server.url}"):
+        for _ in range(
+            3
+        ):  # the first finds a broken connection in its pool, the next cannot make one
+            with pytest.raises(
+                Unavailable, match=f"no answer from the reward server at {server.url}"
+            ):
                 scorer(*batch)
         with pytest.raises(Unavailable, match="python -m reward_models\\.server"):
             scorer.check()
@@ -98,7 +110,12 @@ def test_an_answer_that_does_not_come_in_time_is_unavailable() -> None:
     [
         (BRIGHTNESS, {"token": "wrong"}, Refused, "401: this reward server asks for a token"),
         ("geneval", {}, Refused, "404: no scorer is called 'geneval' here; this server has shapes"),
-        (RAISES, {}, RuntimeError, "500: the scorer '.*Raises' failed with RuntimeError: the engine is out of fuel"),
+        (
+            RAISES,
+            {},
+            RuntimeError,
+            "500: the scorer '.*Raises' failed with RuntimeError: the engine is out of fuel",
+        ),
         (SHORT, {}, Refused, r"500: .* gave a score of shape \(1,\) for 2 images"),
         (SILENT, {}, Unavailable, "503: .*the far end is silent"),
     ],
@@ -140,20 +157,29 @@ def test_threads_share_one_scorer_and_get_their_own_answers(server: ServerProces
 def test_a_forked_child_has_connections_of_its_own(server: ServerProcess) -> None:
     scorer = remote(server, BRIGHTNESS)
     scorer(*BATCH)
-    own = scorer._client()
+    own = scorer._connections.client()
     child = os.fork()
     if child == 0:
-        os._exit(0 if scorer._client() is not own and scorer(*BATCH).score[0] == np.float32(0.2) else 1)
+        os._exit(
+            0
+            if scorer._connections.client() is not own
+            and scorer(*BATCH).score[0] == np.float32(0.2)
+            else 1
+        )
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert scorer(*BATCH).score[0] == np.float32(0.2)
 
 
-def test_the_token_comes_from_the_environment(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_comes_from_the_environment(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REWARD_TOKEN", TOKEN)
     RemoteScorer(server.url, "shapes").check()
 
 
-def test_a_proxy_of_the_cluster_is_not_asked(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_cluster_is_not_asked(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     remote(server, "shapes").check()
@@ -161,7 +187,13 @@ def test_a_proxy_of_the_cluster_is_not_asked(server: ServerProcess, monkeypatch:
 
 @pytest.mark.parametrize(
     "reply",
-    [b"<html>It works!</html>", b"[]", b"{}", b'{"score": [1.0], "extras": {}}', b'{"score": ["a", 1], "extras": {}}'],
+    [
+        b"<html>It works!</html>",
+        b"[]",
+        b"{}",
+        b'{"score": [1.0], "extras": {}}',
+        b'{"score": ["a", 1], "extras": {}}',
+    ],
 )
 def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None:
     class Handler(BaseHTTPRequestHandler):
@@ -184,7 +216,7 @@ def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None
     try:
         with pytest.raises(Refused, match="the reply"):
             scorer(*BATCH)
-        with pytest.raises(ValueError, match="no reward server"):
+        with pytest.raises(ValueError, match="is not a reward server"):
             scorer.check()
     finally:
         stranger.shutdown()
@@ -194,7 +226,10 @@ def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"url": "127.0.0.1:8090"}, "must be the server's address"),
+        (
+            {"url": "127.0.0.1:8090"},
+            "remote = '127.0.0.1:8090' must be an address, as in 'http://127.0.0.1:8090'",
+        ),
         ({"url": "http://127.0.0.1:8090", "timeout": 0}, "timeout = 0"),
         ({"url": "http://127.0.0.1:8090", "batch_size": 0}, "batch_size = 0"),
     ],
@@ -206,8 +241,14 @@ def test_bad_settings(arguments: dict, words: str) -> None:
 
 @pytest.mark.parametrize(
     "images, metadata",
-    [(IMAGES.astype(np.float32), [{}, {}]), (IMAGES[0], [{}, {}]), (IMAGES, [{}, {"sizes": {1, 2}}])],
+    [
+        (IMAGES.astype(np.float32), [{}, {}]),
+        (IMAGES[0], [{}, {}]),
+        (IMAGES, [{}, {"sizes": {1, 2}}]),
+    ],
 )
-def test_what_cannot_travel_is_a_fault_of_the_program(images: np.ndarray, metadata: list[dict]) -> None:
+def test_what_cannot_travel_is_a_fault_of_the_program(
+    images: np.ndarray, metadata: list[dict]
+) -> None:
     with pytest.raises(TypeError):
         RemoteScorer("http://127.0.0.1:9", "shapes")(images, ["a", "b"], metadata)

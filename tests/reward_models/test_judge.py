@@ -25,12 +25,17 @@ NAN = float("nan")
 
 
 class Endpoint:
-    """Answers by `answer(pixel, question)`, text or a whole response; pixel: the image's top left one, (R, G, B)."""
+    """Answers with `answer(pixel, question)`, a text or a whole response.
+
+    pixel: the RGB values at the top left corner of the image.
+    """
 
     def __init__(self) -> None:
-        self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: "Final Score: 3"
+        self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: (
+            "Final Score: 3"
+        )
         self.bodies: list[dict] = []
-        self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.seconds, self.under_way, self.most_under_way = 0.0, 0, 0
         app = FastAPI()
         app.post("/v1/chat/completions")(self.complete)
@@ -45,13 +50,14 @@ class Endpoint:
             assert time.monotonic() < end
             time.sleep(0.01)
 
-    async def models(self) -> dict:
+    async def models(self, request: Request) -> dict:
+        self.headers.append(dict(request.headers))
         return {"object": "list", "data": [{"id": "eye-7b", "object": "model"}]}
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        self.keys.append(request.headers.get("authorization"))
+        self.headers.append(dict(request.headers))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(self.seconds)
@@ -78,7 +84,7 @@ def running() -> Iterator[Endpoint]:
 def endpoint(running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
     running.answer, running.seconds = lambda pixel, question: "Final Score: 3", 0.0
-    running.bodies, running.keys, running.most_under_way = [], [], 0
+    running.bodies, running.headers, running.most_under_way = [], [], 0
     return running
 
 
@@ -135,24 +141,34 @@ def test_each_image_gets_its_own_mark_and_no_mark_is_nan(endpoint: Endpoint) -> 
     endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
     images, prompts, metadata = numbered(7)
     score = judge(endpoint)(images, prompts, metadata).score
-    np.testing.assert_array_equal(score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True)
+    np.testing.assert_array_equal(
+        score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
+    )
 
 
 def test_unifiedreward_is_asked_about_the_prompt_and_deqa_is_not(endpoint: Endpoint) -> None:
-    endpoint.answer = lambda pixel, question: f"Final Score: {5 if f'prompt number {pixel[0]}' in question else 1}"
+    endpoint.answer = lambda pixel, question: (
+        f"Final Score: {5 if f'prompt number {pixel[0]}' in question else 1}"
+    )
     assert judge(endpoint, "unifiedreward")(*numbered(3)).score.tolist() == [1, 1, 1]
     assert judge(endpoint)(*numbered(3)).score.tolist() == [np.float32(0.2)] * 3
     for body in endpoint.bodies:
         text = body["messages"][0]["content"][1]["text"]
         assert (
-            "from 1 to 5" in text and text.endswith("Final Score: 3.5") and "<" not in text and "{prompt}" not in text
+            "from 1 to 5" in text
+            and text.endswith("Final Score: 3.5")
+            and "<" not in text
+            and "{prompt}" not in text
         )
         assert body["model"] == "eye-7b" and body["temperature"] == 0 and body["max_tokens"] == 512
 
 
 def test_a_prompt_with_braces_is_passed_on_as_it_is(endpoint: Endpoint) -> None:
     judge(endpoint, "unifiedreward")(numbered(1)[0], ["a sign {0} that says {prompt} and {}"], [{}])
-    assert "a sign {0} that says {prompt} and {}" in endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+    assert (
+        "a sign {0} that says {prompt} and {}"
+        in endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+    )
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -162,15 +178,49 @@ def test_as_many_questions_as_allowed_are_under_way(endpoint: Endpoint, concurre
     assert endpoint.most_under_way == concurrency and len(endpoint.bodies) == 12
 
 
-def test_the_key_comes_from_the_variable_that_is_named(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_variable_that_is_named(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-1")
     judge(endpoint, api_key="SOME_KEY")(*numbered(1))
     judge(endpoint)(*numbered(1))
-    assert endpoint.keys == ["Bearer sk-1", None]
+    sent = [headers.get("authorization") for headers in endpoint.headers]
+    assert sent == ["Bearer sk-1", None]
+
+
+@pytest.mark.parametrize("key", ["", "sk-1"])
+def test_openais_variables_do_not_reach_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    for variable in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"OPENAI_{variable}", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port()}/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret\nX-Team: secret")
+    monkeypatch.setenv("JUDGE_API_KEY", key)
+    scorer = judge(endpoint)
+    scorer.check()
+    assert scorer(*numbered(1)).score.tolist() == [np.float32(0.6)]
+    assert len(endpoint.headers) == 2
+    for headers in endpoint.headers:
+        assert "secret" not in str(headers)
+        assert headers.get("authorization") == (f"Bearer {key}" if key else None)
+
+
+def test_the_connections_are_reused_until_the_judge_is_closed(endpoint: Endpoint) -> None:
+    scorer = judge(endpoint)
+    client = scorer._connections.client()
+    scorer(*numbered(1))
+    assert scorer._connections.client() is client
+    scorer.close()
+    assert client.is_closed
+    assert scorer(*numbered(1)).score.tolist() == [np.float32(0.6)], "it opens new ones"
+    scorer.close()
 
 
 def test_an_overloaded_endpoint_is_asked_again(endpoint: Endpoint) -> None:
-    answers: Iterator[str | Response] = iter([Response(status_code=503), Response(status_code=429), "Final Score: 5"])
+    answers: Iterator[str | Response] = iter(
+        [Response(status_code=503), Response(status_code=429), "Final Score: 5"]
+    )
     endpoint.answer = lambda pixel, question: next(answers)
     assert judge(endpoint, attempts=3)(*numbered(1)).score.tolist() == [1.0]
     endpoint.answer = lambda pixel, question: Response("too many", status_code=429)
@@ -202,7 +252,9 @@ def test_one_image_without_an_answer_costs_one_score(endpoint: Endpoint) -> None
     busy = Response("too many", status_code=503)
     endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else "Final Score: 5"
     score = judge(endpoint, attempts=1)(*numbered(20)).score
-    np.testing.assert_array_equal(score, np.where(np.arange(20) == 1, np.float32(NAN), np.float32(1)))
+    np.testing.assert_array_equal(
+        score, np.where(np.arange(20) == 1, np.float32(NAN), np.float32(1))
+    )
     refusal = JSONResponse({"error": "too long"}, status_code=400)
     endpoint.answer = lambda pixel, question: busy if pixel[0] == 1 else refusal
     with pytest.raises(Unavailable, match="503: too many"):

@@ -29,7 +29,10 @@ clock|vase|scissors|teddy bear|hair drier|toothbrush
 """
 CLASSES = tuple(_CLASSES.replace("\n", "").split("|"))
 
-THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection counts above this score; where tag is counting, the second
+THRESHOLD, COUNTING_THRESHOLD = (
+    0.3,
+    0.9,
+)  # a detection counts above this score; where tag is counting, the second
 MAX_OBJECTS = 16  # of a class, the surest
 SLACK = 0.1  # share of both objects' sizes that an offset must exceed
 DIRECTION = 0.5  # share of the whole offset that a relation's axis must have
@@ -88,10 +91,13 @@ def parse(metadata: dict[str, Any], prompt: str) -> Task:
     tag = _choice(metadata.get("tag"), TAGS, prompt, "tag")
     include = _list(metadata, "include", prompt)
     if not include:
-        raise _error(prompt, "include", "is missing or empty: it lists the objects that the prompt asks for")
+        raise _error(
+            prompt, "include", "is missing or empty: it lists the objects that the prompt asks for"
+        )
     clauses = tuple(_clause(entry, number, prompt) for number, entry in enumerate(include))
     exclude = tuple(
-        _object(entry, f"exclude[{number}]", prompt) for number, entry in enumerate(_list(metadata, "exclude", prompt))
+        _object(entry, f"exclude[{number}]", prompt)
+        for number, entry in enumerate(_list(metadata, "exclude", prompt))
     )
     return Task(tag, clauses, exclude)
 
@@ -104,12 +110,18 @@ def _clause(entry: Any, number: int, prompt: str) -> Clause:
         return Clause(label, count, color)
     position = entry["position"]
     if not isinstance(position, list | tuple) or len(position) != 2:
-        raise _error(prompt, f"{field}.position", f"= {position!r} is not [relation, index of an earlier object]")
+        raise _error(
+            prompt,
+            f"{field}.position",
+            f"= {position!r} is not [relation, index of an earlier object]",
+        )
     relation = _choice(position[0], RELATIONS, prompt, f"{field}.position[0]")
     if type(position[1]) is not int or not 0 <= position[1] < number:
         earlier = f"0 .. {number - 1}" if number else "the first has none"
         raise _error(
-            prompt, f"{field}.position[1]", f"= {position[1]!r} is not the index of an earlier entry: {earlier}"
+            prompt,
+            f"{field}.position[1]",
+            f"= {position[1]!r} is not the index of an earlier entry: {earlier}",
         )
     return Clause(label, count, color, relation, position[1])
 
@@ -156,7 +168,11 @@ def select(detections: Sequence[Detection], threshold: float) -> Found:
 
 def to_color(task: Task, found: Found) -> list[Detection]:
     """The detections whose colour a verdict will ask for: where a clause has its count, the surest `count`."""
-    asked = [clause for clause in task.include if clause.color and len(found.get(clause.label, [])) >= clause.count]
+    asked = [
+        clause
+        for clause in task.include
+        if clause.color and len(found.get(clause.label, [])) >= clause.count
+    ]
     return [detection for clause in asked for detection in found[clause.label][: clause.count]]
 
 
@@ -170,7 +186,12 @@ def relations(first: Detection, second: Detection) -> set[str]:
     if (np.abs(beyond) < 1e-3).all():
         return set()
     dx, dy = beyond / np.linalg.norm(offset)
-    tests = {"left of": dx < -DIRECTION, "right of": dx > DIRECTION, "above": dy < -DIRECTION, "below": dy > DIRECTION}
+    tests = {
+        "left of": dx < -DIRECTION,
+        "right of": dx > DIRECTION,
+        "above": dy < -DIRECTION,
+        "below": dy > DIRECTION,
+    }
     return {name for name, holds in tests.items() if holds}
 
 
@@ -190,7 +211,9 @@ def nonstrict(task: Task, found: Found) -> bool:
 
 def _holds(clause: Clause, objects: list[Detection], targets: list[Detection]) -> bool:
     """Every object stands in the relation to every target; never, where the target itself was not found."""
-    return bool(targets) and all(clause.relation in relations(o, t) for o in objects for t in targets)
+    return bool(targets) and all(
+        clause.relation in relations(o, t) for o in objects for t in targets
+    )
 
 
 def grade(task: Task, found: Found, scoring: str = "fixed") -> tuple[float, bool]:

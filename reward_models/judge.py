@@ -98,6 +98,11 @@ class Judge:
 
     name = "judge"
     question = ""
+    doctor = Check(
+        packages=("openai", "httpx"),
+        extra="judge",
+        needs="an OpenAI-compatible endpoint: its url and model",
+    )
 
     def __init__(
         self,
@@ -241,11 +246,3 @@ class UnifiedReward(Judge):
     """Faithfulness to the prompt and quality, with equal weight."""
 
     name, question = "unifiedreward", ALIGNMENT
-
-
-_CHECK = Check(
-    packages=("openai", "httpx"),
-    extra="judge",
-    needs="an OpenAI-compatible endpoint: its url and model",
-)
-CHECKS = {"deqa": _CHECK, "unifiedreward": _CHECK}

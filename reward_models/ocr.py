@@ -25,14 +25,17 @@ from typing import Any
 import numpy as np
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import GOLDEN_TEXT, Case, Check, golden_images
+from reward_models.check import GOLDEN_TEXT, Check, golden_cases
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
 CPU = "CPUExecutionProvider"
 # onnxruntime's names -> the switch that rapidocr has for each
-SWITCHES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml", "CoreMLExecutionProvider": "coreml"}
+SWITCHES = {
+    "CUDAExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+    "CoreMLExecutionProvider": "coreml",
+}
 MOST_WORKERS = 16
-EXTRA = "ocr"
 
 
 def target_text(prompt: str) -> str:
@@ -43,7 +46,9 @@ def target_text(prompt: str) -> str:
     match = QUOTED.search(prompt)
     target = normalise(match.group(1)) if match else ""
     if not target:
-        raise ValueError(f'general_ocr: the prompt {prompt!r} has no text between double quotes, as in: a sign "Open"')
+        raise ValueError(
+            f'general_ocr: the prompt {prompt!r} has no text between double quotes, as in: a sign "Open"'
+        )
     return target
 
 
@@ -88,6 +93,13 @@ class OcrScorer:
     Raises ValueError when a package or a model is missing, or onnxruntime does not offer the provider.
     """
 
+    doctor = Check(
+        packages=("rapidocr", "onnxruntime", "rapidfuzz"),
+        extra="ocr",
+        cases=lambda: golden_cases(f'a white sign with the black text "{GOLDEN_TEXT}"', text=1),
+        options={"workers": 0},
+    )
+
     def __init__(
         self,
         workers: int = -1,
@@ -117,7 +129,9 @@ class OcrScorer:
         texts = [normalise(text) for text in self.read(images)]
         pairs = list(zip(texts, targets, strict=True))
         score = np.array([similarity(text, target) for text, target in pairs], dtype=np.float32)
-        return Scores(score, {"exact": np.array([text == target for text, target in pairs], dtype=np.float32)})
+        return Scores(
+            score, {"exact": np.array([text == target for text, target in pairs], dtype=np.float32)}
+        )
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """Raises ValueError for the first prompt that quotes no text, and for a reader that does not start."""
@@ -137,13 +151,19 @@ class OcrScorer:
         if not self.workers:
             return [_read(self.engine, image) for image in images]
         if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and the threads' locks
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_start_worker)
+            spawn = multiprocessing.get_context(
+                "spawn"
+            )  # a fork would inherit CUDA and the threads' locks
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=spawn, initializer=_start_worker
+            )
         try:
             return list(self._pool.map(functools.partial(_read, self.engine), images))
         except BrokenProcessPool as error:
             self._pool = None  # the next call starts a new one
-            raise RuntimeError(f"a reading process died, of memory or of an image: {error}") from error
+            raise RuntimeError(
+                f"a reading process died, of memory or of an image: {error}"
+            ) from error
 
     def close(self) -> None:
         """End the processes; what they have not begun is dropped. A later call starts new ones."""
@@ -181,7 +201,9 @@ def _build(engine: Engine) -> Any:
         switch = SWITCHES[engine.provider]
         params |= {f"{onnx}.use_{switch}": True, f"{onnx}.cuda_ep_cfg.device_id": engine.device_id}
     reader: Any = RapidOCR(params=params)
-    reader(np.zeros((engine.side, engine.side, 3), dtype=np.uint8))  # the models load with the first image
+    reader(
+        np.zeros((engine.side, engine.side, 3), dtype=np.uint8)
+    )  # the models load with the first image
     running = reader.text_det.session.session.get_providers()[0]
     if running != engine.provider:
         raise RuntimeError(
@@ -205,9 +227,9 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _models(path: str) -> Path:
     """The folder of the models; raises ValueError, with the command that mends it, for a missing package."""
-    missing = [name for name in CHECKS["general_ocr"].packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in OcrScorer.doctor.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[{EXTRA}]"')
+        raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[ocr]"')
     if path:
         return Path(path).expanduser()
     (root,) = importlib.util.find_spec("rapidocr").submodule_search_locations or [""]  # type: ignore[union-attr]
@@ -236,22 +258,7 @@ def _check_provider(provider: str) -> None:
 
 
 def _share_of_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MOST_WORKERS)
-
-
-def _golden() -> list[Case]:
-    images = golden_images()
-    prompt = f'a white sign with the black text "{GOLDEN_TEXT}"'
-    return [
-        Case("its text", images["text"], prompt, rank=1),
-        Case("a plain colour", images["plain"], prompt, rank=0),
-        Case("noise", images["noise"], prompt, rank=0),
-    ]
-
-
-CHECKS = {
-    "general_ocr": Check(
-        packages=("rapidocr", "onnxruntime", "rapidfuzz"), extra=EXTRA, cases=_golden, options={"workers": 0}
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-}
+    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MOST_WORKERS)

@@ -51,7 +51,9 @@ class Refusal(Exception):
         self.status, self.kind, self.error = status, kind, error
 
     def response(self) -> JSONResponse:
-        headers = {"busy": {"Retry-After": "1"}, "token": {"WWW-Authenticate": "Bearer"}}.get(self.kind)
+        headers = {"busy": {"Retry-After": "1"}, "token": {"WWW-Authenticate": "Bearer"}}.get(
+            self.kind
+        )
         return JSONResponse({"error": self.error, "kind": self.kind}, self.status, headers)
 
 
@@ -65,7 +67,9 @@ class Bearer:
         if scope["type"] != "lifespan":
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self.expected):
-                refusal = Refusal(401, "token", "this reward server asks for a token, and this is not it")
+                refusal = Refusal(
+                    401, "token", "this reward server asks for a token, and this is not it"
+                )
                 await refusal.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -96,9 +100,15 @@ class Intake:
         def take(size: int) -> None:
             nonlocal held
             if held + size > self.max_body:
-                raise Refusal(413, "size", f"the body is above the {self.max_body} bytes that this server takes")
+                raise Refusal(
+                    413,
+                    "size",
+                    f"the body is above the {self.max_body} bytes that this server takes",
+                )
             if self.bytes + size > BODIES_HELD * self.max_body:
-                raise Refusal(503, "busy", f"{self.bytes} bytes of other requests are in memory; try again")
+                raise Refusal(
+                    503, "busy", f"{self.bytes} bytes of other requests are in memory; try again"
+                )
             held += size
             self.bytes += size
 
@@ -112,7 +122,11 @@ class Intake:
         announced = int(request.headers.get("content-length", 0))
         if announced > self.max_body:
             sizes = f"{announced} bytes, above the {self.max_body} that this server takes"
-            raise Refusal(413, "size", f"the body is {sizes}: send fewer images at a time, or raise --max-body")
+            raise Refusal(
+                413,
+                "size",
+                f"the body is {sizes}: send fewer images at a time, or raise --max-body",
+            )
         pieces = bytearray()
         async for piece in request.stream():
             take(len(piece))
@@ -133,14 +147,18 @@ class Desk:
             # Whoever gave up waiting will ask again: scoring for nobody would only lengthen the queue.
             if await request.is_disconnected():
                 raise ClientDisconnect()
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, *batch)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._call, *batch
+            )
 
     def _call(self, *batch: Any) -> dict[str, Any]:
         try:
             scores: Scores = self.scorer(*batch)
             return wire.encode_scores(scores, len(batch[0]))
         except Unavailable as error:
-            raise Refusal(503, "busy", f"the scorer {self.name!r} is unavailable: {error}") from error
+            raise Refusal(
+                503, "busy", f"the scorer {self.name!r} is unavailable: {error}"
+            ) from error
         except Exception as error:
             logging.getLogger(__name__).exception("the scorer %r failed", self.name)
             kind = "programming" if isinstance(error, PROGRAMMING) else "data"
@@ -186,12 +204,21 @@ def create_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         told = {name: {"options": (options or {}).get(name, {})} for name in desks}
-        return {"scorers": told, "versions": versions, "max_body": max_body, "requests": intake.requests}
+        return {
+            "scorers": told,
+            "versions": versions,
+            "max_body": max_body,
+            "requests": intake.requests,
+        }
 
     @app.post("/v1/score/{name}")
     async def score(name: str, request: Request) -> JSONResponse:
         if name not in desks:
-            raise Refusal(404, "name", f"no scorer is called {name!r} here; this server has {', '.join(desks)}")
+            raise Refusal(
+                404,
+                "name",
+                f"no scorer is called {name!r} here; this server has {', '.join(desks)}",
+            )
         with intake.place(), intake.body() as take:
             body = await _in_time(intake.read(request, take))
             try:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import Case, Check, golden_images
+from reward_models.check import Case, Check, golden_cases
 
 COLORS = {
     "red": (0.86, 0.16, 0.16),
@@ -27,7 +27,12 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 # (du, dv) points from the second object to the first; v grows downwards.
-RELATIONS = {"above": (0.0, -1.0), "below": (0.0, 1.0), "left of": (-1.0, 0.0), "right of": (1.0, 0.0)}
+RELATIONS = {
+    "above": (0.0, -1.0),
+    "below": (0.0, 1.0),
+    "left of": (-1.0, 0.0),
+    "right of": (1.0, 0.0),
+}
 
 FOREGROUND = 0.25  # distance from the ground, in RGB units, at which a pixel belongs to an object
 MIN_AREA = 12  # pixels; smaller specks are not objects
@@ -111,7 +116,9 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
 
     metadata: {"objects": [{"color", "shape", "count"}, ...]} and, for two objects, optionally {"relation": "above"}.
     """
-    wanted = [(o["color"], o["shape"]) for o in metadata["objects"] for _ in range(o.get("count", 1))]
+    wanted = [
+        (o["color"], o["shape"]) for o in metadata["objects"] for _ in range(o.get("count", 1))
+    ]
     found = components(image)
     # Matched by the raw distance and IoU: the parts saturate, and a circle and a square of one colour would tie.
     cost = np.array([[f.color_distance(c) - f.iou[s] for f in found] for c, s in wanted])
@@ -121,7 +128,8 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
     objects = max(len(wanted), len(found))
     parts = {
         "count": max(0.0, 1 - abs(len(found) - len(wanted)) / len(wanted)),
-        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs) / objects,
+        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs)
+        / objects,
         "shape": sum(_ramp(f.iou[s], IOU_LOST, IOU_SURE) for (_, s), f in pairs) / objects,
     }
     exact = len(found) == len(wanted) and all(f.is_a(*w) for w, f in pairs)
@@ -135,14 +143,29 @@ def _relation(name: str, matched: list[Component]) -> tuple[float, bool]:
     """The position part and whether the first object stands in the relation to the second."""
     if len(matched) < 2:
         return 0.0, False
-    first, second = matched  # linear_sum_assignment returns rows, the objects asked for, in their order
+    first, second = (
+        matched  # linear_sum_assignment returns rows, the objects asked for, in their order
+    )
     offset = first.center - second.center
     cosine = float(offset @ np.array(RELATIONS[name]) / max(float(np.linalg.norm(offset)), 1e-6))
     return _ramp(cosine, -AXIS, AXIS), cosine >= AXIS
 
 
+def _golden_cases() -> list[Case]:
+    v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
+    red = np.array(COLORS["red"]) * 255
+    circle = np.where(inside("circle", u, v)[..., None], red, 240).astype(np.uint8)
+    prompt, metadata = "a red circle", {"objects": [{"color": "red", "shape": "circle"}]}
+    return [
+        Case("circle", circle, prompt, rank=1, metadata=metadata),
+        *golden_cases(prompt, metadata, side=48),
+    ]
+
+
 class ShapesScorer:
     """score = exact_share x exact + (1 - exact_share) x graded, in [0, 1]; extras: exact, graded and the parts."""
+
+    doctor = Check(cases=_golden_cases)
 
     def __init__(self, exact_share: float = 0.5) -> None:
         if not 0 <= exact_share <= 1:
@@ -153,7 +176,9 @@ class ShapesScorer:
         """Raises ValueError for the first prompt whose metadata names no objects."""
         for prompt, data in zip(prompts, metadata, strict=True):
             if "objects" not in data:
-                raise ValueError(f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}")
+                raise ValueError(
+                    f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}"
+                )
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         self.check(prompts, metadata)
@@ -164,18 +189,3 @@ class ShapesScorer:
         }
         score = self.exact_share * extras["exact"] + (1 - self.exact_share) * extras["graded"]
         return Scores(score.astype(np.float32), extras)
-
-
-def _golden() -> list[Case]:
-    v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
-    circle = np.where(inside("circle", u, v)[..., None], np.array(COLORS["red"]) * 255, 240).astype(np.uint8)
-    asked = {"objects": [{"color": "red", "shape": "circle"}]}
-    images = golden_images(48)
-    return [
-        Case("a red circle", circle, "a red circle", rank=1, metadata=asked),
-        Case("a plain colour", images["plain"], "a red circle", rank=0, metadata=asked),
-        Case("noise", images["noise"], "a red circle", rank=0, metadata=asked),
-    ]
-
-
-CHECKS = {"shapes": Check(cases=_golden)}

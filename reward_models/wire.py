@@ -33,16 +33,23 @@ def encode_png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def encode(images: np.ndarray, prompts: list[str], metadata: list[Metadata], *, png: bool = False) -> bytes:
+def encode(
+    images: np.ndarray, prompts: list[str], metadata: list[Metadata], *, png: bool = False
+) -> bytes:
     """The body for images (B, H, W, 3) uint8. Raises TypeError for other arrays or metadata that JSON cannot hold."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise TypeError(f"images must be (B, H, W, 3) uint8, not {images.shape} {images.dtype}")
     if png:
         files = [encode_png(image) for image in images]
-        tensors = {"png": np.frombuffer(b"".join(files), np.uint8), "ends": np.cumsum([len(file) for file in files])}
+        tensors = {
+            "png": np.frombuffer(b"".join(files), np.uint8),
+            "ends": np.cumsum([len(file) for file in files]),
+        }
     else:
         tensors = {"images": np.ascontiguousarray(images)}
-    return save(tensors, metadata={"prompts": json.dumps(prompts), "metadata": json.dumps(metadata)})
+    return save(
+        tensors, metadata={"prompts": json.dumps(prompts), "metadata": json.dumps(metadata)}
+    )
 
 
 def decode(body: bytes, max_bytes: int) -> tuple[np.ndarray, list[str], list[Metadata]]:
@@ -56,16 +63,29 @@ def decode(body: bytes, max_bytes: int) -> tuple[np.ndarray, list[str], list[Met
         raise BadBody(f"the body is not in safetensors format: {error}") from error
     if set(tensors) == {"images"}:
         images = tensors["images"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.size == 0:
-            raise BadBody(f"images must be (B, H, W, 3) uint8 and not empty, not {images.shape} {images.dtype}")
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[-1] != 3
+            or images.size == 0
+        ):
+            raise BadBody(
+                f"images must be (B, H, W, 3) uint8 and not empty, not {images.shape} {images.dtype}"
+            )
     elif set(tensors) == {"png", "ends"}:
         images = _decode_pngs(tensors["png"], tensors["ends"], max_bytes)
     else:
-        raise BadBody(f"the body must hold the tensor `images`, or `png` and `ends`; it holds {sorted(tensors)}")
+        raise BadBody(
+            f"the body must hold the tensor `images`, or `png` and `ends`; it holds {sorted(tensors)}"
+        )
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])  # load() has checked it
-    prompts, metadata = (_strings_or_objects(header, *kind) for kind in (("prompts", str), ("metadata", dict)))
+    prompts, metadata = (
+        _strings_or_objects(header, *kind) for kind in (("prompts", str), ("metadata", dict))
+    )
     if not len(images) == len(prompts) == len(metadata):
-        raise BadBody(f"{len(images)} images came with {len(prompts)} prompts and {len(metadata)} metadata entries")
+        raise BadBody(
+            f"{len(images)} images came with {len(prompts)} prompts and {len(metadata)} metadata entries"
+        )
     return images, prompts, metadata
 
 
@@ -78,12 +98,20 @@ def _strings_or_objects(header: dict[str, Any], name: str, kind: type) -> list[A
     except (ValueError, RecursionError) as error:
         raise BadBody(f"{name!r} in the safetensors header is not JSON: {error}") from error
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise BadBody(f"{name!r} in the safetensors header must be a list of {'strings' if kind is str else 'objects'}")
+        raise BadBody(
+            f"{name!r} in the safetensors header must be a list of {'strings' if kind is str else 'objects'}"
+        )
     return values
 
 
 def _decode_pngs(data: np.ndarray, ends: np.ndarray, max_bytes: int) -> np.ndarray:
-    if data.dtype != np.uint8 or data.ndim != 1 or ends.dtype != np.int64 or ends.ndim != 1 or ends.size == 0:
+    if (
+        data.dtype != np.uint8
+        or data.ndim != 1
+        or ends.dtype != np.int64
+        or ends.ndim != 1
+        or ends.size == 0
+    ):
         raise BadBody("`png` must be (bytes,) uint8 and `ends` (B,) int64 and not empty")
     starts = np.concatenate([[0], ends[:-1]])
     if (ends <= starts).any() or ends[-1] != len(data):
@@ -105,7 +133,9 @@ def _decode_pngs(data: np.ndarray, ends: np.ndarray, max_bytes: int) -> np.ndarr
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise BadBody(f"image {i} must be an 8-bit RGB PNG; its mode is {file.mode}")
         if images and image.shape != images[0].shape:
-            raise BadBody(f"image {i} is {image.shape}, image 0 {images[0].shape}: all must have one size")
+            raise BadBody(
+                f"image {i} is {image.shape}, image 0 {images[0].shape}: all must have one size"
+            )
         images.append(image)
     return np.stack(images)
 
@@ -119,7 +149,9 @@ def encode_scores(scores: Scores, n: int) -> dict[str, Any]:
             raise TypeError(f"the scorer gave {name} of shape {column.shape} for {n} images")
         return [float(value) if np.isfinite(value) else None for value in column]
 
-    extras = {name: numbers(f"the extra {name!r}", values) for name, values in scores.extras.items()}
+    extras = {
+        name: numbers(f"the extra {name!r}", values) for name, values in scores.extras.items()
+    }
     return {"score": numbers("a score", scores.score), "extras": extras}
 
 
@@ -133,6 +165,9 @@ def decode_scores(reply: Any, n: int) -> Scores:
         return numbers
 
     try:
-        return Scores(column(reply["score"]), {name: column(values) for name, values in reply["extras"].items()})
+        return Scores(
+            column(reply["score"]),
+            {name: column(values) for name, values in reply["extras"].items()},
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadBody(f"the reply is not one of a reward server: {error}") from error

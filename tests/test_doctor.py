@@ -9,8 +9,20 @@ import pytest
 
 import reward_models
 from reward_models import doctor
-from reward_models.check import GOLDEN_TEXT, Case, Weights, golden_images
-from reward_models.doctor import FAILED, MISSING, OK, Report, examine, exit_code, main, out_of_order, table
+from reward_models.check import GOLDEN_TEXT, Case, golden_images
+from reward_models.doctor import (
+    FAILED,
+    MISSING,
+    OK,
+    Report,
+    check_of,
+    examine,
+    exit_code,
+    main,
+    out_of_order,
+    table,
+)
+from reward_models.loading import Source
 
 MODULE = "tests.checked"
 
@@ -24,14 +36,15 @@ def test_the_scorers_whose_weights_are_here_pass(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line.split()[1] for line in lines[3:]}
     assert shown == {"general_ocr": "ok", "shapes": "ok", f"{MODULE}:Jpeg": "ok"}
-    assert "its text 1.000, a plain colour 0.000, noise 0.000" in lines[3]
+    assert "text 1.000, plain 0.000, noise 0.000" in lines[3]
 
 
 def test_every_registered_scorer_has_an_importable_check() -> None:
     for name in reward_models.names():
-        module, _, attribute = reward_models.target(name).partition(":")
-        check = doctor._check_of(name, f"{module}:{attribute}")
-        assert all(case.image.dtype == np.uint8 and case.image.ndim == 3 for case in check.cases()), name
+        check = check_of(name)
+        assert all(
+            case.image.dtype == np.uint8 and case.image.ndim == 3 for case in check.cases()
+        ), name
 
 
 def test_an_order_that_is_not_sane_fails() -> None:
@@ -45,26 +58,38 @@ def test_out_of_order_by_hand() -> None:
     image = golden_images(8)["plain"]
     cases = [Case("a", image, "", 1), Case("b", image, "", 0), Case("c", image, "", 0)]
     assert out_of_order(cases, np.array([0.5, 0.1, 0.4])) == ""
-    assert out_of_order(cases, np.array([0.5, 0.1, 0.5])) == "a must score more than c, but 0.5 is not above 0.5"
+    assert (
+        out_of_order(cases, np.array([0.5, 0.1, 0.5]))
+        == "a must score more than c, but 0.5 is not above 0.5"
+    )
 
 
 def test_a_scorer_without_a_check_is_asked_for_finite_scores_only() -> None:
-    assert look("Unsaid", sign=-1).state == OK
+    assert look("Undeclared", sign=-1).state == OK
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it() -> None:
     absent, plain, judge = look("Absent"), look("Plain"), look("Judge")
     assert absent.state == MISSING and absent.why == "not installed: no_such_package"
-    assert absent.mend == ('pip install "tp_grpo[ocr]"',) and plain.mend == ("pip install no_such_package",)
+    assert absent.mend == ('pip install "tp_grpo[ocr]"',) and plain.mend == (
+        "pip install no_such_package",
+    )
     assert judge.state == MISSING and "OpenAI-compatible endpoint" in judge.why
     assert look("Judge", sign=1).state == OK, "options say where it is"
 
 
-def test_weights_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_looked_for_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     report = look("Heavy")
-    assert report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
-    assert report.mend[0] == "hf download someone/heavy config.json model.bin" and "path=FOLDER" in report.mend[1]
+    assert (
+        report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
+    )
+    assert (
+        report.mend[0] == "hf download someone/heavy config.json model.bin"
+        and "path=FOLDER" in report.mend[1]
+    )
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
@@ -76,14 +101,14 @@ def test_weights_are_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest
     assert look("Heavy", path="/models/heavy").state == OK
 
 
-def scorers_with_weights() -> list[tuple[str, Weights]]:
-    checks = {name: doctor._check_of(name, reward_models.target(name)) for name in reward_models.names()}
+def scorers_with_weights() -> list[tuple[str, Source]]:
+    checks = {name: check_of(name) for name in reward_models.names()}
     return [(name, weights) for name, check in checks.items() for weights in check.weights]
 
 
 @pytest.mark.parametrize("name, weights", scorers_with_weights())
 def test_a_config_alone_is_no_weights_and_the_command_names_files(
-    name: str, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, weights: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repo = tmp_path / f"models--{weights.repo.replace('/', '--')}"
@@ -91,9 +116,11 @@ def test_a_config_alone_is_no_weights_and_the_command_names_files(
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert not doctor.in_cache(weights), name
+    assert not weights.in_cache(), name
     words = weights.command.split()
-    assert words[:3] == ["hf", "download", weights.repo] and set(weights.files) <= set(words[3:])
+    assert words[:3] == ["hf", "download", weights.repo] and set(
+        weights.needed or weights.files
+    ) <= set(words[3:])
 
 
 def test_memory_is_measured_per_image() -> None:
@@ -109,13 +136,20 @@ def test_a_scorer_that_kills_its_process_is_only_a_line(capsys: pytest.CaptureFi
 
 
 def test_a_scorer_that_does_not_build_says_why() -> None:
-    assert look("Jpeg", sing=1).why.startswith("ValueError: rewards: the scorer 'tests.checked:Jpeg' does not take")
+    assert look("Jpeg", sing=1).why.startswith(
+        "ValueError: rewards: the scorer 'tests.checked:Jpeg' does not take"
+    )
     assert examine("a", "no.such.module:A", {}).state == FAILED
 
 
 @pytest.mark.parametrize(
     "states, named, code",
-    [((OK,), True, 0), ((OK, MISSING), False, 0), ((OK, MISSING), True, 1), ((OK, FAILED), False, 1)],
+    [
+        ((OK,), True, 0),
+        ((OK, MISSING), False, 0),
+        ((OK, MISSING), True, 1),
+        ((OK, FAILED), False, 1),
+    ],
 )
 def test_exit_code(states: tuple[str, ...], named: bool, code: int) -> None:
     assert exit_code([Report("a", state) for state in states], named) == code
@@ -138,7 +172,9 @@ def test_options_reach_the_scorer(capsys: pytest.CaptureFixture[str]) -> None:
         (["shapes", "--set", "jpeg.sign=1"], "NAME one of shapes"),
     ],
 )
-def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -147,7 +183,10 @@ def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.C
 def test_the_table_stands_in_columns() -> None:
     cost = doctor.Cost(0.25, 160.4, 11.6)
     text = table(
-        [Report("a", OK, scores={"x": 1.0}, cost=cost), Report("longer_name", MISSING, "no", ("pip install b",))]
+        [
+            Report("a", OK, scores={"x": 1.0}, cost=cost),
+            Report("longer_name", MISSING, "no", ("pip install b",)),
+        ]
     )
     assert text.splitlines() == [
         "scorer       state    s/image  MB loaded  MB/image  golden images",

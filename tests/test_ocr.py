@@ -25,12 +25,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw(
-    *lines: str, size: int = 64, font: str = "DejaVuSans", side: int = 512, fill: str = "black", ground: str = "white"
+    *lines: str,
+    size: int = 64,
+    font: str = "DejaVuSans",
+    side: int = 512,
+    fill: str = "black",
+    ground: str = "white",
 ) -> np.ndarray:
     image = Image.new("RGB", (side, side), ground)
     face = ImageFont.truetype(FONTS / f"{font}.ttf", size)
     for row, line in enumerate(lines):
-        ImageDraw.Draw(image).text((side // 12, side // 6 + 1.6 * size * row), line, fill=fill, font=face)
+        ImageDraw.Draw(image).text(
+            (side // 12, side // 6 + 1.6 * size * row), line, fill=fill, font=face
+        )
     return np.asarray(image)
 
 
@@ -99,7 +106,9 @@ def test_a_prompt_without_quoted_text_is_named(prompt: str, scorer: OcrScorer) -
 
 
 @pytest.mark.parametrize("size", [16, 24, 48, 80])
-@pytest.mark.parametrize("font", ["DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneralItalic"])
+@pytest.mark.parametrize(
+    "font", ["DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneralItalic"]
+)
 def test_it_reads_what_is_drawn(scorer: OcrScorer, font: str, size: int) -> None:
     assert score(scorer, draw("Coffee", size=size, font=font), "COFFEE") == (1.0, 1.0)
 
@@ -120,14 +129,17 @@ def test_noise_colour_unicode_and_size_of_the_image(scorer: OcrScorer) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [np.full((512, 512, 3), 127, np.uint8), noisy(np.full((512, 512, 3), 127, np.uint8), 80)]
+    "image",
+    [np.full((512, 512, 3), 127, np.uint8), noisy(np.full((512, 512, 3), 127, np.uint8), 80)],
 )
 def test_an_image_without_text_scores_exactly_zero(scorer: OcrScorer, image: np.ndarray) -> None:
     for target in ("a", "hello"):
         assert score(scorer, image, target) == (0.0, 0.0)
 
 
-def test_colours_reach_the_reader_in_its_order(scorer: OcrScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_reach_the_reader_in_its_order(
+    scorer: OcrScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     class Blind:
@@ -145,7 +157,9 @@ def test_colours_reach_the_reader_in_its_order(scorer: OcrScorer, monkeypatch: p
 
 
 def test_a_pool_reads_what_one_process_reads_and_ends(scorer: OcrScorer) -> None:
-    images = np.stack([draw("Open 24h"), draw("GOOD", "MORNING"), np.zeros((512, 512, 3), np.uint8)])
+    images = np.stack(
+        [draw("Open 24h"), draw("GOOD", "MORNING"), np.zeros((512, 512, 3), np.uint8)]
+    )
     prompts = ['"open 24h"', '"good morning"', '"x"']
     order = [2, 0, 1]
     pool = OcrScorer(workers=2)
@@ -208,17 +222,27 @@ def test_no_reader_outlives_ctrl_c_or_a_killed_parent(tmp_path: Path, how: signa
     script.write_text(SCRIPT)
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
     parent = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout is not None and parent.stderr is not None
     reader = psutil.Process(int(parent.stdout.readline()))
     time.sleep(0.5)
-    for process in (parent, reader) if how == signal.SIGINT else (parent,):  # a terminal's Ctrl-C reaches both
+    for process in (
+        (parent, reader) if how == signal.SIGINT else (parent,)
+    ):  # a terminal's Ctrl-C reaches both
         process.send_signal(how)
     parent.wait(timeout=20)
     assert not psutil.wait_procs([reader], timeout=20)[1]
     if how == signal.SIGINT:
-        assert parent.stdout.read().strip() == "closed" and parent.stderr.read() == "" and parent.returncode == 0
+        assert (
+            parent.stdout.read().strip() == "closed"
+            and parent.stderr.read() == ""
+            and parent.returncode == 0
+        )
 
 
 def test_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +258,10 @@ def test_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"workers": -2}, "workers = -2 must be at least -1"),
         ({"threads": 0}, "threads = 0 at least 1"),
         ({"text_score": 1.5}, r"text_score = 1.5 in \[0, 1\]"),
-        ({"provider": "CUDA"}, "provider = 'CUDA' is not to be had; this onnxruntime offers .*CPUExecutionProvider"),
+        (
+            {"provider": "CUDA"},
+            "provider = 'CUDA' is not to be had; this onnxruntime offers .*CPUExecutionProvider",
+        ),
         ({"path": "."}, r"must hold one \*_det_\*.onnx, it holds none"),
         ({"language": "en"}, "does not take the options"),
     ],
@@ -246,24 +273,32 @@ def test_bad_settings(options: dict, message: str) -> None:
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find = ocr.importlib.util.find_spec
-    monkeypatch.setattr(ocr.importlib.util, "find_spec", lambda name: None if name == "rapidocr" else find(name))
+    monkeypatch.setattr(
+        ocr.importlib.util, "find_spec", lambda name: None if name == "rapidocr" else find(name)
+    )
     with pytest.raises(ValueError, match=r'needs rapidocr: pip install "tp_grpo\[ocr\]"'):
         reward_models.build("general_ocr")
 
 
-def test_a_gpu_that_onnxruntime_falls_back_from_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_onnxruntime_falls_back_from_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
     scorer = OcrScorer(provider="CUDAExecutionProvider")
     assert scorer.workers == 0
-    with pytest.raises(RuntimeError, match="reads with CPUExecutionProvider, not CUDAExecutionProvider"):
+    with pytest.raises(
+        RuntimeError, match="reads with CPUExecutionProvider, not CUDAExecutionProvider"
+    ):
         scorer.read(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 def test_a_reader_that_cannot_start_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
-    with pytest.raises(ValueError, match="reader does not start: RuntimeError: onnxruntime reads with CPUExecution"):
+    with pytest.raises(
+        ValueError, match="reader does not start: RuntimeError: onnxruntime reads with CPUExecution"
+    ):
         OcrScorer(provider="CUDAExecutionProvider").check(['a sign "Open"'], [{}])
 
     def lacks_opengl(engine: ocr.Engine) -> None:

@@ -56,10 +56,18 @@ class ServerProcess:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "reward_models.server", "--scorers", json.dumps(scorers)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "REWARD_TOKEN": token}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "REWARD_TOKEN": token,
+        }
         with open(log or os.devnull, "wb") as file:
             self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), *arguments], cwd=ROOT, env=environment, stderr=file
+                [*command, "--port", str(self.port), *arguments],
+                cwd=ROOT,
+                env=environment,
+                stderr=file,
             )
         self._wait()
 
@@ -92,5 +100,11 @@ def shapes_batch(n: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[dic
         image[y : y + side, x : x + side] = np.array(COLORS[random.choice(names)]) * 255
         image += random.integers(0, 12, image.shape, dtype=np.uint8)
         shape, color = random.choice(["square", "circle"]), str(random.choice(names))
-        metadata.append({"objects": [{"color": color, "shape": str(shape), "count": int(random.integers(1, 3))}]})
+        metadata.append(
+            {
+                "objects": [
+                    {"color": color, "shape": str(shape), "count": int(random.integers(1, 3))}
+                ]
+            }
+        )
     return images, [f"image {i} of {seed}, \u00fc\u4e2d\U0001f600" for i in range(n)], metadata

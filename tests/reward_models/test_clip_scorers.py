@@ -30,8 +30,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     return {
         "pickscore": {"path": clip},
         "clipscore": {"path": clip},
-        "aesthetic": {"path": str(tiny.save_head(folder / "aesthetic-model.pth")), "clip_path": clip},
-        "hpsv2": {"path": str(tiny.save_open_clip(folder / "hps.pt")), "architecture": tiny.OPEN_CLIP},
+        "aesthetic": {
+            "path": str(tiny.save_head(folder / "aesthetic-model.pth")),
+            "clip_path": clip,
+        },
+        "hpsv2": {
+            "path": str(tiny.save_open_clip(folder / "hps.pt")),
+            "architecture": tiny.OPEN_CLIP,
+        },
     }
 
 
@@ -39,7 +45,9 @@ def score(scorer: Any, order: np.ndarray | None = None) -> np.ndarray:
     images = tiny.images()
     order = np.arange(len(images)) if order is None else order
     result = scorer(images[order], [tiny.PROMPTS[i] for i in order], [{}] * len(order)).score
-    assert result.dtype == np.float32 and result.shape == (len(order),) and np.isfinite(result).all()
+    assert (
+        result.dtype == np.float32 and result.shape == (len(order),) and np.isfinite(result).all()
+    )
     return result
 
 
@@ -53,7 +61,9 @@ class FixedClip(torch.nn.Module):
         self.dtype = torch.float32
 
     def get_image_features(self, pixel_values: torch.Tensor) -> Any:
-        return SimpleNamespace(pooler_output=torch.tensor([[3.0, 4.0]]).repeat(len(pixel_values), 1))
+        return SimpleNamespace(
+            pooler_output=torch.tensor([[3.0, 4.0]]).repeat(len(pixel_values), 1)
+        )
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         return SimpleNamespace(pooler_output=torch.tensor([[2.0, 0.0]]).repeat(len(input_ids), 1))
@@ -83,14 +93,24 @@ def test_aesthetic_is_linear_in_the_unit_embedding(processor: CLIPProcessor) -> 
     # -10 would not survive an activation on its way: 0.6 - 10 + 15.
     head.layers[0].bias.data[0], head.layers[7].bias.data[0] = -10.0, 15.0
     head.train()  # the scorer must switch dropout off
-    assert score(Aesthetic(model=FixedClip(), processor=processor, head=head)) == pytest.approx([5.6] * 5, abs=1e-5)
+    assert score(Aesthetic(model=FixedClip(), processor=processor, head=head)) == pytest.approx(
+        [5.6] * 5, abs=1e-5
+    )
 
 
 def test_pickscore_agrees_with_the_models_own_logits(weights: dict[str, dict[str, str]]) -> None:
     folder = weights["pickscore"]["path"]
-    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    model, processor = (
+        CLIPModel.from_pretrained(folder).eval(),
+        CLIPProcessor.from_pretrained(folder),
+    )
     inputs = processor(
-        text=tiny.PROMPTS, images=list(tiny.images()), padding=True, truncation=True, max_length=77, return_tensors="pt"
+        text=tiny.PROMPTS,
+        images=list(tiny.images()),
+        padding=True,
+        truncation=True,
+        max_length=77,
+        return_tensors="pt",
     )
     with torch.no_grad():
         expected = model(**inputs).logits_per_image.diagonal() / 26
@@ -99,13 +119,17 @@ def test_pickscore_agrees_with_the_models_own_logits(weights: dict[str, dict[str
 
 
 def test_hpsv2_agrees_with_open_clip_on_square_images(weights: dict[str, dict[str, str]]) -> None:
-    model, _, preprocess = open_clip.create_model_and_transforms(tiny.OPEN_CLIP, pretrained=weights["hpsv2"]["path"])
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        tiny.OPEN_CLIP, pretrained=weights["hpsv2"]["path"]
+    )
     pixels = torch.stack([preprocess(Image.fromarray(image)) for image in tiny.images()])
     with torch.no_grad():
         image, text, _ = model.eval()(pixels, open_clip.get_tokenizer(tiny.OPEN_CLIP)(tiny.PROMPTS))
     expected = 100 * (image * text).sum(-1)
     assert expected.std() > 0.1
-    assert score(reward_models.build("hpsv2", **weights["hpsv2"])) == pytest.approx(expected.numpy(), abs=1e-3)
+    assert score(reward_models.build("hpsv2", **weights["hpsv2"])) == pytest.approx(
+        expected.numpy(), abs=1e-3
+    )
 
 
 def test_hpsv2_sees_the_sides_of_a_wide_image(weights: dict[str, dict[str, str]]) -> None:
@@ -117,7 +141,9 @@ def test_hpsv2_sees_the_sides_of_a_wide_image(weights: dict[str, dict[str, str]]
 
 
 @pytest.mark.parametrize("name", CLIP_SCORERS)
-def test_permuting_the_batch_permutes_the_scores(name: str, weights: dict[str, dict[str, str]]) -> None:
+def test_permuting_the_batch_permutes_the_scores(
+    name: str, weights: dict[str, dict[str, str]]
+) -> None:
     scorer = reward_models.build(name, **weights[name])
     order = np.array([3, 0, 4, 1, 2])
     before = score(scorer)
@@ -126,7 +152,9 @@ def test_permuting_the_batch_permutes_the_scores(name: str, weights: dict[str, d
 
 
 @pytest.mark.parametrize("name", CLIP_SCORERS)
-def test_the_batch_size_does_not_change_the_scores(name: str, weights: dict[str, dict[str, str]]) -> None:
+def test_the_batch_size_does_not_change_the_scores(
+    name: str, weights: dict[str, dict[str, str]]
+) -> None:
     whole, parts = (reward_models.build(name, batch_size=size, **weights[name]) for size in (16, 2))
     assert score(parts) == pytest.approx(score(whole), abs=1e-4)
 
@@ -143,9 +171,9 @@ def test_half_precision_scores_nearly_the_same_and_the_model_moves(
 ) -> None:
     scorer = reward_models.build(name, dtype="bfloat16", device="cpu", **weights[name])
     whole = score(reward_models.build(name, **weights[name]))
-    assert scorer.clip.model.logit_scale.dtype == torch.bfloat16
+    assert scorer.model.logit_scale.dtype == torch.bfloat16
     assert np.abs(score(scorer) - whole).max() < 0.1 * np.abs(whole).max() + 0.05
-    assert scorer.to("meta").clip.model.logit_scale.device.type == "meta"
+    assert scorer.to("meta").model.logit_scale.device.type == "meta"
 
 
 def test_prompts_are_cut_at_77_tokens(weights: dict[str, dict[str, str]]) -> None:
@@ -160,13 +188,19 @@ def test_a_repeated_prompt_is_embedded_once(
 ) -> None:
     scorer = PickScore(**weights["pickscore"])
     read: list[str] = []
-    tower = scorer.clip._text
-    monkeypatch.setattr(scorer.clip, "_text", lambda prompts: read.extend(prompts) or tower(prompts))
+    tower = scorer.embed_prompts
+    monkeypatch.setattr(
+        scorer, "embed_prompts", lambda prompts: read.extend(prompts) or tower(prompts)
+    )
     score(scorer)
     assert read == list(dict.fromkeys(tiny.PROMPTS))
 
 
-def test_a_head_for_another_clip_is_refused(weights: dict[str, dict[str, str]], tmp_path: Path) -> None:
+def test_a_head_for_another_clip_is_refused(
+    weights: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
     torch.save(Head(24).state_dict(), tmp_path / "head.pth")
-    with pytest.raises(ValueError, match="reads embeddings of width 24, but the CLIP of clip_path gives 16"):
+    with pytest.raises(
+        ValueError, match="reads embeddings of width 24, but the CLIP of clip_path gives 16"
+    ):
         Aesthetic(path=str(tmp_path / "head.pth"), clip_path=weights["clipscore"]["path"])

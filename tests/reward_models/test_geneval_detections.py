@@ -30,16 +30,24 @@ def test_the_score_is_class_probability_times_mean_sigmoid_inside_the_mask() -> 
     found = detections(logits({CAT: 0.8}, {DOG: 0.6, CAT: 0.2}), masks, (6, 8))
     assert [d.label for d in found] == [CAT, DOG]
     expected = 0.8 * (7 / (1 + np.exp(-2)) + 1 / (1 + np.exp(-1))) / 8
-    assert found[0].score == pytest.approx(expected, abs=1e-6) and found[1].score == pytest.approx(0.6, abs=1e-4)
-    assert found[0].box == (2, 1, 6, 3) and found[1].box == (7, 5, 8, 6), "x1 and y1 lie beyond the last pixel"
+    assert found[0].score == pytest.approx(expected, abs=1e-6) and found[1].score == pytest.approx(
+        0.6, abs=1e-4
+    )
+    assert found[0].box == (2, 1, 6, 3) and found[1].box == (7, 5, 8, 6), (
+        "x1 and y1 lie beyond the last pixel"
+    )
     assert found[0].mask is not None and found[0].mask.sum() == 8
 
 
 def test_what_the_mask_pulls_below_the_threshold_is_dropped() -> None:
     weak = torch.full((1, 4, 4), 0.1)  # sigmoid 0.525
     assert detections(logits({CAT: 0.5}), weak, (4, 4)) == [], "0.5 x 0.525 < 0.3"
-    assert detections(logits({CAT: 0.6}), weak, (4, 4))[0].score == pytest.approx(0.6 / (1 + np.exp(-0.1)), abs=1e-5)
-    assert detections(logits({CAT: 0.9}), torch.full((1, 4, 4), -1.0), (4, 4)) == [], "an empty mask"
+    assert detections(logits({CAT: 0.6}), weak, (4, 4))[0].score == pytest.approx(
+        0.6 / (1 + np.exp(-0.1)), abs=1e-5
+    )
+    assert detections(logits({CAT: 0.9}), torch.full((1, 4, 4), -1.0), (4, 4)) == [], (
+        "an empty mask"
+    )
     assert detections(logits({CAT: 0.2}), weak, (4, 4)) == []
 
 
@@ -52,17 +60,23 @@ def test_one_query_may_be_two_objects_and_the_null_class_is_no_object() -> None:
 def test_mask_logits_not_masks_are_brought_to_the_images_size() -> None:
     found = detections(logits({CAT: 1 - 1e-6}), torch.tensor([[[1.0, -3.0]]]), (1, 8))
     # Pixel centres lie at (i + 0.5) / 4 - 0.5 in units of the small mask: logits 1, 1, 0.5, -0.5, ...
-    assert found[0].mask is not None and found[0].mask[0].tolist() == [True, True, True] + [False] * 5
+    assert (
+        found[0].mask is not None and found[0].mask[0].tolist() == [True, True, True] + [False] * 5
+    )
     sigmoid = [1 / (1 + np.exp(-x)) for x in (1.0, 1.0, 0.5)]
     assert found[0].score == pytest.approx(np.mean(sigmoid), abs=1e-5)
 
 
 def test_a_mask_is_of_the_image_and_not_of_the_padding_beside_it() -> None:
     frame = Frame(padded=(2, 8), shown=(2, 6))
-    found = detections(logits({CAT: 1 - 1e-6}), torch.tensor([[[-9.0, -9.0, 9.0, 9.0]]]), (2, 6), frame)
+    found = detections(
+        logits({CAT: 1 - 1e-6}), torch.tensor([[[-9.0, -9.0, 9.0, 9.0]]]), (2, 6), frame
+    )
     assert found[0].mask is not None and found[0].mask[0].tolist() == [False] * 4 + [True] * 2
     beyond = torch.tensor([[[-9.0, -9.0, -9.0, 9.0]]])
-    assert detections(logits({CAT: 1 - 1e-6}), beyond, (2, 6), frame) == [], "the padding holds no object"
+    assert detections(logits({CAT: 1 - 1e-6}), beyond, (2, 6), frame) == [], (
+        "the padding holds no object"
+    )
 
 
 def test_the_100_surest_pairs_of_query_and_class_go_on() -> None:

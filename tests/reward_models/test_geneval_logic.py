@@ -36,7 +36,9 @@ def want(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": name, "count": count, **more}
 
 
-def verdict(metadata: dict[str, Any], *seen: Detection, scoring: str = "fixed") -> tuple[float, float, float]:
+def verdict(
+    metadata: dict[str, Any], *seen: Detection, scoring: str = "fixed"
+) -> tuple[float, float, float]:
     """(graded, strict, nonstrict)"""
     task = parse(metadata, "p")
     result = judge(task, select(seen, task.threshold), scoring)
@@ -58,7 +60,14 @@ DOG_LEFT_OF_CAT = asked("position", want("cat"), want("dog", position=["left of"
 
 def test_the_classes_are_cocos_80_in_its_order() -> None:
     assert len(set(CLASSES)) == 80
-    named = {0: "person", 11: "stop sign", 16: "dog", 63: "laptop", 64: "computer mouse", 65: "tv remote"}
+    named = {
+        0: "person",
+        11: "stop sign",
+        16: "dog",
+        63: "laptop",
+        64: "computer mouse",
+        65: "tv remote",
+    }
     named |= {66: "computer keyboard", 67: "cell phone", 78: "hair drier", 79: "toothbrush"}
     assert {index: CLASSES[index] for index in named} == named
     assert len(TAGS) == 6 and len(COLORS) == 10
@@ -72,7 +81,9 @@ def test_single_object() -> None:
 
 def test_more_than_asked_is_right_by_the_official_metric_but_not_strictly() -> None:
     assert verdict(CAT, thing("cat"), thing("cat")) == (0, 0, 1)
-    assert verdict(CAT, thing("cat"), thing("dog")) == (1, 1, 1), "what nobody asked about does not count"
+    assert verdict(CAT, thing("cat"), thing("dog")) == (1, 1, 1), (
+        "what nobody asked about does not count"
+    )
 
 
 def test_two_objects() -> None:
@@ -81,7 +92,9 @@ def test_two_objects() -> None:
     assert verdict(CATS_AND_DOG, thing("cat"), thing("cat"), thing("dog")) == (0.5, 0, 1)
 
 
-@pytest.mark.parametrize("n, graded", [(0, 0), (2, 0.5), (3, 0.75), (4, 1), (5, 0.75), (7, 0.25), (8, 0)])
+@pytest.mark.parametrize(
+    "n, graded", [(0, 0), (2, 0.5), (3, 0.75), (4, 1), (5, 0.75), (7, 0.25), (8, 0)]
+)
 def test_counting(n: int, graded: float) -> None:
     right = float(n == 4)
     assert verdict(FOUR_CATS, *[thing("cat")] * n) == (graded, right, right)
@@ -105,7 +118,12 @@ def test_colors() -> None:
 def test_the_official_metric_reads_colours_of_the_surest_only() -> None:
     sure, unsure = thing("cat", score=0.9, color="red"), thing("cat", score=0.5, color="blue")
     assert verdict(RED_CAT, unsure, sure) == (0, 0, 1)
-    assert verdict(RED_CAT, thing("cat", score=0.6, color="blue"), thing("cat", score=0.5, color="red"))[2] == 0
+    assert (
+        verdict(
+            RED_CAT, thing("cat", score=0.6, color="blue"), thing("cat", score=0.5, color="red")
+        )[2]
+        == 0
+    )
 
 
 def test_colours_of_several_are_counted() -> None:
@@ -123,20 +141,28 @@ def test_color_attribution() -> None:
 
 def test_position() -> None:
     assert verdict(DOG_LEFT_OF_CAT, thing("cat"), thing("dog", LEFT)) == (1, 1, 1)
-    assert verdict(DOG_LEFT_OF_CAT, thing("cat"), thing("dog", RIGHT)) == (pytest.approx(2 / 3), 0, 0)
+    assert verdict(DOG_LEFT_OF_CAT, thing("cat"), thing("dog", RIGHT)) == (
+        pytest.approx(2 / 3),
+        0,
+        0,
+    )
     assert verdict(DOG_LEFT_OF_CAT, thing("cat"), thing("dog", TOP))[1:] == (0, 0)
 
 
 def test_a_wrong_position_scores_0_and_1_at_once_in_the_reference() -> None:
     wrong = [thing("cat"), thing("dog", RIGHT)]
-    assert both(DOG_LEFT_OF_CAT, *wrong) == (pytest.approx(2 / 3), 3 / 4), "cat 1, dog 1, position 0 (and 1)"
+    assert both(DOG_LEFT_OF_CAT, *wrong) == (pytest.approx(2 / 3), 3 / 4), (
+        "cat 1, dog 1, position 0 (and 1)"
+    )
     right = [thing("cat"), thing("dog", LEFT)]
     assert both(DOG_LEFT_OF_CAT, *right) == (1, 1)
 
 
 def test_a_position_to_something_that_is_not_there_is_0_in_both() -> None:
     lost = [thing("dog", LEFT)]
-    assert both(DOG_LEFT_OF_CAT, *lost) == (pytest.approx(1 / 3), pytest.approx(1 / 3)), "cat 0, dog 1, position 0"
+    assert both(DOG_LEFT_OF_CAT, *lost) == (pytest.approx(1 / 3), pytest.approx(1 / 3)), (
+        "cat 0, dog 1, position 0"
+    )
     assert verdict(DOG_LEFT_OF_CAT, *lost)[1:] == (0, 0)
 
 
@@ -250,11 +276,17 @@ def test_the_grade_is_a_number_for_every_scoring_and_the_verdict_its_parts() -> 
             asked("counting", want("cell fone")),
             r"include\[0\].class = 'cell fone' is unknown; did you mean 'cell phone'",
         ),
-        (asked("counting", {"class": "cat"}), r"include\[0\].count = None is not a whole number of at least 1"),
+        (
+            asked("counting", {"class": "cat"}),
+            r"include\[0\].count = None is not a whole number of at least 1",
+        ),
         (asked("counting", want("cat", 0)), r"include\[0\].count = 0 is not"),
         (asked("counting", want("cat", True)), r"include\[0\].count = True is not"),
         (asked("colors", want("cat", color="rot")), r"include\[0\].color = 'rot' is unknown"),
-        (asked("position", want("cat"), want("dog", position="left")), r"include\[1\].position = 'left' is not"),
+        (
+            asked("position", want("cat"), want("dog", position="left")),
+            r"include\[1\].position = 'left' is not",
+        ),
         (
             asked("position", want("cat"), want("dog", position=["on", 0])),
             r"include\[1\].position\[0\] = 'on' is unknown",
@@ -267,9 +299,14 @@ def test_the_grade_is_a_number_for_every_scoring_and_the_verdict_its_parts() -> 
             asked("position", want("cat", position=["above", 0])),
             r"include\[0\].position\[1\] = 0 is not .*: the first has none",
         ),
-        (asked("counting", want("cat"), exclude=[want("dogg")]), r"exclude\[0\].class = 'dogg'.*did you mean 'dog'"),
+        (
+            asked("counting", want("cat"), exclude=[want("dogg")]),
+            r"exclude\[0\].class = 'dogg'.*did you mean 'dog'",
+        ),
     ],
 )
-def test_bad_metadata_is_named_with_its_prompt_and_field(metadata: dict[str, Any], message: str) -> None:
+def test_bad_metadata_is_named_with_its_prompt_and_field(
+    metadata: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"the metadata of the prompt 'a photo': {message}"):
         parse(metadata, "a photo")

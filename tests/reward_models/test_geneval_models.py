@@ -15,9 +15,9 @@ from reward_models import build
 from reward_models.geneval import GenEval
 from reward_models.geneval_detector import (
     ColorClassifier,
+    Mask2FormerDetector,
     crop,
     extents,
-    load_detector,
 )
 from reward_models.geneval_logic import CLASSES, COLORS, TAGS, Detection
 from tests.reward_models import tiny
@@ -34,7 +34,10 @@ def test_a_crop_shows_the_object_on_grey() -> None:
     shown = np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4), mask)))
     assert shown.shape == (2, 4, 3)
     assert (shown[:, 1:3] == (255, 0, 0)).all() and (shown[:, [0, 3]] == 0x99).all()
-    assert np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4)))).tolist() == image[2:4, 2:6].tolist()
+    assert (
+        np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4)))).tolist()
+        == image[2:4, 2:6].tolist()
+    )
 
 
 class PixelClip:
@@ -43,12 +46,14 @@ class PixelClip:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def crops(self, crops: list[Any]) -> torch.Tensor:
+    def image(self, crops: list[Any]) -> torch.Tensor:
         return torch.tensor(np.stack([np.array(image).mean((0, 1)) for image in crops]))
 
     def text(self, prompts: list[str]) -> torch.Tensor:
         self.read += prompts
-        vectors = [next((RGB[name] for name in RGB if name in prompt), (0, 0, 0)) for prompt in prompts]
+        vectors = [
+            next((RGB[name] for name in RGB if name in prompt), (0, 0, 0)) for prompt in prompts
+        ]
         return torch.tensor(vectors, dtype=torch.float64)
 
 
@@ -62,9 +67,17 @@ def test_a_colour_is_the_nearest_of_ten_each_the_mean_of_three_templates() -> No
         Detection(CAT, 1, (0, 0, 8, 8)),
     )
     classify = ColorClassifier(clip)  # type: ignore[arg-type]
-    assert classify([images[0], images[0], images[1]], [left, right, whole]) == ["red", "blue", "green"]
+    assert classify([images[0], images[0], images[1]], [left, right, whole]) == [
+        "red",
+        "blue",
+        "green",
+    ]
     assert len(clip.read) == 60, "ten colours x three templates, once a class"
-    assert clip.read[:3] == ["a photo of a red cat", "a photo of a red-colored cat", "a photo of a red object"]
+    assert clip.read[:3] == [
+        "a photo of a red cat",
+        "a photo of a red-colored cat",
+        "a photo of a red object",
+    ]
     assert clip.read[-1] == "a photo of a white object" and "a photo of a pink dog" in clip.read
     assert classify([], []) == []
 
@@ -81,8 +94,12 @@ class Seen:
 
 def read_pixel(images: Sequence[np.ndarray], objects: Sequence[Detection]) -> list[str]:
     """The colour at an object's top left corner."""
-    corners = [tuple(image[int(d.box[1]), int(d.box[0])]) for image, d in zip(images, objects, strict=True)]
-    return [next((name for name, rgb in RGB.items() if rgb == corner), "black") for corner in corners]
+    corners = [
+        tuple(image[int(d.box[1]), int(d.box[0])]) for image, d in zip(images, objects, strict=True)
+    ]
+    return [
+        next((name for name, rgb in RGB.items() if rgb == corner), "black") for corner in corners
+    ]
 
 
 def world() -> tuple[GenEval, np.ndarray, list[dict[str, Any]]]:
@@ -94,10 +111,19 @@ def world() -> tuple[GenEval, np.ndarray, list[dict[str, Any]]]:
     include = [
         ("single_object", [{"class": "cat", "count": 1}]),
         ("two_object", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1}]),
-        ("position", [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", 0]}]),
+        (
+            "position",
+            [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", 0]}],
+        ),
         ("counting", [{"class": "cat", "count": 2}]),
         ("colors", [{"class": "cat", "count": 1, "color": "red"}]),
-        ("color_attr", [{"class": "cat", "count": 1, "color": "blue"}, {"class": "dog", "count": 1, "color": "red"}]),
+        (
+            "color_attr",
+            [
+                {"class": "cat", "count": 1, "color": "blue"},
+                {"class": "dog", "count": 1, "color": "red"},
+            ],
+        ),
         ("counting", [{"class": "cat", "count": 1}]),
     ]
     scorer = GenEval(detector=Seen([cat], [cat, dog], sure, [cat]), colors=read_pixel)
@@ -109,19 +135,34 @@ def test_the_scorer_reports_each_verdict_and_by_tag() -> None:
     result = scorer(images, ["p"] * 7, metadata)
     # The last image has a cat of 0.8, which is not sure enough to be counted.
     assert result.score == pytest.approx([1, 1, 2 / 3, 1, 1, 0.75, 0])
-    assert result.extras["strict"].tolist() == result.extras["nonstrict"].tolist() == [1, 1, 0, 1, 1, 0, 0]
+    assert (
+        result.extras["strict"].tolist()
+        == result.extras["nonstrict"].tolist()
+        == [1, 1, 0, 1, 1, 0, 0]
+    )
     assert set(result.extras) == {"strict", "nonstrict"} | {
         f"{kind}/{tag}" for kind in ("tag", "strict") for tag in TAGS
     }
-    np.testing.assert_array_equal(result.extras["tag/counting"], [np.nan] * 3 + [1] + [np.nan] * 2 + [0])
-    assert all(np.nansum(result.extras[f"tag/{tag}"]) == (tag in TAGS[:4]) for tag in TAGS if tag != "position")
-    assert all(column.dtype == np.float32 and column.shape == (7,) for column in result.extras.values())
+    np.testing.assert_array_equal(
+        result.extras["tag/counting"], [np.nan] * 3 + [1] + [np.nan] * 2 + [0]
+    )
+    assert all(
+        np.nansum(result.extras[f"tag/{tag}"]) == (tag in TAGS[:4])
+        for tag in TAGS
+        if tag != "position"
+    )
+    assert all(
+        column.dtype == np.float32 and column.shape == (7,) for column in result.extras.values()
+    )
 
 
 def test_the_scorer_permutes_with_its_batch() -> None:
     scorer, images, metadata = world()
     order = np.array([5, 2, 0, 6, 1, 4, 3])
-    before, after = scorer(images, ["p"] * 7, metadata), scorer(images[order], ["p"] * 7, [metadata[i] for i in order])
+    before, after = (
+        scorer(images, ["p"] * 7, metadata),
+        scorer(images[order], ["p"] * 7, [metadata[i] for i in order]),
+    )
     np.testing.assert_array_equal(after.score, before.score[order])
     for name, column in after.extras.items():
         np.testing.assert_array_equal(column, before.extras[name][order])
@@ -169,11 +210,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, Any]) -> None:
     images = tiny.images(3, side=48)
-    found = load_detector(weights["path"], side=64)(images)
+    found = Mask2FormerDetector(weights["path"], side=64)(images)
     assert len(found) == 3 and sum(map(len, found)) > 0
     for detection in (d for own in found for d in own):
         assert 0 <= detection.label < 80 and 0.3 < detection.score < 1
-        assert detection.mask is not None and detection.mask.shape == (48, 48) and detection.mask.dtype == bool
+        assert (
+            detection.mask is not None
+            and detection.mask.shape == (48, 48)
+            and detection.mask.dtype == bool
+        )
         assert detection.box == extents(detection.mask)
 
 
@@ -187,9 +232,13 @@ def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, 
     ],
 )
 def test_the_detector_looks_at_the_benchmarks_pixels(
-    weights: dict[str, Any], side: int, image: tuple[int, int], looked_at: tuple[int, int], shown: tuple[int, int]
+    weights: dict[str, Any],
+    side: int,
+    image: tuple[int, int],
+    looked_at: tuple[int, int],
+    shown: tuple[int, int],
 ) -> None:
-    detector = load_detector(weights["path"], device="cpu", side=side)
+    detector = Mask2FormerDetector(weights["path"], device="cpu", side=side)
     seen: list[torch.Tensor] = []
 
     class Looks(Exception):
@@ -204,17 +253,23 @@ def test_the_detector_looks_at_the_benchmarks_pixels(
         detector(np.full((1, *image, 3), 255, np.uint8))
     assert seen[0].shape[2:] == looked_at
     white = seen[0][0, 0] > 1
-    assert white[: shown[0], : shown[1]].all() and white.sum() == shown[0] * shown[1], "padded, not stretched"
+    assert white[: shown[0], : shown[1]].all() and white.sum() == shown[0] * shown[1], (
+        "padded, not stretched"
+    )
 
 
 def test_the_detectors_side_is_checked(weights: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="geneval: side = 16 must be a whole number of at least 32"):
+    with pytest.raises(
+        ValueError, match="geneval: side = 16 must be a whole number of at least 32"
+    ):
         build("geneval", **(weights | {"side": 16}))
 
 
 def test_the_detector_sees_the_same_in_any_chunk_and_order(weights: dict[str, Any]) -> None:
     images, order = tiny.images(5, side=48), [3, 0, 4, 1, 2]
-    whole, parts = (load_detector(weights["path"], batch_size=size, side=64) for size in (8, 2))
+    whole, parts = (
+        Mask2FormerDetector(weights["path"], batch_size=size, side=64) for size in (8, 2)
+    )
     for one, other in zip([whole(images)[i] for i in order], parts(images[order]), strict=True):
         assert [(d.label, d.box) for d in one] == [(d.label, d.box) for d in other]
         assert [d.score for d in one] == pytest.approx([d.score for d in other], abs=1e-5)
@@ -241,7 +296,9 @@ def test_the_scorer_from_disk_scores_what_its_own_models_see(weights: dict[str, 
     colored = {"tag": "colors", "include": [{"class": CLASSES[label], "count": 1, "color": color}]}
     absent = next(i for i in range(80) if all(d.label != i for d in found[first]))
     missing = {"tag": "single_object", "include": [{"class": CLASSES[absent], "count": 1}]}
-    result = scorer(images[[first] * 3], ["p"] * 3, json.loads(json.dumps([present, missing, colored])))
+    result = scorer(
+        images[[first] * 3], ["p"] * 3, json.loads(json.dumps([present, missing, colored]))
+    )
     assert result.extras["nonstrict"].tolist() == [1, 0, 1]
     assert result.score[:2].tolist() == [1, 0]
 
@@ -255,4 +312,4 @@ def test_the_scorers_models_move_together(weights: dict[str, Any]) -> None:
 def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
     folder = str(tiny.save_detector(tmp_path / "ade", num_labels=150))
     with pytest.raises(ValueError, match="the detector knows 150 classes, not COCO's 80"):
-        load_detector(folder)
+        Mask2FormerDetector(folder)

@@ -32,15 +32,26 @@ LIMIT = 2**20
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    scorers: dict[str, dict] = {"shapes": {}, BRIGHTNESS: {}, SLOW: {}, ODD: {"calls": 0}, SHORT: {}, SILENT: {}}
+    scorers: dict[str, dict] = {
+        "shapes": {},
+        BRIGHTNESS: {},
+        SLOW: {},
+        ODD: {"calls": 0},
+        SHORT: {},
+        SILENT: {},
+    }
     process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
     yield process
     process.stop()
 
 
-def post(server: ServerProcess, body: object, name: str = BRIGHTNESS, headers: dict | None = None) -> httpx.Response:
+def post(
+    server: ServerProcess, body: object, name: str = BRIGHTNESS, headers: dict | None = None
+) -> httpx.Response:
     given = HEADER if headers is None else headers
-    return httpx.post(f"{server.url}/v1/score/{name}", content=body, headers=given, trust_env=False, timeout=30)
+    return httpx.post(
+        f"{server.url}/v1/score/{name}", content=body, headers=given, trust_env=False, timeout=30
+    )
 
 
 @pytest.mark.parametrize("png", [False, True])
@@ -61,17 +72,33 @@ def test_health_names_scorers_and_versions(server: ServerProcess) -> None:
     assert health["versions"]["numpy"] == np.__version__ and "python" in health["versions"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}])
-@pytest.mark.parametrize("path", ["/health", f"/v1/score/{BRIGHTNESS}", "/v1/score/unknown", "/elsewhere"])
-def test_without_the_token_there_is_nothing_to_see(server: ServerProcess, headers: dict, path: str) -> None:
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}]
+)
+@pytest.mark.parametrize(
+    "path", ["/health", f"/v1/score/{BRIGHTNESS}", "/v1/score/unknown", "/elsewhere"]
+)
+def test_without_the_token_there_is_nothing_to_see(
+    server: ServerProcess, headers: dict, path: str
+) -> None:
     method = "POST" if path.startswith("/v1") else "GET"
-    answer = httpx.request(method, server.url + path, content=GOOD, headers=headers, trust_env=False)
-    assert answer.status_code == 401 and answer.json()["kind"] == "token" and "Bearer" in answer.headers.values()
+    answer = httpx.request(
+        method, server.url + path, content=GOOD, headers=headers, trust_env=False
+    )
+    assert (
+        answer.status_code == 401
+        and answer.json()["kind"] == "token"
+        and "Bearer" in answer.headers.values()
+    )
 
 
 def test_an_unknown_scorer_is_told_the_known_ones(server: ServerProcess) -> None:
     answer = post(server, GOOD, "geneva")
-    assert answer.status_code == 404 and "'geneva'" in answer.json()["error"] and "shapes" in answer.json()["error"]
+    assert (
+        answer.status_code == 404
+        and "'geneva'" in answer.json()["error"]
+        and "shapes" in answer.json()["error"]
+    )
 
 
 def tensors(**given: np.ndarray) -> bytes:
@@ -92,24 +119,48 @@ BAD = {
     "the last byte missing": (GOOD[:-1], "not in safetensors format"),
     "a byte too many": (GOOD + b"\0", "not in safetensors format"),
     "a header of a terabyte": (struct.pack("<Q", 2**40) + GOOD[8:], "not in safetensors format"),
-    "float": (tensors(images=IMAGES.astype(np.float32)), r"uint8 and not empty, not \(2, 4, 4, 3\) float32"),
+    "float": (
+        tensors(images=IMAGES.astype(np.float32)),
+        r"uint8 and not empty, not \(2, 4, 4, 3\) float32",
+    ),
     "signed": (tensors(images=IMAGES.astype(np.int8)), "int8"),
     "channels first": (tensors(images=IMAGES.transpose(0, 3, 1, 2).copy()), r"\(2, 3, 4, 4\)"),
     "one image alone": (tensors(images=IMAGES[0]), r"\(4, 4, 3\)"),
     "no images": (tensors(images=IMAGES[:0]), "not empty"),
     "other tensors": (tensors(pictures=IMAGES), r"holds \['pictures'\]"),
-    "one image too many": (tensors(images=IMAGES[[0, 0, 0]]), "3 images came with 2 prompts and 2 metadata"),
-    "one prompt too many": (texts(prompts='["a", "b", "c"]'), "2 images came with 3 prompts and 2 metadata"),
+    "one image too many": (
+        tensors(images=IMAGES[[0, 0, 0]]),
+        "3 images came with 2 prompts and 2 metadata",
+    ),
+    "one prompt too many": (
+        texts(prompts='["a", "b", "c"]'),
+        "2 images came with 3 prompts and 2 metadata",
+    ),
     "one metadata too few": (texts(metadata="[{}]"), "2 prompts and 1 metadata"),
     "no texts": (save({"images": IMAGES}), "no 'prompts'"),
     "broken JSON": (texts(prompts='["a", "b"'), "'prompts' in the safetensors header is not JSON"),
-    "JSON without a bottom": (texts(metadata="[" * 100_000), "'metadata' in the safetensors header is not JSON"),
+    "JSON without a bottom": (
+        texts(metadata="[" * 100_000),
+        "'metadata' in the safetensors header is not JSON",
+    ),
     "numbers for prompts": (texts(prompts="[1, 2]"), "must be a list of strings"),
     "a string for metadata": (texts(metadata='"ab"'), "must be a list of objects"),
-    "half a PNG": (tensors(png=PNG[: len(PNG) // 2], ends=np.array([len(PNG) // 2])), "image 0 is not a PNG file"),
-    "no PNG": (tensors(png=np.zeros(9, np.uint8), ends=np.array([4, 9])), "image 0 is not a PNG file"),
-    "a grey PNG": (tensors(png=GREY, ends=np.array([len(GREY)])), "image 0 must be an 8-bit RGB PNG; its mode is L"),
-    "a PNG that unpacks to 1.03 MiB": (tensors(png=LARGE, ends=np.array([len(LARGE)])), "600 x 600 unpack to more"),
+    "half a PNG": (
+        tensors(png=PNG[: len(PNG) // 2], ends=np.array([len(PNG) // 2])),
+        "image 0 is not a PNG file",
+    ),
+    "no PNG": (
+        tensors(png=np.zeros(9, np.uint8), ends=np.array([4, 9])),
+        "image 0 is not a PNG file",
+    ),
+    "a grey PNG": (
+        tensors(png=GREY, ends=np.array([len(GREY)])),
+        "image 0 must be an 8-bit RGB PNG; its mode is L",
+    ),
+    "a PNG that unpacks to 1.03 MiB": (
+        tensors(png=LARGE, ends=np.array([len(LARGE)])),
+        "600 x 600 unpack to more",
+    ),
     "ends that fall": (tensors(png=PNG, ends=np.array([len(PNG), 3])), "must rise"),
     "ends beyond the end": (tensors(png=PNG, ends=np.array([len(PNG) + 1])), "must rise"),
     "ends in floats": (tensors(png=PNG, ends=np.array([float(len(PNG))])), "int64"),
@@ -131,7 +182,9 @@ def test_a_bad_body_is_refused_with_a_sentence(server: ServerProcess, case: str)
     assert re.search(sentence, answer.json()["error"]), answer.text
 
 
-def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives(server: ServerProcess) -> None:
+def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives(
+    server: ServerProcess,
+) -> None:
     answer = post(server, bytes(LIMIT + 1))
     assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"]
     sent = 0
@@ -144,14 +197,14 @@ def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives
 
     answer = post(server, pieces())
     assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"] and sent > LIMIT
-    assert post(server, iter([GOOD[:50], GOOD[50:]])).status_code == 200, "a body in pieces is as good as any"
+    assert post(server, iter([GOOD[:50], GOOD[50:]])).status_code == 200, (
+        "a body in pieces is as good as any"
+    )
 
 
 def test_a_body_announced_too_large_is_not_waited_for(server: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        lines = (
-            f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {10**12}"
-        )
+        lines = f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {10**12}"
         connection.sendall(lines.encode() + b"\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
@@ -196,12 +249,12 @@ def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(server: ServerProcess) -> None:
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            lines = (
-                f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 5000"
-            )
+            lines = f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 5000"
             connection.sendall(lines.encode() + b"\r\n\r\n" + GOOD[:50])
     time.sleep(0.2)
-    assert httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()["requests"] == 0
+    assert (
+        httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()["requests"] == 0
+    )
     assert post(server, GOOD).status_code == 200
 
 
@@ -210,11 +263,18 @@ def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(server: ServerPr
     [
         (ODD, 500, "data", "RuntimeError: the engine is out of fuel"),
         ("shapes", 500, "data", "ValueError: shapes: the metadata of 'a' names no objects"),
-        (SHORT, 500, "programming", r"TypeError: the scorer gave a score of shape (1,) for 2 images"),
+        (
+            SHORT,
+            500,
+            "programming",
+            r"TypeError: the scorer gave a score of shape (1,) for 2 images",
+        ),
         (SILENT, 503, "busy", "is unavailable: the far end is silent"),
     ],
 )
-def test_a_scorer_that_fails_is_quoted(server: ServerProcess, name: str, status: int, kind: str, words: str) -> None:
+def test_a_scorer_that_fails_is_quoted(
+    server: ServerProcess, name: str, status: int, kind: str, words: str
+) -> None:
     answer = post(server, GOOD, name)
     assert answer.status_code == status and answer.json()["kind"] == kind
     assert words in answer.json()["error"] and name in answer.json()["error"]
@@ -229,7 +289,9 @@ def test_200_requests_at_once_lose_nothing_and_mix_nothing_up(server: ServerProc
 
     async def ask_all() -> list[list[float]]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(headers=HEADER, limits=limits, timeout=60, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            headers=HEADER, limits=limits, timeout=60, trust_env=False
+        ) as client:
             url = f"{server.url}/v1/score/{BRIGHTNESS}"
             answers = await asyncio.gather(*(client.post(url, content=body(i)) for i in range(200)))
         assert {answer.status_code for answer in answers} == {200}
@@ -240,7 +302,9 @@ def test_200_requests_at_once_lose_nothing_and_mix_nothing_up(server: ServerProc
 
 
 def test_health_answers_while_a_slow_scorer_works(server: ServerProcess) -> None:
-    worker = threading.Thread(target=lambda: [post(server, GOOD, SLOW) for _ in range(3)])  # 0.3 s each
+    worker = threading.Thread(
+        target=lambda: [post(server, GOOD, SLOW) for _ in range(3)]
+    )  # 0.3 s each
     worker.start()
     waits = []
     while worker.is_alive():
@@ -255,7 +319,13 @@ def test_health_answers_while_a_slow_scorer_works(server: ServerProcess) -> None
 def test_nothing_is_scored_for_who_gave_up_waiting(server: ServerProcess) -> None:
     def give_up() -> None:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/score/{SLOW}", content=GOOD, headers=HEADER, trust_env=False, timeout=0.2)
+            httpx.post(
+                f"{server.url}/v1/score/{SLOW}",
+                content=GOOD,
+                headers=HEADER,
+                trust_env=False,
+                timeout=0.2,
+            )
 
     threads = [threading.Thread(target=give_up) for _ in range(12)]
     for thread in threads:
@@ -267,15 +337,22 @@ def test_nothing_is_scored_for_who_gave_up_waiting(server: ServerProcess) -> Non
     assert time.monotonic() - start < 2, "twelve times 0.3 s of work for nobody came first"
 
 
-def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_the_work(tmp_path: Path) -> None:
+def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_the_work(
+    tmp_path: Path,
+) -> None:
     server = ServerProcess({SLOW: {}}, "--queue", "2", log=tmp_path / "log")
     answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {}))) for _ in range(12)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {})))
+        for _ in range(12)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    taken, sent_away = (sorted((a for a in answers if a.status_code == c), key=id) for c in (200, 503))
+    taken, sent_away = (
+        sorted((a for a in answers if a.status_code == c), key=id) for c in (200, 503)
+    )
     assert len(taken) >= 2 and len(taken) + len(sent_away) == 12 and len(sent_away) >= 1
     assert all(a.headers["Retry-After"] == "1" and a.json()["kind"] == "busy" for a in sent_away)
     assert post(server, GOOD, SLOW, {}).status_code == 200

@@ -28,7 +28,9 @@ def test_this_machine_needs_no_token() -> None:
         check_binding(host, "")
 
 
-def test_a_token_comes_from_the_file_then_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_comes_from_the_file_then_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
     assert read_token() == ""
     monkeypatch.setenv("REWARD_TOKEN", TOKEN)

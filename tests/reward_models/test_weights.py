@@ -13,14 +13,20 @@ import torch
 from transformers import CLIPModel
 
 from reward_models import build
-from reward_models.loading import chunks, pick_device
+from reward_models.model import chunks, pick_device
 from tests.reward_models import tiny
 
 MODEL_SCORERS = ("pickscore", "clipscore", "aesthetic", "hpsv2", "imagereward", "geneval")
 REPOS = {
-    "pickscore": ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "rewards.scorers.pickscore.processor_path"),
+    "pickscore": (
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "rewards.scorers.pickscore.processor_path",
+    ),
     "clipscore": ("openai/clip-vit-large-patch14", "rewards.scorers.clipscore.path"),
-    "aesthetic": ("trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth", "rewards.scorers.aesthetic.path"),
+    "aesthetic": (
+        "trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth",
+        "rewards.scorers.aesthetic.path",
+    ),
     "hpsv2": ("xswu/HPSv2 HPS_v2.1_compressed.pt", "rewards.scorers.hpsv2.path"),
     "imagereward": ("google-bert/bert-base-uncased", "rewards.scorers.imagereward.tokenizer_path"),
     "geneval": ("facebook/mask2former-swin-small-coco-instance", "rewards.scorers.geneval.path"),
@@ -38,21 +44,35 @@ for name in {names}:
 def offline(home: Path, options: dict[str, dict[str, str]]) -> dict[str, str]:
     """What each scorer says in a process without a hub, whose cache is empty."""
     code = ASK.format(names=MODEL_SCORERS, options=options)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "PYTHONPATH": os.getcwd()}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home),
+        "PYTHONPATH": os.getcwd(),
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     return dict(line.split(" | ", 1) for line in out.stdout.splitlines() if " | " in line)
 
 
-def test_without_a_network_each_scorer_says_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
+def test_without_a_network_each_scorer_says_what_to_fetch_and_where_to_put_it(
+    tmp_path: Path,
+) -> None:
     told = offline(tmp_path, {})
     assert set(told) == set(MODEL_SCORERS)
     for name, (repo, option) in REPOS.items():
         command = rf"`hf download (?={re.escape(repo)})\S+( [\w.-]+)+`"  # files are named
-        assert re.search(command, told[name]) and option in told[name] and "about" in told[name], told[name]
+        assert re.search(command, told[name]) and option in told[name] and "about" in told[name], (
+            told[name]
+        )
 
 
 def test_the_second_model_of_a_scorer_is_asked_for_by_its_own_option(tmp_path: Path) -> None:
-    clip, bert = str(tiny.save_clip(tmp_path / "clip")), str(tiny.save_bert_tokenizer(tmp_path / "bert", 120))
+    clip, bert = (
+        str(tiny.save_clip(tmp_path / "clip")),
+        str(tiny.save_bert_tokenizer(tmp_path / "bert", 120)),
+    )
     options = {
         "pickscore": {"processor_path": clip},
         "aesthetic": {"path": str(tiny.save_head(tmp_path / "head.pth"))},
@@ -60,17 +80,23 @@ def test_the_second_model_of_a_scorer_is_asked_for_by_its_own_option(tmp_path: P
         "geneval": {"path": str(tiny.save_detector(tmp_path / "detector"))},
     }
     told = offline(tmp_path, options)
-    assert "`hf download yuvalkirstain/PickScore_v1 config.json model.safetensors`" in told["pickscore"]
+    assert (
+        "`hf download yuvalkirstain/PickScore_v1 config.json model.safetensors`"
+        in told["pickscore"]
+    )
     assert "rewards.scorers.aesthetic.clip_path" in told["aesthetic"]
     assert "`hf download THUDM/ImageReward ImageReward.pt`" in told["imagereward"]
-    assert "rewards.scorers.geneval.color_path" in told["geneval"] and "open_clip_model.safetensors" in told["geneval"]
+    assert (
+        "rewards.scorers.geneval.color_path" in told["geneval"]
+        and "open_clip_model.safetensors" in told["geneval"]
+    )
 
 
 @pytest.mark.parametrize("name", MODEL_SCORERS)
 def test_a_path_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     with pytest.raises(
-        ValueError, match=f"{name}: the weights {gone} cannot be loaded: there is no such file or folder"
+        ValueError, match=f"{name}: the weights {gone} cannot be loaded: no such file or folder"
     ):
         build(name, path=gone)
 
@@ -101,7 +127,9 @@ def test_the_weights_of_another_model_are_refused_not_filled_with_noise(tmp_path
     CLIPModel.from_pretrained(folder).vision_model.save_pretrained(folder)
     tiny_config = CLIPModel.from_pretrained(tiny.save_clip(tmp_path / "whole")).config
     tiny_config.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"they are not those of a CLIPModel: \d+ of its \d+ parameters are absent"):
+    with pytest.raises(
+        ValueError, match=r"they are not those of a CLIPModel: \d+ of its \d+ parameters are absent"
+    ):
         build("clipscore", path=str(folder))
     torch.save({"a": torch.zeros(1)}, tmp_path / "hps.pt")
     with pytest.raises(ValueError, match="open_clip cannot read them as a ViT-B-32"):
@@ -117,7 +145,9 @@ def test_the_weights_of_another_model_are_refused_not_filled_with_noise(tmp_path
     ],
 )
 @pytest.mark.parametrize("name", ("pickscore", "clipscore", "imagereward", "geneval"))
-def test_bad_settings_are_refused_before_weights_are_sought(name: str, options: dict, message: str) -> None:
+def test_bad_settings_are_refused_before_weights_are_sought(
+    name: str, options: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, **options)
 

@@ -10,7 +10,11 @@ from tests.reward_models.processes import shapes_batch
 
 def test_metadata_travel_as_they_are() -> None:
     images, prompts, metadata = shapes_batch(2)
-    metadata[1]["note"] = {"quotes": "\"'\\", "list": [1, 2.5, None, True], "unicode": "\u00fc\U0001f600\ud800"}
+    metadata[1]["note"] = {
+        "quotes": "\"'\\",
+        "list": [1, 2.5, None, True],
+        "unicode": "\u00fc\U0001f600\ud800",
+    }
     found = wire.decode(wire.encode(images, prompts, metadata), 10**6)
     np.testing.assert_array_equal(found[0], images)
     assert found[1:] == (prompts, metadata)
@@ -18,7 +22,10 @@ def test_metadata_travel_as_they_are() -> None:
 
 def test_a_body_with_any_byte_changed_is_read_or_refused() -> None:
     random = np.random.default_rng(0)
-    bodies = [wire.encode(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], [{}, {}], png=png) for png in (False, True)]
+    bodies = [
+        wire.encode(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], [{}, {}], png=png)
+        for png in (False, True)
+    ]
     refused = 0
     for i in range(3000):
         body = bytearray(bodies[i % 2])

@@ -24,7 +24,13 @@ from transformers import (
 from reward_models.aesthetic import Head
 
 WIDTH = 16  # of a CLIP embedding
-PROMPTS = ["a red cat", "two dogs", "a cat left of a dog", "a red cat", "a very " + "long " * 100 + "prompt"]
+PROMPTS = [
+    "a red cat",
+    "two dogs",
+    "a cat left of a dog",
+    "a red cat",
+    "a very " + "long " * 100 + "prompt",
+]
 OPEN_CLIP = "tiny-clip"
 
 
@@ -45,9 +51,20 @@ def save_clip(folder: Path) -> Path:
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
-    towers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = CLIPConfig(
-        text_config={**towers, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        text_config={
+            **towers,
+            "vocab_size": len(words),
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
         vision_config={**towers, "image_size": 32, "patch_size": 8},
         projection_dim=WIDTH,
     )
@@ -104,13 +121,23 @@ def save_detector(folder: Path, num_labels: int = 80) -> Path:
     model = _scatter(Mask2FormerForUniversalSegmentation(config), 0.2)
     model.class_predictor.weight.data *= 3  # sure enough of some classes to pass the threshold
     model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"height": 384, "width": 384}).save_pretrained(folder)  # as the published one
+    Mask2FormerImageProcessor(size={"height": 384, "width": 384}).save_pretrained(
+        folder
+    )  # as the published one
     return folder
 
 
 def save_bert_tokenizer(folder: Path, size: int) -> Path:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *("##" + letter for letter in letters),
+    ]
     assert len(words) <= size
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     return folder

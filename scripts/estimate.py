@@ -98,7 +98,16 @@ def as_json(found: Estimate) -> dict[str, Any]:
     plan = {
         name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")
     }
-    plan |= asdict(found.plan) | {"window": list(found.plan.window)}
+    completion = found.plan.completion
+    plan |= {name: value for name, value in vars(found.plan).items() if name != "completion"} | {
+        "steps": completion.steps,
+        "window": list(completion.window),
+        "branches": completion.branches,
+        "completion": completion.name,
+        "completion_steps": completion.evaluations,
+        "completion_stride": completion.stride,
+        "small": completion.small,
+    }
     return {
         "plan": plan,
         "parameters": asdict(found.counts),
@@ -124,7 +133,7 @@ def _plan(config: Any, found: Estimate) -> str:
             f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
         ),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        *found.plan.rows,
+        *found.plan.summary,
     ]
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
 

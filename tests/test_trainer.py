@@ -1,4 +1,4 @@
-"""The loop, end to end on the embedded weights: what it leaves behind, and what must not change it."""
+"""The loop, end to end on the embedded weights: what it leaves behind, what must not change it."""
 
 from __future__ import annotations
 
@@ -280,7 +280,11 @@ def test_a_policy_that_changed_before_the_update_is_noticed_and_not_trained(smok
 def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) -> None:
     config = smoke(epochs=1)
     trainer = Trainer(config)
-    trainer._save = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    trainer.run_folder.save = stop  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     Trainer(config).run()
@@ -291,13 +295,20 @@ def test_stopped_before_the_first_checkpoint_begins_again_cleanly(smoke: Smoke) 
 
 def test_every_sample_gets_its_own_advantage(smoke: Smoke) -> None:
     trainer = Trainer(smoke(sample__batch_size=2))
-    given: list[torch.Tensor] = []
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    roll_out, pending = trainer._roll_out, []
+
+    def remember(*arguments: Any, **options: Any) -> list:
+        pending.extend(roll_out(*arguments, **options))
+        return pending
 
     def record(rollouts: list, advantages: list[torch.Tensor], *, fresh: bool) -> dict[str, float]:
+        ladders = {id(p.rollout): p.finish().total for p in pending}
         for rollout, advantage in zip(rollouts, advantages, strict=True):
-            given.extend(zip(rollout.ladder, advantage, strict=True))
+            given.extend(zip(ladders[id(rollout)], advantage, strict=True))
         return {"ratio_dev": 0.0, "skipped": 0.0}
 
+    trainer._roll_out = remember  # type: ignore[method-assign]
     trainer.updater.step = record  # type: ignore[assignment, method-assign]
     trainer._epoch(0)
     config = trainer.config

@@ -143,7 +143,7 @@ def measure(
                 reference = _velocity(backbone, shapes, config, plan.train_rows, guidance)
         torch.autograd.backward((velocity - reference).square().mean())
     rows = max(
-        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0
+        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.ladder > 1 else 0
     )
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
         _velocity(backbone, shapes, config, rows, guidance)

@@ -75,19 +75,15 @@ def probe(config: Any, *, repeats: int) -> Probe:
             noise[:, 0],
             sigmas,
             noise[:, 1:],
-            window=plan.window,
+            completion=plan.completion,
             kind=config.sample.kind,
             noise_level=config.sample.noise_level,
             max_rows=config.sample.max_rows,
-            completions=plan.completions,
-            solver=plan.solver,
         )
 
-    sampled, (trajectory, clean) = _measure(roll_out, repeats, runtime.device)
+    sampled, (states, means, clean) = _measure(roll_out, repeats, runtime.device)
     decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
-    rollout = Rollout(
-        cond, trajectory, torch.empty(plan.batch_size, 0), torch.arange(plan.batch_size), {}
-    )
+    rollout = Rollout(cond, states, means)
     advantage = torch.randn(plan.batch_size, len(plan.window), device=runtime.device)
     # The policy moves with the first update: what it was before is seen there alone.
     ratio_dev = updater.step([rollout], [advantage], fresh=True)["ratio_dev"]

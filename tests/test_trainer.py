@@ -237,7 +237,7 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
         ({"model__dtype": "fp16"}, "needs a CUDA GPU"),
         ({"model__type": "sd9"}, "'sd9' is not one of sd3"),
         ({"credit__name": "luck"}, "unknown credit 'luck'"),
-        ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': there is no such file"),
+        ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': no such file"),
         (
             {"sample__groups_per_epoch": 4000, "sample__batch_size": 8000},
             "prompts.train holds 2594 prompts",

@@ -88,7 +88,8 @@ def test_a_resumed_run_goes_on_in_the_same_curves(
     first = log(None, {1: 0.25, 2: 0.5})
     time.sleep(1.1)  # wandb names a run's folder by the second
     second = log(Checkpoint(1, {}, {}, {}, tracker=first.run_id), {2: 0.75, 3: 1.0})
-    assert second.run_id == first.run_id and log(None, {}).run_id != first.run_id
+    assert second.run_id == first.run_id
+    assert log(None, {}).run_id != first.run_id
     if name == "wandb":
         started = list((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}"))
         assert len(started) == 2, "wandb sync joins runs of one id"

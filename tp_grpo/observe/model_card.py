@@ -38,6 +38,8 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         if lora["rank"]
         else "the whole transformer"
     )
+    name = config["credit"]["name"]
+    method = METHODS.get(name, f"the credit method `{name}`")  # a recipe file may bring its own
     lines = [
         "---",
         *_origin(base),
@@ -49,7 +51,7 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"# {config['run_name']}",
         "",
-        f"{what[0].upper()}{what[1:]} on `{base}`, trained with {METHODS[config['credit']['name']]} by tp_grpo.",
+        f"{what[0].upper()}{what[1:]} on `{base}`, trained with {method} by tp_grpo.",
         "The weights are the run's moving average.",
         "",
         f"- Rewards: {rewards}",

@@ -23,7 +23,7 @@ from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.ranks import agreement, sharding
-from tp_grpo.ranks.agreement import DisagreementError
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
@@ -33,10 +33,8 @@ from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Conditions, Pending, conditions_of, roll_out
-from tp_grpo.train.update import GradientError, RatioError, Updater
+from tp_grpo.train.update import Updater
 from tp_grpo.types import Credit, PromptBatch, Rollout
-
-AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised on all ranks alike
 
 
 class Trainer:
@@ -141,7 +139,7 @@ class Trainer:
             except Preempted:
                 self.run_folder.settle()  # where the checkpoint is not there, that is the news
                 raise
-            except AGREED:
+            except MustStop:
                 self.runtime.on_main(
                     self.run_folder.close
                 )  # or the launcher would kill rank 0 for the others' leaving

@@ -37,7 +37,7 @@ def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(
     code, output = process.wait()
     assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
     assert (
-        f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there."
+        f"everything up to epoch 1 is in {tmp_path}/run; the same command resumes from there."
         in output
     )
     assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
@@ -109,7 +109,7 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     assert all(process.reached() for process in processes)
     os.kill(processes[rank].pid, number)
     (code, output), (other_code, silence) = [process.wait() for process in processes]
-    assert code == 0 and said in output and "the same command goes on from there" in output, output
+    assert code == 0 and said in output and "the same command resumes from there" in output, output
     assert other_code == 0 and said not in silence, "one rank says it for all"
     assert epochs(tmp_path / "run") == kept
     shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)

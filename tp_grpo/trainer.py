@@ -24,7 +24,7 @@ from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.ranks import agreement, sharding
-from tp_grpo.ranks.agreement import DisagreementError
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
@@ -34,10 +34,8 @@ from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.train.gather import Gathered, gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
-from tp_grpo.train.update import GradientError, RatioError, Updater
+from tp_grpo.train.update import Updater
 from tp_grpo.types import Credit, PromptBatch, Rollout
-
-AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised on all ranks alike
 
 
 class Trainer:
@@ -137,7 +135,7 @@ class Trainer:
             except Preempted:
                 self.run_folder.settle()  # a checkpoint that was not written is the worse news
                 raise
-            except AGREED:
+            except MustStop:
                 # A rank that left now would make the launcher kill rank 0 while it writes.
                 self.runtime.on_main(self.run_folder.close)
                 raise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reward_models import Metadata, Scorer, Scores, build, macros, takes, target
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.rewards.scorer_thread import (
     UNAVAILABLE,
     Batch,
@@ -26,7 +27,7 @@ from tp_grpo.rewards.scorer_thread import (
 REMOTE = "reward_models.client:RemoteScorer"
 
 
-class RewardError(RuntimeError):
+class RewardError(MustStop):
     """A scorer failed, or left too many images without a score. The message says which and what to do."""
 
 

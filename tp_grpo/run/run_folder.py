@@ -174,6 +174,14 @@ class RunFolder:
         if lost := self._lost():
             self.runtime.say(f"the last checkpoint was not written: {lost!r}")
 
+    def how_to_resume(self) -> str:
+        """The last epoch that is safe, and the command that resumes from it."""
+        safe = "no epoch was finished yet"
+        if saved := self.checkpoints.epochs():
+            safe = f"everything up to epoch {saved[-1]} is in {self.folder}"
+        auto = "" if self.options.resume == "auto" else " with --config.checkpoint.resume=auto"
+        return f"{safe}; the same command{auto} resumes from there."
+
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
         """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tp_grpo.method import flow
 from tp_grpo.method.objectives.grpo import grpo
 from tp_grpo.plan import Plan
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.train.learner import Learner
 from tp_grpo.types import LossStats, Rollout, Step, cat, to
@@ -27,11 +28,11 @@ Entry = tuple[int, int]  # a rollout batch of the update, and one of its steps
 STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
 
 
-class RatioError(RuntimeError):
+class RatioError(MustStop):
     """Sampling and training do not compute the same velocity."""
 
 
-class GradientError(RuntimeError):
+class GradientError(MustStop):
     """Too many updates in a row had a gradient that is not finite."""
 
 

@@ -54,10 +54,11 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
 
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
+    from tp_grpo.models.conditions import conditions_of, encode_once
     from tp_grpo.plan import make_plan
     from tp_grpo.ranks.runtime import Runtime
     from tp_grpo.rewards.reward_set import RewardSet
-    from tp_grpo.train.rollout import conditions_of, encode_once, roll_out
+    from tp_grpo.train.rollout import roll_out
 
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     plan = make_plan(config, 1, branches=True)

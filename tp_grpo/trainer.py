@@ -19,6 +19,7 @@ from tp_grpo.data import prompts
 from tp_grpo.evaluate.held_out import evaluate
 from tp_grpo.method import credit
 from tp_grpo.method.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.models.conditions import Conditions, conditions_of
 from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
@@ -32,7 +33,7 @@ from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
-from tp_grpo.train.rollout import Conditions, Pending, conditions_of, roll_out
+from tp_grpo.train.rollout import Pending, roll_out
 from tp_grpo.train.update import GradientError, RatioError, Updater
 from tp_grpo.types import Credit, PromptBatch, Rollout
 

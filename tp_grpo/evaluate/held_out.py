@@ -14,9 +14,10 @@ from tp_grpo.data.prompts import PromptSet
 from tp_grpo.images import finite_images, to_uint8
 from tp_grpo.method.stats import macro_means, summarise
 from tp_grpo.models.base import Backbone
+from tp_grpo.models.conditions import conditions_of, encode_once
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
-from tp_grpo.train.rollout import conditions_of, encode_once, ode_images
+from tp_grpo.train.rollout import ode_images
 from tp_grpo.types import PromptBatch
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
-from tp_grpo.types import PromptBatch, Rollout, cat, index, to
+from tp_grpo.types import PromptBatch, Rollout, index, to
 
 TRAINING, EVALUATION, COMMON = 0, 1, 2  # what a noise is for is part of its key
 
@@ -30,39 +29,6 @@ def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -
         words = np.random.SeedSequence([*key, prompt, member]).generate_state(1, np.uint64)
         rows.append(torch.randn(shape, generator=torch.Generator().manual_seed(int(words[0]))))
     return torch.stack(rows)
-
-
-def encode_once(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Any]:
-    """The condition (leading dim 1, in host memory) of each distinct prompt."""
-    distinct = list(dict.fromkeys(prompts))
-    encoded = backbone.encode(distinct)
-    return {prompt: index(encoded, slice(i, i + 1)) for i, prompt in enumerate(distinct)}
-
-
-class Conditions:
-    """The conditions of an epoch's prompts; those of the next can be made beside the update."""
-
-    def __init__(self, backbone: Backbone, *, ahead: bool) -> None:
-        """ahead: make use of that. Encoders that come to the device for it would add to the update's memory."""
-        self.backbone, self.ahead = backbone, ahead
-        self._made: dict[str, Any] = {}
-
-    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """By prompt, as `encode_once`; what was made ahead is let go of."""
-        made, self._made = self._made, {}
-        missing = [prompt for prompt in prompts if prompt not in made]
-        return made | (encode_once(self.backbone, missing) if missing else {})
-
-    @contextmanager
-    def making(self, prompts: Sequence[str]) -> Iterator[None]:
-        """Inside, these prompts are encoded on a thread; left when that is done. Raises what the encoder raised."""
-        if not (self.ahead and prompts):
-            yield
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-            future = thread.submit(encode_once, self.backbone, prompts)
-            yield
-        self._made = future.result()
 
 
 def velocity_of(
@@ -193,8 +159,3 @@ def ode_images(
     noise = draw_noise((EVALUATION, *key), batch, backbone.latent_shape).to(backbone.device)
     velocity = velocity_of(backbone, sigmas, cond, guidance_scale)
     return backbone.decode(sampler.ode(velocity, noise, sigmas))
-
-
-def conditions_of(conditions: dict[str, Any], prompts: Iterable[str], device: torch.device) -> Any:
-    """The conditions of these prompts as one batch on the device."""
-    return to(cat([conditions[prompt] for prompt in prompts]), device)

@@ -51,10 +51,16 @@ def gather(
 
 def in_order(runtime: Runtime, plan: Plan, rows: list[Tensor]) -> Tensor:
     """Each rank's rows, batch by batch -> those of all (N, ...) on the CPU, ordered by (group, member)."""
-    gathered = runtime.gather(torch.cat(rows).to(runtime.device)).cpu()
     held = [
         slot for rank in range(plan.world_size) for batch in plan.batches(rank) for slot in batch
     ]
+    places = torch.tensor([slot * plan.group_size + member for slot, member in held])
+    return gather_rows(runtime, torch.cat(rows), places)
+
+
+def gather_rows(runtime: Runtime, rows: Tensor, places: Tensor) -> Tensor:
+    """All ranks' rows (N, ...) on the CPU; places (N,): where each goes, rank by rank."""
+    gathered = runtime.gather(rows.to(runtime.device)).cpu()
     ordered = torch.empty_like(gathered)
-    ordered[torch.tensor([slot * plan.group_size + member for slot, member in held])] = gathered
+    ordered[places] = gathered
     return ordered

@@ -86,8 +86,8 @@ def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: 
     from tp_grpo.evaluate.held_out import sample_images, samples
 
     images = {}
-    ids, members = samples(len(known), _MEMBERS.value)
-    for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
+    chosen = samples(len(known), _MEMBERS.value)
+    for batch, pixels, _ in sample_images(runtime, backbone, known, chosen, config=config):
         for prompt, member, image in zip(
             batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True
         ):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tp_grpo.method.stats import group_means
 from tp_grpo.types import Credit
 
 
@@ -104,8 +105,8 @@ def slopes(R: Tensor, group_id: Tensor, *, held_out: bool) -> Tensor:
         )
     group = group_id.unique(return_inverse=True)[1]
     x, y = R[:, :-1].double(), R[:, -1:].double().expand(-1, R.shape[1] - 1)
-    valid = ~(x.isnan() | y.isnan())
-    x, y = (_from_group_mean(t.masked_fill(~valid, 0), valid, group) for t in (x, y))
+    missing = x.isnan() | y.isnan()
+    x, y = (_from_group_mean(t.masked_fill(missing, torch.nan), group) for t in (x, y))
     products = _group_sum(torch.cat([x * y, x * x], dim=1), group)
     pooled = products.sum(0) - (products if held_out else 0)
     both, square = pooled.expand_as(products)[group].chunk(2, dim=1)
@@ -217,10 +218,9 @@ def _group_sum(values: Tensor, group: Tensor) -> Tensor:
     return values.new_zeros(int(group.max()) + 1, values.shape[1]).index_add(0, group, values)
 
 
-def _from_group_mean(values: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """Deviations of the valid values from their group's mean; 0 for the others."""
-    count = _group_sum(valid.to(values.dtype), group).clamp(min=1)
-    return (values - (_group_sum(values, group) / count)[group]) * valid
+def _from_group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """Deviations from the group's mean; 0 for NaN."""
+    return (values - group_means(values, group)[group]).masked_fill(values.isnan(), 0)
 
 
 def _turning(R: Tensor, increment: Tensor, constraint: bool) -> Tensor:

@@ -54,8 +54,13 @@ def gather(
 
 def in_order(runtime: Runtime, plan: Plan, rows: Sequence[Tensor]) -> Tensor:
     """This rank's rows, a batch each -> all ranks' (N, ...) on the CPU, by (group, member)."""
-    gathered = runtime.gather(torch.cat(list(rows)).to(runtime.device)).cpu()
-    order = [row for rank in range(plan.world_size) for rows in plan.rows(rank) for row in rows]
+    places = [row for rank in range(plan.world_size) for batch in plan.rows(rank) for row in batch]
+    return gather_rows(runtime, torch.cat(list(rows)), torch.tensor(places))
+
+
+def gather_rows(runtime: Runtime, rows: Tensor, places: Tensor) -> Tensor:
+    """All ranks' rows (N, ...) on the CPU; places (N,): where each goes, rank by rank."""
+    gathered = runtime.gather(rows.to(runtime.device)).cpu()
     ordered = torch.empty_like(gathered)
-    ordered[torch.tensor(order)] = gathered
+    ordered[places] = gathered
     return ordered

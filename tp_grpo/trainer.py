@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from tp_grpo import models
@@ -30,6 +30,7 @@ from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError, RewardSet
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
+from tp_grpo.settings import Settings
 from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Conditions, Pending, conditions_of, roll_out
@@ -42,32 +43,30 @@ AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised o
 class Trainer:
     """Built from a config alone. What is wrong with it is a ValueError, before weights load where that can be known."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.folder = Path(config.output_dir) / config.run_name
-        if not config.run_name:
-            raise ValueError("run_name is empty: it names the run's folder below output_dir")
-        trackers = tracking.check_trackers(config.tracking.trackers)
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = settings = Settings.read(config)
+        self.folder = Path(settings.output_dir) / settings.run_name
+        tracking.go_offline_without_login(settings.tracking.trackers)
         self.runtime = Runtime(
-            config.model.dtype,
-            trackers,
+            settings.model.dtype,
+            settings.tracking.trackers,
             str(self.folder),
-            timeout_s=config.runtime.timeout_s,
-            shard=sharding.asked(os.environ, config),
+            timeout_s=settings.runtime.timeout_s,
+            shard=sharding.asked(os.environ, settings),
         )
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
-        settings = json.loads(config.to_json_best_effort())
+        stored = settings.as_dict()
         content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
-        self.preemption = Preemption(self.runtime, config.checkpoint.grace)
+        self.preemption = Preemption(self.runtime, settings.checkpoint.grace)
         self.run_folder = RunFolder(
-            self.runtime, self.folder, config.checkpoint, settings | content, self.preemption
+            self.runtime, self.folder, settings.checkpoint, stored | content, self.preemption
         )
         self.checkpoints = self.run_folder.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.all_sum)
         with (
             self.preemption.watching()
         ):  # loading takes minutes; what is asked meanwhile counts at the first batch
-            self._build(settings)
+            self._build(stored)
         self.clock.lap()  # loading is no part of the first epoch
 
     def _read(self) -> None:
@@ -80,18 +79,14 @@ class Trainer:
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
-        self.rewards = RewardSet(config.rewards.scorers.to_dict())
-        if not any(self.rewards.weights.values()):
-            raise ValueError(
-                "rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight"
-            )
+        self.rewards = RewardSet(config.rewards.scorers)
         for chosen in self._prompt_sets().values():
             self.rewards.check_prompts(chosen.prompts, chosen.metadata)
 
     def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
         return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}
 
-    def _build(self, settings: dict[str, Any]) -> None:
+    def _build(self, stored: dict[str, Any]) -> None:
         c = self.config
         self.runtime.seed(c.seed)
         self.backbone = self.runtime.together(lambda: models.load(c.model, self.runtime.device))
@@ -113,7 +108,7 @@ class Trainer:
         self.tracker = tracking.Tracker(
             self.runtime.accelerator,
             self.folder,
-            settings,
+            stored,
             self.plan.rows,
             c.tracking.project,
             self.run_folder.found,
@@ -284,7 +279,7 @@ class Trainer:
     def _credit(self, ladder: Tensor, group_id: Tensor) -> tuple[Credit, Tensor]:
         """Credit and advantages (N, K) of all ranks' samples."""
         c = self.config
-        options = {name: c.credit[name] for name in credit.METHODS[c.credit.name].options}
+        options = {name: getattr(c.credit, name) for name in credit.METHODS[c.credit.name].options}
         steps = credit.assign(
             c.credit.name,
             ladder,

@@ -16,7 +16,6 @@ from tp_grpo.data.prompts import PromptSet
 from tp_grpo.evaluate import policy_on_base
 from tp_grpo.evaluate.held_out import columns_of, sample_images, samples
 from tp_grpo.evaluate.score_table import Sample, ScoreTable, as_markdown, summarise
-from tp_grpo.plan import check_sampling
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
 
@@ -30,7 +29,6 @@ def assess(
     table.md and table.json at the end; what is there already is not done again. Ranks share what is missing.
     Raises ValueError before weights load, RewardError when a scorer fails.
     """
-    check_sampling(config)
     count = min(config.eval.prompts or len(prompts), len(prompts))
     runtime = Runtime(config.model.dtype, (), str(out))
     score_table = ScoreTable(
@@ -108,7 +106,7 @@ def _settings(
         "vae_dtype",
     )
     return {
-        "model": {name: config.model[name] for name in fields},
+        "model": {name: getattr(config.model, name) for name in fields},
         "policy": policy_on_base.digest(policy) if policy else "base",
         "steps": config.eval.steps,
         "guidance_scale": config.sample.guidance_scale,

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tp_grpo.settings.sections import weight
+
 History = Sequence[Mapping[str, Any]]
 
 RECENT = 5  # epochs whose median is judged: three of five must be bad
@@ -84,8 +86,7 @@ def risen(history: History, config: Any) -> list[Alarm]:
 
 def never_trained_on(config: Any) -> list[str]:
     """The scorers of weight 0: they are asked, and judge a policy that was never rewarded for pleasing them."""
-    weights = {name: _weight(given) for name, given in config.rewards.scorers.items()}
-    return [name for name, weight in weights.items() if weight == 0]
+    return [name for name, scorer in config.rewards.scorers.items() if weight(scorer) == 0]
 
 
 def honest(history: History, config: Any) -> dict[int, float]:
@@ -256,10 +257,6 @@ RULES: tuple[Callable[[History, Any], Iterable[Alarm]], ...] = (
     _ratio,
     _failed,
 )
-
-
-def _weight(given: Any) -> float:
-    return float(given if isinstance(given, int | float) else given.get("weight", 1.0))
 
 
 def _series(history: History, name: str) -> list[float]:

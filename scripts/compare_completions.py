@@ -38,9 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.settings import Settings
+
     quiet()
     try:
-        ladders, seconds, plans = measure(CONFIG.value)
+        ladders, seconds, plans = measure(Settings.read(CONFIG.value))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,7 +65,7 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
-    rewards = RewardSet(config.rewards.scorers.to_dict())
+    rewards = RewardSet(config.rewards.scorers)
     backbone = policy_on_base.PolicyOnBase(
         config.model, Runtime(config.model.dtype, (), config.output_dir), policy
     ).backbone

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse
@@ -53,18 +54,20 @@ REMEDIES = {
 def main(_: list[str]) -> int:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     from tp_grpo.cost.estimate import estimate
+    from tp_grpo.settings import Settings
 
     try:
-        found = estimate(CONFIG.value, _WORLD_SIZE.value)
+        settings = Settings.read(CONFIG.value)
+        found = estimate(settings, _WORLD_SIZE.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    said = warnings(CONFIG.value, found, _GPU_MEMORY.value)
+    said = warnings(settings, found, _GPU_MEMORY.value)
     if _JSON.value:
         print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
     else:
         parts = [
-            _plan(CONFIG.value, found),
+            _plan(settings, found),
             _flops(found),
             _network(found),
             _memory(found),
@@ -212,8 +215,7 @@ def _count(parameters: int) -> str:
 
 
 def _get(config: Any, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return config[section][field]
+    return attrgetter(name)(config)
 
 
 if __name__ == "__main__":

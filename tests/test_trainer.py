@@ -236,7 +236,7 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
         ({"model__height": 50}, r"model.height = 50 is not a multiple of 8 .* 48 and 56"),
         ({"model__dtype": "fp16"}, "needs a CUDA GPU"),
         ({"model__type": "sd9"}, "'sd9' is not one of sd3"),
-        ({"credit__name": "luck"}, "unknown credit 'luck'"),
+        ({"credit__name": "luck"}, "credit.name = 'luck' is not one of terminal"),
         ({"prompts__train": "missing.txt"}, "prompts.train = 'missing.txt': no such file"),
         (
             {"sample__groups_per_epoch": 4000, "sample__batch_size": 8000},
@@ -311,8 +311,6 @@ def test_every_sample_gets_its_own_advantage(smoke: Smoke) -> None:
     trainer._roll_out = remember  # type: ignore[method-assign]
     trainer.updater.step = record  # type: ignore[assignment, method-assign]
     trainer._epoch(0)
-    config = trainer.config
-    config.tracking.images_every = 1
     pairs = {tuple(ladder.tolist()): tuple(advantage.tolist()) for ladder, advantage in given}
     trainer = Trainer(smoke(run_name="again"))
     trainer._epoch(0)

@@ -7,11 +7,11 @@ advantage -> update -> EMA.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from tp_grpo import models
@@ -31,6 +31,7 @@ from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError, RewardSet
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
+from tp_grpo.settings import Settings
 from tp_grpo.train.gather import Gathered, gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
@@ -41,30 +42,28 @@ from tp_grpo.types import Credit, PromptBatch, Rollout
 class Trainer:
     """Built from a config alone; its mistakes are ValueErrors, before weights load if possible."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.folder = Path(config.output_dir) / config.run_name
-        if not config.run_name:
-            raise ValueError("run_name is empty: it names the run's folder below output_dir")
-        trackers = tracking.check_trackers(config.tracking.trackers)
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = settings = Settings.read(config)
+        self.folder = Path(settings.output_dir) / settings.run_name
+        tracking.go_offline_without_login(settings.tracking.trackers)
         self.runtime = Runtime(
-            config.model.dtype,
-            trackers,
+            settings.model.dtype,
+            settings.tracking.trackers,
             str(self.folder),
-            timeout_s=config.runtime.timeout_s,
-            shard=sharding.asked(os.environ, config),
+            timeout_s=settings.runtime.timeout_s,
+            shard=sharding.asked(os.environ, settings),
         )
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
-        settings = json.loads(config.to_json_best_effort())
+        stored = settings.as_dict()
         content = {f"{name} (content)": known.digest for name, known in self._prompt_sets().items()}
-        self.preemption = Preemption(self.runtime, config.checkpoint.grace)
+        self.preemption = Preemption(self.runtime, settings.checkpoint.grace)
         self.run_folder = RunFolder(
-            self.runtime, self.folder, config.checkpoint, settings | content, self.preemption
+            self.runtime, self.folder, settings.checkpoint, stored | content, self.preemption
         )
         self.checkpoints = self.run_folder.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.all_sum)
         with self.preemption.watching():  # a signal while weights load counts at the first batch
-            self._build(settings)
+            self._build(stored)
         self.clock.lap()  # loading is no part of the first epoch
 
     def _read(self) -> None:
@@ -77,16 +76,14 @@ class Trainer:
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
-        self.rewards = RewardSet(config.rewards.scorers.to_dict())
-        if not any(self.rewards.weights.values()):
-            raise ValueError("rewards.scorers: every weight is 0: no reward to train on; set one")
+        self.rewards = RewardSet(config.rewards.scorers)
         for known in self._prompt_sets().values():
             self.rewards.check_prompts(known.prompts, known.metadata)
 
     def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
         return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}
 
-    def _build(self, settings: dict[str, Any]) -> None:
+    def _build(self, stored: dict[str, Any]) -> None:
         c = self.config
         self.runtime.seed(c.seed)
         self.backbone = self.runtime.together(lambda: models.load(c.model, self.runtime.device))
@@ -108,7 +105,7 @@ class Trainer:
         self.tracker = tracking.Tracker(
             self.runtime.accelerator,
             self.folder,
-            settings,
+            stored,
             self.plan.summary,
             c.tracking.project,
             self.run_folder.found,
@@ -266,7 +263,7 @@ class Trainer:
             steps=len(self.plan.window),
             states=self.plan.completion.states,
             group_id=samples.group_id,
-            **{option: c[option] for option in credit.METHODS[c.name].options},
+            **{option: getattr(c, option) for option in credit.METHODS[c.name].options},
         )
         advantages = group_normalize(
             steps.reward, samples.group_id, global_std=norm.global_std, clip=norm.clip

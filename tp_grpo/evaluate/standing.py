@@ -14,7 +14,6 @@ from tp_grpo.data.prompts import PromptSet
 from tp_grpo.evaluate import policy_on_base
 from tp_grpo.evaluate.held_out import evaluate, samples
 from tp_grpo.evaluate.score_table import ScoreTable, as_markdown, mean_rows
-from tp_grpo.plan import check_sampling
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
 from tp_grpo.types import PromptBatch
@@ -34,7 +33,6 @@ def assess(
     once it is scored, and table.md and table.json at the end. Raises ValueError before weights
     load, RewardError when a scorer fails.
     """
-    check_sampling(config)
     most = config.eval.prompts or None
     prompts = PromptSet(prompts.prompts[:most], prompts.metadata[:most])
     runtime = Runtime(config.model.dtype, (), str(out))
@@ -74,7 +72,7 @@ def _settings(
 ) -> dict[str, Any]:
     """All that the scores depend on; batch sizes and ranks have no part in it."""
     return {
-        "model": {name: config.model[name] for name in MODEL_FIELDS},
+        "model": {name: getattr(config.model, name) for name in MODEL_FIELDS},
         "policy": policy_on_base.digest(policy) if policy else "base",
         "steps": config.eval.steps,
         "guidance_scale": config.sample.guidance_scale,

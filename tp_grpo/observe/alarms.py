@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tp_grpo.settings.sections import weight
+
 Record = Mapping[str, Any]
 History = Sequence[Record]
 Reading = dict[str, Any]  # what a rule compares, `value`, and other names that its words use
@@ -111,10 +113,6 @@ def risen(history: History, config: Any) -> list[Alarm]:
 
 def never_trained_on(config: Any) -> list[str]:
     """The scorers of weight 0: they judge a policy that was never rewarded for pleasing them."""
-
-    def weight(options: Any) -> float:
-        return float(options if isinstance(options, int | float) else options.get("weight", 1.0))
-
     return [name for name, options in config.rewards.scorers.items() if weight(options) == 0]
 
 

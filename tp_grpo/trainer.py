@@ -114,7 +114,7 @@ class Trainer:
             settings,
             self.plan.rows,
             c.tracking.project,
-            self.run_folder.found,
+            self.run_folder.origin,
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.alarm_guard = AlarmGuard(self.runtime, self.folder, self.run_folder, c)

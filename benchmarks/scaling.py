@@ -72,19 +72,17 @@ class Rollout:
     def __call__(self) -> Tensor:
         """The clean latents (B, K+1, *L)."""
         self.rows = self.calls = 0
-        _, clean = sampler.staircase(
+        sampled = sampler.staircase(
             self._counted,
             self.noise[:, 0],
             self.sigmas,
             self.noise[:, 1:],
-            window=self.plan.window,
+            completion=self.plan.completion,
             kind="cps",
             noise_level=0.7,
             max_rows=self.max_rows,
-            completions=self.plan.completions,
-            solver=self.plan.solver,
         )
-        return clean
+        return sampled.clean
 
     def _counted(self, x: Tensor, step: int, rows: Tensor) -> Tensor:
         self.rows, self.calls = self.rows + len(x), self.calls + 1

@@ -11,7 +11,6 @@ The exit code is 1 when a scorer fails, or one that was named is missing somethi
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -29,8 +28,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from reward_models import Scorer, build, names, target
-from reward_models.check import Case, Check, Weights
+from reward_models import Scorer, build, factory, names, target
+from reward_models.check import Case, Check
 
 OK, MISSING, FAILED = "ok", "missing", "FAILED"
 MEGABYTE = 2**20
@@ -60,10 +59,9 @@ class Report:
 def examine(name: str, where: str, options: Mapping[str, Any]) -> Report:
     """Look at the scorer `where`, a "module:callable", built with the options, and those of its own check."""
     try:
-        check = _check_of(name, where)
-        lacking = _lacking(name, check, options)
-        if lacking:
-            return lacking
+        check = check_of(where)
+        if missing := _missing(name, check, options):
+            return missing
         cases = check.cases()
         scores, cost = _measure(where, dict(check.options) | dict(options), cases)
     except Exception as error:
@@ -71,6 +69,12 @@ def examine(name: str, where: str, options: Mapping[str, Any]) -> Report:
     wrong = out_of_order(cases, scores)
     by_name = {case.name: float(score) for case, score in zip(cases, scores, strict=True)}
     return Report(name, FAILED if wrong else OK, wrong, scores=by_name, cost=cost)
+
+
+def check_of(where: str) -> Check:
+    """What the scorer `where` declares."""
+    check: Check = getattr(factory(where), "doctor", Check())
+    return check
 
 
 def out_of_order(cases: Sequence[Case], scores: np.ndarray) -> str:
@@ -86,38 +90,22 @@ def out_of_order(cases: Sequence[Case], scores: np.ndarray) -> str:
     return ""
 
 
-def _check_of(name: str, where: str) -> Check:
-    module, _, attribute = where.partition(":")
-    checks: Mapping[str, Check] = getattr(importlib.import_module(module), "CHECKS", {})
-    return checks.get(name) or checks.get(attribute) or Check()
-
-
-def _lacking(name: str, check: Check, options: Mapping[str, Any]) -> Report | None:
+def _missing(name: str, check: Check, options: Mapping[str, Any]) -> Report | None:
     packages = [package for package in check.packages if importlib.util.find_spec(package) is None]
     if packages:
         wanted = f'"tp_grpo[{check.extra}]"' if check.extra else " ".join(packages)
-        return Report(
-            name, MISSING, f"not installed: {', '.join(packages)}", (f"pip install {wanted}",)
-        )
-    if options:  # a folder or a server of one's own
+        why = f"not installed: {', '.join(packages)}"
+        return Report(name, MISSING, why, (f"pip install {wanted}",))
+    if options:  # they name a local folder or a server
         return None
     if check.needs:
         return Report(name, MISSING, check.needs, (f"try it with --set {name}.OPTION=VALUE",))
-    absent = [weights for weights in check.weights if not in_cache(weights)]
+    absent = [source for source in check.weights if not source.in_cache()]
     if absent:
-        sizes = ", ".join(f"{weights.repo} ({weights.gigabytes:g} GB)" for weights in absent)
-        mend = (*(weights.command for weights in absent), f"or --set {name}.path=FOLDER")
+        sizes = ", ".join(f"{source.repo} ({source.size})" for source in absent)
+        mend = (*(source.command for source in absent), f"or --set {name}.path=FOLDER")
         return Report(name, MISSING, f"weights not in the cache: {sizes}", mend)
     return None
-
-
-def in_cache(weights: Weights) -> bool:
-    """Whether the hub's cache holds the files."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return all(
-        isinstance(try_to_load_from_cache(weights.repo, file), str) for file in weights.files
-    )
 
 
 def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tuple[np.ndarray, Cost]:

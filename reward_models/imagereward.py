@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.aesthetic import Head
-from reward_models.base import Metadata, Scores
-from reward_models.check import Check, Weights, matching_cases
-from reward_models.loading import Source, check_batch_size, chunks, fill, pick_device, pick_dtype
+from reward_models.check import Check, matching_cases
+from reward_models.loading import Source
+from reward_models.model import ModelScorer, chunks
 
-WEIGHTS = Source("imagereward", "THUDM/ImageReward", "1.8 GB", file="ImageReward.pt")
+WEIGHTS = Source("imagereward", "THUDM/ImageReward", "1.8 GB", ("ImageReward.pt",))
 TOKENIZER = Source(
     "imagereward",
     "google-bert/bert-base-uncased",
     "1 MB",
+    ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
     option="tokenizer_path",
-    files=("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    needed=("tokenizer.json",),
 )
 MEAN, STD = (
     0.16717362830052426,
@@ -127,24 +128,26 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def load_net(path: str = "") -> RewardNet:
-    """RewardNet with the weights of the file or folder `path`, else the published ones; eval mode, fp32."""
+    """RewardNet in fp32, from the file or folder `path` or else the published weights."""
     state = renamed(WEIGHTS.state(path))
     try:
         vision, text = configs(state)
     except KeyError as error:
-        raise WEIGHTS.missing(
-            path or WEIGHTS.repo, f"they are not ImageReward's: there is no {error}."
-        ) from error
+        reason = f"they are not ImageReward's: no tensor {error}."
+        raise WEIGHTS.missing(path or WEIGHTS.repo, reason) from error
     net = RewardNet(vision, text)
-    fill(WEIGHTS, net, state, path)
-    return net.eval().requires_grad_(False)
+    WEIGHTS.fill(net, state, path)
+    return net.eval()
 
 
-class ImageReward:
-    """score = (raw reward - 0.167) / 1.033: mean 0 and deviation 1 over the authors' images, about -2.3 to 2.
+class ImageReward(ModelScorer):
+    """score = (raw reward - 0.167) / 1.033: mean 0 and deviation 1 over the authors' images.
 
-    path: ImageReward.pt, a folder with it or a hub id; tokenizer_path: folder or hub id of BERT's uncased tokenizer.
+    About -2.3 to 2. path: ImageReward.pt, a folder with it or a hub id. tokenizer_path: a local
+    folder or hub id of BERT's uncased tokenizer. model, tokenizer: both, already loaded.
     """
+
+    doctor = Check(weights=(WEIGHTS, TOKENIZER), cases=matching_cases)
 
     def __init__(
         self,
@@ -158,53 +161,25 @@ class ImageReward:
     ) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor
 
-        self.batch_size = check_batch_size(batch_size)
-        torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
+        super().__init__(device, dtype, batch_size)
         WEIGHTS.locate(path)
         self.tokenizer = tokenizer or TOKENIZER.pretrained(
             AutoTokenizer.from_pretrained, tokenizer_path
         )
-        self.model = (model or load_net(path)).eval()
-        self.model.vision.to(torch_dtype)
-        self.model.text.to(torch_dtype)
-        side = self.model.vision.config.image_size
+        net = model or load_net(path)
+        net.vision.to(self.dtype)
+        net.text.to(self.dtype)
+        self.hold(net)
+        side = net.vision.config.image_size
+        # BLIP normalises pixels by the same mean and deviation as CLIP.
         self.processor = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )  # BLIP shares CLIP's mean and deviation of the pixels
-        self.to(torch_device)
-
-    def to(self, device: str | torch.device) -> ImageReward:
-        self.device = torch.device(device)
-        self.model.to(self.device)
-        return self
-
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        if len(images) == 0:
-            return Scores(np.zeros(0, dtype=np.float32))
-        raw = torch.cat(
-            [
-                self._chunk(images[part], prompts[part])
-                for part in chunks(len(images), self.batch_size)
-            ]
         )
-        return Scores(((raw - MEAN) / STD).cpu().numpy())
 
-    def _chunk(self, images: np.ndarray, prompts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
-        ).to(self.device)
-        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(self.device, self.model.vision.dtype)
-        return self.model(pixels, tokens["input_ids"], tokens["attention_mask"])
+    def score(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        parts = [self._raw(images[c], prompts[c]) for c in chunks(len(images), self.batch_size)]
+        return (torch.cat(parts) - MEAN) / STD
 
-
-CHECKS = {
-    "imagereward": Check(
-        weights=(
-            Weights(WEIGHTS.repo, 1.8, (WEIGHTS.file,)),
-            Weights(TOKENIZER.repo, 0.01, ("tokenizer.json",), TOKENIZER.files),
-        ),
-        cases=matching_cases,
-    )
-}
+    def _raw(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        ids, mask = self.tokens(self.tokenizer, prompts, CONTEXT)
+        return self.model(self.pixels(self.processor, images), ids, mask)

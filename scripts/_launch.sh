@@ -5,16 +5,9 @@
 # of shapes tiny | smoke; NUM_GPUS of this machine (default: all; without CUDA, processes: 1); BETA the weight of the
 # KL; MASTER_PORT; LAUNCH a file of accelerate_configs/ (ddp | fsdp2 | cpu).
 
-# The caller's own first lines, for --help; a sourced file has the caller's arguments.
-case " $* " in
-    *" --help "* | *" -h "*)
-        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-        exit 0
-        ;;
-esac
-
-LAUNCH_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-if [ -d "$LAUNCH_ROOT/.venv/bin" ]; then PATH="$LAUNCH_ROOT/.venv/bin:$PATH"; fi
+# shellcheck source=scripts/_setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+if [ -d "$VENV/bin" ]; then PATH="$VENV/bin:$PATH"; fi
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -60,7 +53,7 @@ recipe() {
 launch() {
     local algorithm="$1" machines="$2" rank="$3" processes="$4" present config chosen
     shift 4
-    cd "$LAUNCH_ROOT"
+    cd "$ROOT" || exit 2
     present="$(gpus)"
     chosen="$(recipe "$processes")" || exit 2
     if [ "$present" -gt 0 ] && [ "${LAUNCH:-}" != cpu ]; then

@@ -28,19 +28,21 @@ _BATCHES = flags.DEFINE_integer("batches", 6, "batches, of other prompts and noi
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timings of each batch", lower_bound=1)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "`euler`": {"completion": "euler"},
-    "`reuse`": {"completion": "reuse"},
-    "`multistep`, 4": {"completion": "multistep", "completion_steps": 4},
-    "`multistep`, 3": {"completion": "multistep", "completion_steps": 3},
-    "`strided`, 2": {"completion": "strided", "completion_stride": 2},
-    "`tweedie`": {"completion": "tweedie"},
+    "`euler`": {"name": "euler"},
+    "`reuse`": {"name": "reuse"},
+    "`multistep`, 4": {"name": "multistep", "evaluations": 4},
+    "`multistep`, 3": {"name": "multistep", "evaluations": 3},
+    "`strided`, 2": {"name": "strided", "stride": 2},
+    "`tweedie`": {"name": "tweedie"},
 }
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.settings import Settings
+
     quiet()
     try:
-        ladders, seconds, plans = measure(CONFIG.value)
+        ladders, seconds, plans = measure(Settings.read(CONFIG.value))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,20 +56,24 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
 
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
+    from tp_grpo.models.conditions import conditions_of, encode_once
     from tp_grpo.plan import make_plan
     from tp_grpo.ranks.runtime import Runtime
     from tp_grpo.rewards.reward_set import RewardSet
-    from tp_grpo.train.rollout import conditions_of, encode_once, roll_out
+    from tp_grpo.train.rollout import roll_out
 
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
-    rewards = RewardSet(config.rewards.scorers.to_dict())
+    rewards = RewardSet(config.rewards.scorers)
     backbone = policy_on_base.PolicyOnBase(
         config.model, Runtime(config.model.dtype, (), config.output_dir), policy
     ).backbone
     plan = plan.at(backbone.sigmas(plan.steps).tolist())
-    plans = {name: replace(plan, **fields) for name, fields in VARIANTS.items()}
+    plans = {
+        name: replace(plan, completion=replace(plan.completion, **fields))
+        for name, fields in VARIANTS.items()
+    }
     ladders: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
     for number in range(_BATCHES.value):
@@ -89,10 +95,10 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
                     "key": key,
                     "keep_images": False,
                 }
-                rollout, _ = roll_out(backbone, rewards, batch, cond, **options).finish()
+                scored = roll_out(backbone, rewards, batch, cond, **options).finish()
                 seconds[name].append(time.perf_counter() - start)
                 if repeat == 0:
-                    ladders[name].append(rollout.ladder.double())
+                    ladders[name].append(scored.total.double())
     rewards.close()
     return ladders, seconds, plans
 

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse
@@ -53,18 +54,20 @@ REMEDIES = {
 def main(_: list[str]) -> int:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     from tp_grpo.cost.estimate import estimate
+    from tp_grpo.settings import Settings
 
     try:
-        found = estimate(CONFIG.value, _WORLD_SIZE.value)
+        settings = Settings.read(CONFIG.value)
+        found = estimate(settings, _WORLD_SIZE.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    said = warnings(CONFIG.value, found, _GPU_MEMORY.value)
+    said = warnings(settings, found, _GPU_MEMORY.value)
     if _JSON.value:
         print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
     else:
         parts = [
-            _plan(CONFIG.value, found),
+            _plan(settings, found),
             _flops(found),
             _network(found),
             _memory(found),
@@ -98,7 +101,16 @@ def as_json(found: Estimate) -> dict[str, Any]:
     plan = {
         name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")
     }
-    plan |= asdict(found.plan) | {"window": list(found.plan.window)}
+    completion = found.plan.completion
+    plan |= {name: value for name, value in vars(found.plan).items() if name != "completion"} | {
+        "steps": completion.steps,
+        "window": list(completion.window),
+        "branches": completion.branches,
+        "completion": completion.name,
+        "completion_steps": completion.evaluations,
+        "completion_stride": completion.stride,
+        "small": completion.small,
+    }
     return {
         "plan": plan,
         "parameters": asdict(found.counts),
@@ -124,7 +136,7 @@ def _plan(config: Any, found: Estimate) -> str:
             f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
         ),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        *found.plan.rows,
+        *found.plan.summary,
     ]
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
 
@@ -203,8 +215,7 @@ def _count(parameters: int) -> str:
 
 
 def _get(config: Any, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return config[section][field]
+    return attrgetter(name)(config)
 
 
 if __name__ == "__main__":

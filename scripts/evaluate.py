@@ -33,13 +33,14 @@ def main(_: list[str]) -> int:
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.evaluate.standing import assess
     from tp_grpo.rewards.reward_set import RewardError
+    from tp_grpo.settings import Settings
 
     quiet()
-    config = CONFIG.value
-    own = config.rewards.scorers.to_dict()
-    scorers = {name: own.get(name, 1.0) for name in _REWARDS.value} or own
-    source = _PROMPTS.value or config.prompts.eval
     try:
+        config = Settings.read(CONFIG.value)
+        known_scorers = config.rewards.scorers
+        scorers = {name: known_scorers.get(name, 1.0) for name in _REWARDS.value} or known_scorers
+        source = _PROMPTS.value or config.prompts.eval
         policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
         known = prompts.load(source, field="--prompts" if _PROMPTS.value else "prompts.eval")
         assess(

@@ -34,9 +34,13 @@ _GRID = flags.DEFINE_boolean(
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.settings import Settings
+
     quiet()
     try:
-        return generate(CONFIG.value)
+        if _SEED.value is not None:
+            CONFIG.value.seed = _SEED.value
+        return generate(Settings.read(CONFIG.value))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,10 +54,8 @@ def main(_: list[str]) -> int:
 def generate(config: Any) -> int:
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
-    from tp_grpo.plan import check_sampling
     from tp_grpo.ranks.runtime import Runtime
 
-    check_sampling(config)
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     text = _PROMPTS.value
     named = text.endswith((".txt", ".jsonl")) or re.fullmatch(r"[\w.]+:\w+", text)
@@ -65,8 +67,6 @@ def generate(config: Any) -> int:
         raise ValueError(
             "generate.py works in one process; scripts/evaluate.py shares its work between several"
         )
-    if _SEED.value is not None:
-        config.seed = _SEED.value
     loaded = policy_on_base.PolicyOnBase(config.model, runtime, policy)
     sheets: dict[str, Images] = {}
     with loaded.base():
@@ -86,8 +86,8 @@ def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: 
     from tp_grpo.evaluate.held_out import sample_images, samples
 
     images = {}
-    ids, members = samples(len(known), _MEMBERS.value)
-    for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
+    chosen = samples(len(known), _MEMBERS.value)
+    for batch, pixels, _ in sample_images(runtime, backbone, known, chosen, config=config):
         for prompt, member, image in zip(
             batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True
         ):

@@ -20,7 +20,7 @@ def test_diversity_is_the_distance_of_two_images_of_a_prompt() -> None:
 
 def test_diversity_does_not_take_noise_for_variety() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3)).astype(np.uint8)
-    # Uniform noise has a std of 0.289; 4 x 4 means divide it by 4, a difference of two multiplies by sqrt(2).
+    # Uniform noise: std 0.289; 4 x 4 means divide by 4, a difference of two multiplies by sqrt(2).
     assert diversity(coarse(noise), torch.zeros(24)) == pytest.approx(0.289 / 4 * 2**0.5, rel=0.02)
 
 

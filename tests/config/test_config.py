@@ -9,6 +9,7 @@ import pytest
 from config import base, flow_grpo, recipes, tp_grpo
 from tp_grpo.method import credit
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.settings import Settings
 
 ALGORITHMS = [flow_grpo, tp_grpo]
 PUBLISHED = [
@@ -20,7 +21,7 @@ ONE_GPU = [name for name in recipes.RECIPES if name.endswith("gb")]
 
 
 def plan(algorithm: ModuleType, recipe: str, world_size: int) -> Plan:
-    config = algorithm.get_config(recipe)
+    config = Settings.read(algorithm.get_config(recipe))
     return make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
 
 

@@ -105,9 +105,11 @@ def test_it_is_drawn_without_a_word_on_the_console_or_the_network(opened: webdri
     )
     assert [name for name in fetched if not name.startswith("data:")] == []
     figures = every(opened, ".chart")
-    assert len(figures) == 9 and all(every(figure, "path.line") for figure in figures)
+    assert len(figures) == 9
+    assert all(every(figure, "path.line") for figure in figures)
     broken = "return [...document.images].filter((image) => !image.complete || !image.naturalWidth).length"
-    assert len(every(opened, "img")) > 20 and opened.execute_script(broken) == 0
+    assert len(every(opened, "img")) > 20
+    assert opened.execute_script(broken) == 0
 
 
 def test_curves_tell_what_they_show(opened: webdriver.Chrome) -> None:
@@ -118,7 +120,8 @@ def test_curves_tell_what_they_show(opened: webdriver.Chrome) -> None:
 
 def test_runs_are_laid_over_each_other_along_any_axis_and_hidden(opened: webdriver.Chrome) -> None:
     figure = chart(opened, "total")
-    assert len(every(figure, "[data-run]")) == 2 and len(every(figure, "[data-band]")) == 1
+    assert len(every(figure, "[data-run]")) == 2
+    assert len(every(figure, "[data-band]")) == 1
     one(opened, "[name=axis][value=seconds]").click()
     assert "at 40 training seconds" in alternative(figure)
     assert (
@@ -127,7 +130,8 @@ def test_runs_are_laid_over_each_other_along_any_axis_and_hidden(opened: webdriv
     )
     one(opened, "[name=run][value='0']").click()
     one(opened, "[name=bands]").click()
-    assert len(every(figure, "[data-run]")) == 1 and not every(figure, "[data-band]")
+    assert len(every(figure, "[data-run]")) == 1
+    assert not every(figure, "[data-band]")
     assert alternative(figure) == "total: second from 0.25 to 0.7 at 40 training seconds"
 
 
@@ -138,7 +142,8 @@ def test_values_are_read_by_arrow_keys_and_in_a_table(opened: webdriver.Chrome) 
     assert one(figure, "output").text == "4 updates: first 0.6 ± 0.05, second 0.8 ± 0.05"
     one(figure, "summary").click()
     rows = [row.text for row in every(figure, "tbody tr")]
-    assert len(rows) == 8 and rows[1] == "first 4 0.6 0.05"
+    assert len(rows) == 8
+    assert rows[1] == "first 4 0.6 0.05"
 
 
 def test_the_table_is_there_as_soon_as_it_is_asked_for(opened: webdriver.Chrome) -> None:
@@ -218,7 +223,8 @@ def test_everything_seen_has_a_name(opened: webdriver.Chrome) -> None:
         for heading in every(opened, "h1, h2, h3, h4")
         if heading.is_displayed()
     ]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

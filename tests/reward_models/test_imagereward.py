@@ -253,7 +253,7 @@ def test_another_models_file_is_refused(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "ImageReward.pt"
     torch.save({"weight": torch.zeros(3)}, file)
     with pytest.raises(
-        ValueError, match=r"they are not ImageReward's: there is no 'vision\.embeddings"
+        ValueError, match=r"they are not ImageReward's: no tensor 'vision\.embeddings"
     ):
         ImageReward(path=str(file), tokenizer_path=str(folder))
     short = random_state(**TINY)

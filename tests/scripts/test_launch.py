@@ -108,10 +108,12 @@ def test_model_and_reward_name_a_recipe(scripts: Scripts, model: str, reward: st
     launched = scripts.launched("single_node/tp_grpo.sh", MODEL_NAME=model, REWARD=reward)
     assert trained(launched) == [f"--config=config/tp_grpo.py:{reward}_{model}"]
     assert f"{reward}_{model}" in recipes.RECIPES
-    assert value(launched, "--num_processes") == "8" and value(launched, "--num_machines") == "1"
+    assert value(launched, "--num_processes") == "8"
+    assert value(launched, "--num_machines") == "1"
     assert value(launched, "--config_file") == "scripts/accelerate_configs/ddp.yaml"
     assert value(launched, "--main_process_port") == "19001"
-    assert "NCCL_DEBUG=WARN" in launched and "CUDA_VISIBLE_DEVICES=unset" in launched
+    assert "NCCL_DEBUG=WARN" in launched
+    assert "CUDA_VISIBLE_DEVICES=unset" in launched
 
 
 def test_the_default_is_sd3_with_pickscore_on_all_visible_gpus(scripts: Scripts) -> None:
@@ -274,10 +276,8 @@ def test_a_mistake_is_named_and_nothing_is_launched(
 
 def test_a_large_model_without_cuda_is_refused(scripts: Scripts) -> None:
     done = scripts.run(ALONE, MODEL_NAME="flux")
-    assert (
-        done.returncode == 2
-        and "MODEL_NAME=flux needs CUDA GPUs, and there are none" in done.stderr
-    )
+    assert done.returncode == 2
+    assert "MODEL_NAME=flux needs CUDA GPUs, and there are none" in done.stderr
 
 
 def test_a_port_that_is_taken_is_named(scripts: Scripts) -> None:

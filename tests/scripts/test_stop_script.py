@@ -48,7 +48,7 @@ def stop_after(epoch: int, process: subprocess.Popen[str], out: Path) -> tuple[i
         output
     )
     last = re.search(
-        r"everything up to epoch (\d+) is in .*/run; the same command goes on from there", output
+        r"everything up to epoch (\d+) is in .*/run; the same command resumes from there", output
     )
     assert last, output
     return int(last[1]), output

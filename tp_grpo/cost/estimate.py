@@ -96,10 +96,6 @@ class Measured:
 def estimate(config: Any, world_size: int) -> Estimate:
     """Raises ValueError for a config that does not plan, or whose checkpoint's architecture is not known."""
     plan = make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
-    if config.model.dtype not in base.DTYPES:
-        raise ValueError(
-            f"model.dtype = {config.model.dtype!r} is not one of {', '.join(base.DTYPES)}"
-        )
     shapes = architecture.read(config.model)
     backbone = architecture.build(shapes, config.model)
     plan = plan.at(_schedule(backbone, plan.steps))
@@ -143,7 +139,7 @@ def measure(
                 reference = _velocity(backbone, shapes, config, plan.train_rows, guidance)
         torch.autograd.backward((velocity - reference).square().mean())
     rows = max(
-        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0
+        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.ladder > 1 else 0
     )
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
         _velocity(backbone, shapes, config, rows, guidance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,19 +75,15 @@ def probe(config: Any, *, repeats: int) -> Probe:
             noise[:, 0],
             sigmas,
             noise[:, 1:],
-            window=plan.window,
+            completion=plan.completion,
             kind=config.sample.kind,
             noise_level=config.sample.noise_level,
             max_rows=config.sample.max_rows,
-            completions=plan.completions,
-            solver=plan.solver,
         )
 
-    sampled, (trajectory, clean) = _measure(roll_out, repeats, runtime.device)
+    sampled, (states, means, clean) = _measure(roll_out, repeats, runtime.device)
     decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
-    rollout = Rollout(
-        cond, trajectory, torch.empty(plan.batch_size, 0), torch.arange(plan.batch_size), {}
-    )
+    rollout = Rollout(cond, states, means)
     advantage = torch.randn(plan.batch_size, len(plan.window), device=runtime.device)
     # The policy moves with the first update: what it was before is seen there alone.
     ratio_dev = updater.step([rollout], [advantage], fresh=True)["ratio_dev"]
@@ -113,11 +109,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def _one_batch(config: Any) -> Any:
     """The config whose epoch is a single group, sampled in one call and trained in one update."""
-    copy = config.copy_and_resolve_references()
-    copy.sample.groups_per_epoch = copy.train.updates_per_epoch = copy.train.inner_epochs = 1
-    copy.sample.group_size = copy.sample.batch_size
-    copy.train.max_ratio_dev = float("inf")  # to be reported, not to stop
-    return copy
+    sample = replace(config.sample, groups_per_epoch=1, group_size=config.sample.batch_size)
+    # An infinite max_ratio_dev reports the deviation instead of stopping.
+    once = {"updates_per_epoch": 1, "inner_epochs": 1, "max_ratio_dev": float("inf")}
+    return replace(config, sample=sample, train=replace(config.train, **once))
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""A trained policy back on its base model, for looking at it and for measuring it."""
+"""A trained policy on its base model again, to look at it and to measure it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from tp_grpo.store.files import sha256
 
 
 def find(path: str) -> Path:
-    """The exported policy that `path` means: a run (its last), a checkpoint `epoch-N`, or the policy's own folder.
+    """The exported policy in a run (its newest), a checkpoint `epoch-N`, or its own folder.
 
-    Raises ValueError when there is none.
+    Raises ValueError when none of them holds one.
     """
     folder = Path(path)
-    # A run that was finished and is being gone on with has checkpoints newer than its adapter.
-    newest = [
-        f"checkpoints/epoch-{epoch}/{ADAPTER}"
-        for epoch in Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
-    ]
-    for candidate in (folder, *(folder / name for name in (*newest, ADAPTER))):
+    # A finished run that was resumed has checkpoints newer than its adapter.
+    newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
+    names = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in newest]
+    for candidate in (folder, *(folder / name for name in (*names, ADAPTER))):
         if (candidate / export.PEFT_WEIGHTS).is_file() or (candidate / "transformer").is_dir():
             return candidate
     raise ValueError(
-        f"--checkpoint {path}: there is no trained policy; give a run's folder, one of its checkpoints/epoch-N, or a "
-        f"folder with {export.PEFT_WEIGHTS} or transformer/"
+        f"--checkpoint {path}: no trained policy; give a run's folder, one of its "
+        f"checkpoints/epoch-N, or a folder with {export.PEFT_WEIGHTS} or transformer/"
     )
 
 

@@ -7,6 +7,8 @@ integers, in any order. Statistics are taken in float64, where a group of equal 
 import torch
 from torch import Tensor
 
+from tp_grpo.method.stats import group_means
+
 
 def group_normalize(
     reward: Tensor,
@@ -24,15 +26,9 @@ def group_normalize(
     Raises ValueError when the shapes do not match.
     """
     group = _groups(reward, group_id)
-    valid = ~reward.isnan()
-    r = reward.double()
-    deviation = r - _group_mean(r, valid, group)
-    if global_std:
-        column = torch.zeros_like(group)
-        variance = _group_mean((r - _group_mean(r, valid, column)) ** 2, valid, column)
-    else:
-        variance = _group_mean(deviation**2, valid, group)
-    advantage = (deviation / (variance.sqrt() + eps)).masked_fill(~valid, 0)
+    std_group = torch.zeros_like(group) if global_std else group
+    std = _group_std(reward, std_group)[std_group]
+    advantage = (_deviation(reward, group) / (std + eps)).masked_fill(reward.isnan(), 0)
     return (advantage if clip is None else advantage.clamp(-clip, clip)).to(reward.dtype)
 
 
@@ -54,11 +50,7 @@ def group_std(reward: Tensor, group_id: Tensor) -> Tensor:
 
     Raises ValueError when the shapes do not match.
     """
-    group = _groups(reward, group_id)
-    valid, r = ~reward.isnan(), reward.double()
-    variance = _group_mean((r - _group_mean(r, valid, group)) ** 2, valid, group)
-    first = torch.stack([(group == i).nonzero()[0, 0] for i in group.unique()])
-    return variance[first].sqrt().nanmean()
+    return _group_std(reward, _groups(reward, group_id)).nanmean()
 
 
 def _groups(reward: Tensor, group_id: Tensor) -> Tensor:
@@ -70,8 +62,12 @@ def _groups(reward: Tensor, group_id: Tensor) -> Tensor:
     return group_id.unique(return_inverse=True)[1]
 
 
-def _group_mean(values: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """Mean (N, K) of the valid values in each row's group; NaN where there are none."""
-    both = torch.cat([values.masked_fill(~valid, 0), valid.to(values.dtype)], dim=1)
-    total, count = torch.zeros_like(both).index_add(0, group, both)[group].chunk(2, dim=1)
-    return total / count
+def _deviation(reward: Tensor, group: Tensor) -> Tensor:
+    """Float64 difference (N, K) from the mean of the row's group."""
+    r = reward.double()
+    return r - group_means(r, group)[group]
+
+
+def _group_std(reward: Tensor, group: Tensor) -> Tensor:
+    """Population std (G, K) of each group and column; NaN where no reward is valid."""
+    return group_means(_deviation(reward, group) ** 2, group).sqrt()

@@ -44,8 +44,6 @@ def read(model: Any) -> Architecture:
 
     Raises ValueError for a checkpoint that cannot serve the config, and for a hub id whose architecture does not ship.
     """
-    if model.type not in base._BACKBONES:
-        raise ValueError(f"model.type = {model.type!r} is not one of {', '.join(base._BACKBONES)}")
     folder = pretrained.local_folder(model.path)
     if folder is not None:
         pretrained.check_folder(folder, _backbone(model.type).pipeline_class.__name__)

@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import Tensor, nn
 
-from tp_grpo.models import base, export, pretrained, text
+from tp_grpo.models import base, export, pretrained
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
 
@@ -124,15 +124,13 @@ class PipelineBackbone:
 
 def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
     known = {
-        "vae_dtype": ("fp32", "bf16"),
-        "text_encoders": text.MODES,
         "attention_backend": ("", *sorted(name.value for name in AttentionBackendName)),
         "compile": ("", *torch.compiler.list_backends(exclude_tags=())),
     }
     for field, choices in known.items():
-        if model[field] not in choices:
+        if (value := getattr(model, field)) not in choices:
             raise ValueError(
-                f"model.{field} = {model[field]!r} is not one of {', '.join(filter(None, choices))}"
+                f"model.{field} = {value!r} is not one of {', '.join(filter(None, choices))}"
             )
     if model.attention_backend and not cls.takes_attention_backend:
         raise ValueError(
@@ -146,11 +144,6 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
             raise ValueError(
                 f"model.attention_backend = {model.attention_backend!r} cannot be used: {error}"
             ) from error
-    if model.text_encoders == "drop" and not model.embeddings_cache:
-        raise ValueError(
-            "model.text_encoders = 'drop' frees the encoders once every prompt is encoded, and needs a place to keep "
-            "what they gave: set model.embeddings_cache to a folder, or use model.text_encoders = 'offload'"
-        )
 
 
 def apply_options(transformer: Any, model: Any) -> None:

@@ -19,7 +19,6 @@ from torch import nn
 
 from tp_grpo.types import cat, index, to
 
-MODES = ("offload", "resident", "drop")
 CHUNK = 8  # prompts a call, always: kernels round by shape, and an embedding must not depend on who else is encoded
 
 

@@ -89,7 +89,7 @@ class Journal:
         ]
         tensors = {
             "ladder": samples.ladder,
-            "states": torch.tensor(self.plan.states),
+            "states": torch.tensor(self.plan.completion.states),
             "reward": credit.reward,
             "increment": credit.increment,
             "turning": credit.turning,

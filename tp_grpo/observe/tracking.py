@@ -18,21 +18,13 @@ from torch import Tensor
 from tp_grpo.store import files
 from tp_grpo.store.checkpoint import Checkpoint
 
-TRACKERS = ("tensorboard", "wandb")
 
-
-def check_trackers(names: Any) -> tuple[str, ...]:
-    """Raises ValueError for an unknown tracker; wandb without a login runs offline and never asks."""
-    unknown = [name for name in names if name not in TRACKERS]
-    if unknown:
-        raise ValueError(
-            f"tracking.trackers: {unknown} are not among {', '.join(TRACKERS)} (metrics.jsonl is always written)"
-        )
+def go_offline_without_login(trackers: Sequence[str]) -> None:
+    """wandb without a login runs offline and never asks."""
     netrc = Path.home() / ".netrc"
     login = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
-    if "wandb" in names and not login:
+    if "wandb" in trackers and not login:
         os.environ.setdefault("WANDB_MODE", "offline")
-    return tuple(names)
 
 
 class Tracker:

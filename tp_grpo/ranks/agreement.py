@@ -15,8 +15,12 @@ from tp_grpo.ranks.runtime import Runtime
 MAX_SHOWN = 10  # differences named in a message
 
 
-class DisagreementError(RuntimeError):
-    """Ranks that should hold or do the same do not. The message names them and what differs."""
+class MustStop(RuntimeError):
+    """Raised on all ranks alike: what was found must not be trained on."""
+
+
+class DisagreementError(MustStop):
+    """Ranks disagree on what must be identical. The message names them and what differs."""
 
 
 def check(runtime: Runtime, own: Mapping[str, Any], advice: str) -> None:

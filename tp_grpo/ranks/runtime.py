@@ -171,6 +171,12 @@ class Runtime:
         return progress.bar(items, name, **options) if self.is_main else progress.Silent(items)
 
 
+def close_group() -> None:
+    """End this process's group, if any: a process that exits with it open aborts its machine."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _words(error: Exception | None) -> str:
     """Of an error, for the other ranks; empty without one."""
     if error is None:

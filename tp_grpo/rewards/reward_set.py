@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reward_models import Metadata, Scorer, Scores, build, macros, takes, target
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.rewards.scorer_thread import (
     UNAVAILABLE,
     Batch,
@@ -26,7 +27,7 @@ from tp_grpo.rewards.scorer_thread import (
 REMOTE = "reward_models.client:RemoteScorer"
 
 
-class RewardError(RuntimeError):
+class RewardError(MustStop):
     """A scorer failed, or left too many images without a score. The message says which and what to do."""
 
 
@@ -44,6 +45,10 @@ class Rewards:
     def extra(self, name: str) -> Tensor:
         """An extra like `total`; NaN where this batch had none of that name."""
         return self.extras[name] if name in self.extras else torch.full_like(self.total, torch.nan)
+
+    def columns(self, extras: Iterable[str]) -> dict[str, Tensor]:
+        """ "total", each score, and the extras of these names."""
+        return {"total": self.total} | self.scores | {name: self.extra(name) for name in extras}
 
 
 Share = Callable[[dict[str, State]], Sequence[dict[str, State]]]

@@ -14,7 +14,7 @@ from tp_grpo.ranks import agreement
 from tp_grpo.ranks.preemption import Preemption
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError
-from tp_grpo.store import checkpoint, files
+from tp_grpo.store import checkpoint, compare, files
 from tp_grpo.train.learner import Learner
 
 
@@ -48,7 +48,7 @@ class RunFolder:
         )
         agreement.check(
             runtime,
-            {f"config.{name} =": value for name, value in checkpoint.flatten(settings).items()},
+            {f"config.{name} =": value for name, value in compare.flatten(settings).items()},
             "every node must be started with the same command, from the same version of this repository",
         )
         self._hold()
@@ -84,7 +84,7 @@ class RunFolder:
         found = self.checkpoints.newest() if how == "auto" else self._begun_from(how)
         if found:
             branches = how != "auto" and self._is_anothers(how)
-            checkpoint.check_same_run(
+            compare.check_same_run(
                 found.config, self.settings, Path(how) if branches else self.folder, branches
             )
             checkpoint.warn_of_versions(found)
@@ -173,6 +173,14 @@ class RunFolder:
         self._writer.shutdown()
         if lost := self._lost():
             self.runtime.say(f"the last checkpoint was not written: {lost!r}")
+
+    def how_to_resume(self) -> str:
+        """The last epoch that is safe, and the command that resumes from it."""
+        safe = "no epoch was finished yet"
+        if saved := self.checkpoints.epochs():
+            safe = f"everything up to epoch {saved[-1]} is in {self.folder}"
+        auto = "" if self.options.resume == "auto" else " with --config.checkpoint.resume=auto"
+        return f"{safe}; the same command{auto} resumes from there."
 
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
         """Of an evaluation made up for after the checkpoint of that epoch was written, if that is in this folder."""

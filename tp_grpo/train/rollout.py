@@ -1,10 +1,9 @@
-"""From prompts to ladders: noise, staircase, decoding, scoring. Also the plain ODE images of an evaluation."""
+"""From prompts to ladders: noise, staircase, decoding, scoring; and the ODE images of evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,51 +17,18 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
-from tp_grpo.types import PromptBatch, Rollout, cat, index, to
+from tp_grpo.types import PromptBatch, Rollout, index, to
 
-TRAINING, EVALUATION, COMMON = 0, 1, 2  # what a noise is for is part of its key
+TRAINING, EVALUATION, COMMON = 0, 1, 2  # the noise of each purpose has keys of its own
 
 
 def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal (B, *shape) fp32 on the CPU; each sample's from a generator of (key, prompt, member) alone."""
+    """Standard normal (B, *shape) fp32 on the CPU; each row is keyed by (key, prompt, member)."""
     rows = []
     for prompt, member in zip(batch.group_id.tolist(), batch.member.tolist(), strict=True):
         words = np.random.SeedSequence([*key, prompt, member]).generate_state(1, np.uint64)
         rows.append(torch.randn(shape, generator=torch.Generator().manual_seed(int(words[0]))))
     return torch.stack(rows)
-
-
-def encode_once(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Any]:
-    """The condition (leading dim 1, in host memory) of each distinct prompt."""
-    distinct = list(dict.fromkeys(prompts))
-    encoded = backbone.encode(distinct)
-    return {prompt: index(encoded, slice(i, i + 1)) for i, prompt in enumerate(distinct)}
-
-
-class Conditions:
-    """The conditions of an epoch's prompts; those of the next can be made beside the update."""
-
-    def __init__(self, backbone: Backbone, *, ahead: bool) -> None:
-        """ahead: make use of that. Encoders that come to the device for it would add to the update's memory."""
-        self.backbone, self.ahead = backbone, ahead
-        self._made: dict[str, Any] = {}
-
-    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """By prompt, as `encode_once`; what was made ahead is let go of."""
-        made, self._made = self._made, {}
-        missing = [prompt for prompt in prompts if prompt not in made]
-        return made | (encode_once(self.backbone, missing) if missing else {})
-
-    @contextmanager
-    def making(self, prompts: Sequence[str]) -> Iterator[None]:
-        """Inside, these prompts are encoded on a thread; left when that is done. Raises what the encoder raised."""
-        if not (self.ahead and prompts):
-            yield
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-            future = thread.submit(encode_once, self.backbone, prompts)
-            yield
-        self._made = future.result()
 
 
 def velocity_of(
@@ -78,10 +44,11 @@ def velocity_of(
 
 @dataclass(frozen=True)
 class Pending:
-    """A rollout whose scores are still on the reward thread.
+    """A rollout whose scores are still being computed on the scorers' threads.
 
-    place: (B, J), J the ladder's length: the scored image that each entry stands for; coarse, detail: (B, h, w, 3) and
-    (B,) of the trajectories' own images, see `images`; images: (B, J, H, W, 3) uint8 where they are to be kept.
+    place (B, J), J the ladder's length: the scored image of each of the ladder's entries.
+    coarse (B, h, w, 3), detail (B,): of the trajectories' own images, see `images`.
+    images (B, J, H, W, 3) uint8, if they are to be kept.
     """
 
     rollout: Rollout
@@ -91,17 +58,12 @@ class Pending:
     detail: Tensor
     images: np.ndarray | None
 
-    def finish(self) -> tuple[Rollout, Rewards]:
-        """Wait for the scores; the rollout with its ladder, and the rewards as (B, J)."""
-        place, done = self.place, self.rewards.result()
-        total = done.total[place]
-        rewards = Rewards(
-            total,
-            {name: score[place] for name, score in done.scores.items()},
-            {name: extra[place] for name, extra in done.extras.items()},
-        )
-        old = self.rollout
-        return Rollout(old.cond, old.trajectory, total, old.group_id, rewards.scores), rewards
+    def finish(self) -> Rewards:
+        """Wait for the scores -> ladders (B, J)."""
+        place, scored = self.place, self.rewards.result()
+        scores = {name: score[place] for name, score in scored.scores.items()}
+        extras = {name: extra[place] for name, extra in scored.extras.items()}
+        return Rewards(scored.total[place], scores, extras)
 
 
 def roll_out(
@@ -116,9 +78,10 @@ def roll_out(
     keep_images: bool,
     clock: Clock | None = None,
 ) -> Pending:
-    """Sample a batch with its branches, decode every completion and hand them to the reward thread.
+    """Sample a batch with its branches, decode every completion, and start scoring the images.
 
-    The clock counts the rows that were evaluated and the images that were decoded, which are those that are scored.
+    cond: of the batch, on the device. sample: the settings of that name. key: of the noise, beside
+    prompt and member. clock: counts the rows evaluated and the images decoded and scored.
     """
     clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
     velocity = velocity_of(backbone, sigmas, cond, sample.guidance_scale)
@@ -128,41 +91,39 @@ def roll_out(
         return velocity(x, step, rows)
 
     noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape))
-    origin = first_of_group(batch.group_id) if plan.same_latent else torch.arange(len(noise))
+    origin = torch.arange(len(noise))
     if plan.same_latent:
-        noise[:, 0] = draw_noise(
-            (COMMON, *key), replace(batch, member=0 * batch.member), backbone.latent_shape
-        )
+        origin = first_of_group(batch.group_id)
+        common = replace(batch, member=torch.zeros_like(batch.member))
+        noise[:, 0] = draw_noise((COMMON, *key), common, backbone.latent_shape)
     noise = noise.to(backbone.device)
-    trajectory, clean = sampler.staircase(
+    states, means, clean = sampler.staircase(
         counted,
         noise[:, 0],
         sigmas,
         noise[:, 1:],
-        window=plan.window,
+        completion=plan.completion,
         kind=sample.kind,
         noise_level=sample.noise_level,
         max_rows=sample.max_rows,
-        completions=plan.completions,
-        solver=plan.solver,
         origin=origin,
     )
+    rollout = Rollout(cond, states, means)
     if sample.store_on_cpu:
-        trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
-    image_of = _image_of(origin, plan)
-    different = image_of.unique()
+        rollout = Rollout(to(cond, "cpu"), states.cpu(), means.cpu())
+    entries = _entries(origin, plan)
+    distinct = entries.unique()
     with clock.phase("decode"):
-        decoded = backbone.decode(clean.flatten(0, 1)[different.to(clean.device)])
+        decoded = backbone.decode(clean.flatten(0, 1)[distinct.to(clean.device)])
         images = to_uint8(decoded)
     clock.count("images_decode", len(images))
-    owners = (different // plan.ladder).tolist()
+    owners = (distinct // plan.ladder).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
-    future = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
-    place = torch.searchsorted(different, image_of)
-    unscored = Rollout(cond, trajectory, torch.empty(len(place), 0), batch.group_id, {})
-    own = images[place[:, -1].numpy()]
+    scores = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
+    place = torch.searchsorted(distinct, entries)
+    final = images[place[:, -1].numpy()]
     kept = images[place.numpy()] if keep_images else None
-    return Pending(unscored, future, place, coarse(own), detail(own), kept)
+    return Pending(rollout, scores, place, coarse(final), detail(final), kept)
 
 
 def first_of_group(group_id: Tensor) -> Tensor:
@@ -170,10 +131,10 @@ def first_of_group(group_id: Tensor) -> Tensor:
     return (group_id[:, None] == group_id).to(torch.uint8).argmax(1)
 
 
-def _image_of(origin: Tensor, plan: Plan) -> Tensor:
-    """Which of all B x J completions, each entry of the ladder shows -> (B, J); a common baseline is one."""
+def _entries(origin: Tensor, plan: Plan) -> Tensor:
+    """The completion, of all B x J, of each ladder entry (B, J); a shared baseline is one."""
     entry = torch.arange(len(origin) * plan.ladder).reshape(-1, plan.ladder)
-    if 0 in plan.branches:
+    if 0 in plan.completion.states[:-1]:
         entry[:, 0] = entry[origin, 0]
     return entry
 
@@ -193,8 +154,3 @@ def ode_images(
     noise = draw_noise((EVALUATION, *key), batch, backbone.latent_shape).to(backbone.device)
     velocity = velocity_of(backbone, sigmas, cond, guidance_scale)
     return backbone.decode(sampler.ode(velocity, noise, sigmas))
-
-
-def conditions_of(conditions: dict[str, Any], prompts: Iterable[str], device: torch.device) -> Any:
-    """The conditions of these prompts as one batch on the device."""
-    return to(cat([conditions[prompt] for prompt in prompts]), device)

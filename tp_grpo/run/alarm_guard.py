@@ -96,7 +96,8 @@ class AlarmGuard:
         if better == 0:
             return (
                 "No evaluation without an alarm was better than the base model's. They are "
-                f"{every} epochs apart: a lower --config.eval.every may find a better policy in between."
+                f"{every} epochs apart: a lower --config.eval.every may find a better policy "
+                "in between."
             )
         return (
             f"The checkpoint of epoch {better}, evaluated as better without an alarm (total "

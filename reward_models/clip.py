@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reward_models.loading import Source
-from reward_models.model import ModelScorer, chunks
+from reward_models.model import ModelScorer
 
 # The files that transformers reads of a published CLIP; a processor may lack some of its seven.
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -68,17 +68,16 @@ class Clip(ModelScorer):
 
     def image(self, images: Any) -> Tensor:
         """images (B, H, W, 3) uint8 -> unit embeddings (B, D) fp32."""
-        return self._in_chunks(self.embed_images, images)
+        return self._embed(self.embed_images, images)
 
     def text(self, prompts: list[str]) -> Tensor:
         """Unit embeddings (B, D) fp32. Prompts repeat within a group; each is embedded once."""
         row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        return self._in_chunks(self.embed_prompts, list(row))[[row[prompt] for prompt in prompts]]
+        return self._embed(self.embed_prompts, list(row))[[row[prompt] for prompt in prompts]]
 
     @torch.inference_mode()
-    def _in_chunks(self, tower: Callable[[Any], Tensor], batch: Any) -> Tensor:
-        parts = [tower(batch[part]) for part in chunks(len(batch), self.batch_size)]
-        return normalize(torch.cat(parts).float(), dim=-1)
+    def _embed(self, tower: Callable[[Any], Tensor], batch: Any) -> Tensor:
+        return normalize(torch.cat(self.in_chunks(tower, batch)).float(), dim=-1)
 
 
 class TransformersClip(Clip):

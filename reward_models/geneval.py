@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -86,23 +85,19 @@ class GenEval:
         return self
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Task]:
-        """What the prompts ask for. Raises ValueError, naming prompt and field, for bad metadata."""
+        """What the prompts ask for. Raises ValueError, naming prompt and field, for a mistake."""
         return [parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """metadata: see `geneval_logic`. Raises ValueError as `check` does."""
         tasks = self.check(prompts, metadata)
-        objects = [
+        found = [
             select(detections, task.threshold)
             for detections, task in zip(self.detector(images), tasks, strict=True)
         ]
-        objects = self._with_colors(images, tasks, objects)
-        verdicts = [judge(*pair, self.scoring) for pair in zip(tasks, objects, strict=True)]
-        graded, strict, nonstrict = (
-            np.array([(v.graded, v.strict, v.nonstrict) for v in verdicts], dtype=np.float32)
-            .reshape(-1, 3)
-            .T
-        )
+        self._color(images, tasks, found)
+        verdicts = [judge(*pair, self.scoring) for pair in zip(tasks, found, strict=True)]
+        graded, strict, nonstrict = np.array(verdicts, dtype=np.float32).reshape(-1, 3).T
         extras = {"strict": strict, "nonstrict": nonstrict}
         for tag in TAGS:
             rows = np.array([task.tag == tag for task in tasks], dtype=bool)
@@ -110,23 +105,14 @@ class GenEval:
             extras[f"strict/{tag}"] = np.where(rows, strict, np.float32(np.nan))
         return Scores(graded, extras)
 
-    def _with_colors(
-        self, images: np.ndarray, tasks: list[Task], objects: list[Found]
-    ) -> list[Found]:
-        """The objects of each image, those whose colour the tasks ask for classified in one batch."""
+    def _color(self, images: np.ndarray, tasks: list[Task], found: list[Found]) -> None:
+        """Set the colours that the verdicts read, classified in one batch."""
         asked = [
-            (i, detection)
-            for i, (task, found) in enumerate(zip(tasks, objects, strict=True))
-            for detection in to_color(task, found)
+            (image, detection)
+            for image, task, objects in zip(images, tasks, found, strict=True)
+            for detection in to_color(task, objects)
         ]
-        if not asked:
-            return objects
-        colors = self.colors([images[i] for i, _ in asked], [d for _, d in asked])
-        color_of = {(i, id(d)): color for (i, d), color in zip(asked, colors, strict=True)}
-        return [
-            {
-                label: [replace(d, color=color_of.get((i, id(d)), "")) for d in same_class]
-                for label, same_class in found.items()
-            }
-            for i, found in enumerate(objects)
-        ]
+        if asked:
+            colors = self.colors(*zip(*asked, strict=True))
+            for (_, detection), color in zip(asked, colors, strict=True):
+                detection.color = color

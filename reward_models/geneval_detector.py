@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, normalize, pad
 from reward_models.clip import OpenClip
 from reward_models.geneval_logic import CLASSES, COLORS, THRESHOLD, Detection
 from reward_models.loading import Source
-from reward_models.model import Model, chunks
+from reward_models.model import Model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,8 +83,7 @@ class Mask2FormerDetector(Model):
 
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
         """images (B, H, W, 3) uint8 RGB -> for each, its detections scored above THRESHOLD."""
-        parts = (self._chunk(images[part]) for part in chunks(len(images), self.batch_size))
-        return [detections for part in parts for detections in part]
+        return [found for part in self.in_chunks(self._chunk, images) for found in part]
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:

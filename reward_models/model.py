@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from reward_models.base import Metadata, Scores
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,6 +44,12 @@ class Model:
         self.device = torch.device(device)
         self.model.to(self.device)
         return self
+
+    def in_chunks(self, function: Callable[..., T], *batches: Any) -> list[T]:
+        """`function` of the first `batch_size` inputs of each batch, of the next, and so on."""
+        starts = range(0, len(batches[0]), self.batch_size)
+        parts = (slice(start, start + self.batch_size) for start in starts)
+        return [function(*(batch[part] for batch in batches)) for part in parts]
 
     def pixels(self, processor: Any, images: np.ndarray) -> Tensor:
         """images (B, H, W, 3) uint8 through a processor of transformers -> (B, 3, h, w)."""
@@ -88,8 +95,3 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device = {name!r}, but torch sees no CUDA here: use auto or cpu")
     return device
-
-
-def chunks(n: int, size: int) -> Iterator[slice]:
-    """Slices that cover range(n), `size` at a time."""
-    return (slice(start, start + size) for start in range(0, n, size))

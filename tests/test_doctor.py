@@ -71,7 +71,7 @@ def test_a_scorer_without_a_check_is_asked_for_finite_scores_only() -> None:
 def test_what_is_missing_is_named_with_the_command_that_mends_it() -> None:
     absent, plain, judge = look("Absent"), look("Plain"), look("Judge")
     assert absent.state == MISSING and absent.why == "not installed: no_such_package"
-    assert absent.mend == ('pip install "tp_grpo[ocr]"',) and plain.mend == (
+    assert absent.advice == ('pip install "tp_grpo[ocr]"',) and plain.advice == (
         "pip install no_such_package",
     )
     assert judge.state == MISSING and "OpenAI-compatible endpoint" in judge.why
@@ -87,8 +87,8 @@ def test_weights_are_looked_for_in_the_cache(
         report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
     )
     assert (
-        report.mend[0] == "hf download someone/heavy config.json model.bin"
-        and "path=FOLDER" in report.mend[1]
+        report.advice[0] == "hf download someone/heavy config.json model.bin"
+        and "path=FOLDER" in report.advice[1]
     )
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)

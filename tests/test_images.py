@@ -1,4 +1,4 @@
-"""Diversity and finest detail of pictures whose values are known by hand."""
+"""Thumbnails, diversity and finest detail of pictures whose values are known by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tp_grpo.images import coarse, detail, diversity, to_uint8
+from tp_grpo.images import coarse, detail, diversity, thumbnails, to_uint8
 
 
 def test_what_is_out_of_range_or_nan_is_a_pixel_all_the_same() -> None:
@@ -62,3 +62,12 @@ def test_detail_is_that_of_a_chessboard_not_of_a_ramp() -> None:
         [0.5, 2 / 255, 0], abs=1e-6
     )
     assert detail(np.zeros((2, 9, 7, 3), np.uint8)).tolist() == [0, 0], "odd sides are cut"
+
+
+def test_thumbnails_shrink_by_whole_factors() -> None:
+    images = np.arange(2 * 200 * 100 * 3, dtype=np.int64).reshape(2, 200, 100, 3) % 256
+    small = thumbnails(images.astype(np.uint8))
+    assert small.shape == (2, 66, 33, 3)
+    assert small[0, 0, 0, 0] == round(images[0, :3, :3, 0].mean())
+    same = np.zeros((48, 48, 3), np.uint8)
+    assert thumbnails(same).shape == (48, 48, 3)

@@ -157,40 +157,37 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
 
 def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
     groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
+    batch, images = sample.batch_size, groups * size
+    share = images // updates // world_size
     if groups % updates:
         raise ValueError(
-            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = {updates} updates of "
-            f"whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
+            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = "
+            f"{updates} updates of whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
         )
-    images = groups * size
     if images // updates % world_size:
         raise ValueError(
-            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = {images} images in "
-            f"{updates} updates do not split over {world_size} ranks; "
+            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = "
+            f"{images} images in {updates} updates do not split over {world_size} ranks; "
             f"{_nearest(size, lambda g: g > 1 and groups * g // updates % world_size == 0)}"
         )
-    own = images // updates // world_size
-    if own % sample.batch_size:
+    if share % batch:
         raise ValueError(
-            f"sample.batch_size = {sample.batch_size}: a rank's {own} images of an update ({images} images, {updates} "
-            f"updates, {world_size} ranks) do not split into batches of it; "
-            f"{_nearest(sample.batch_size, lambda b: b <= own and own % b == 0)}"
+            f"sample.batch_size = {batch}: a rank's {share} images of an update ({images} images, "
+            f"{updates} updates, {world_size} ranks) do not split into batches of it; "
+            f"{_nearest(batch, lambda b: b <= share and share % b == 0)}"
         )
-    if train.batch_size % sample.batch_size:
+    if train.batch_size % batch:
         raise ValueError(
-            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches of sample.batch_size "
-            f"= {sample.batch_size}; {_nearest(train.batch_size, lambda b: b % sample.batch_size == 0)}, or 0 for one"
+            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches "
+            f"of sample.batch_size = {batch}; "
+            f"{_nearest(train.batch_size, lambda b: b % batch == 0)}, or 0 for one"
         )
 
 
 def _nearest(value: int, works: Callable[[int], bool]) -> str:
     below = next((v for v in range(value - 1, 0, -1) if works(v)), None)
     above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
-    found = [str(v) for v in (below, above) if v is not None]
-    if not found:
+    near = [str(v) for v in (below, above) if v is not None]
+    if not near:
         return "no value near it does"
-    return (
-        f"the nearest that do are {' and '.join(found)}"
-        if len(found) == 2
-        else f"the nearest that does is {found[0]}"
-    )
+    return f"the nearest that {'do are' if len(near) == 2 else 'does is'} {' and '.join(near)}"

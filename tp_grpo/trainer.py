@@ -108,7 +108,7 @@ class Trainer:
             stored,
             self.plan.summary,
             c.tracking.project,
-            self.run_folder.found,
+            self.run_folder.origin,
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.alarm_guard = AlarmGuard(self.runtime, self.folder, self.run_folder, c)

@@ -1,4 +1,4 @@
-"""The card beside an exported policy."""
+"""The card of an exported policy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ def test_the_card_says_what_was_trained_on_what_by_what_and_what_it_gave() -> No
     config = tp_grpo.get_config("geneval_sd3")
     card = model_card.write(config.to_dict(), [GAIN])
     front = card.split("---")[1]
-    assert (
-        "base_model: stabilityai/stable-diffusion-3.5-medium\nlicense: other\nlicense_name: stabilityai"
-        in front
-    )
+    licence = "license: other\nlicense_name: stabilityai"
+    assert f"base_model: stabilityai/stable-diffusion-3.5-medium\n{licence}" in front
     assert "TurningPoint-GRPO (arXiv 2602.06422)" in card
     assert "LoRA of rank 32, alpha 64" in card
     assert "Rewards: geneval" in card

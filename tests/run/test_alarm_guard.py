@@ -97,7 +97,7 @@ def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(
     own, _ = watch(tmp_path, "stop", smoke)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(
-        alarms.Alarmed, match=r"zero std(.|\n)*There is no report of the run: .*config\.yaml"
+        alarms.Alarmed, match=r"zero std(.|\n)*No report was written: .*config\.yaml"
     ):
         own.check()
 
@@ -125,7 +125,7 @@ def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
         f"--config.checkpoint.resume={tmp_path}/checkpoints/epoch-4 --config.run_name=NAME"
         in str(stopped.value)
     )
-    assert "removed" not in str(stopped.value)
+    assert "deleted" not in str(stopped.value)
 
 
 def test_an_alarm_is_an_alarm_on_a_full_disk(
@@ -159,7 +159,7 @@ def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(
         own.check()
     said = str(stopped.value)
     assert (
-        "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), has been removed"
+        "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), was deleted"
         in said
     )
     assert "--config.run_name=NAME --config.epochs=2 makes it again" in said
@@ -179,7 +179,7 @@ def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
 ) -> None:
     own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6))
     collapsing(tmp_path, totals)
-    with pytest.raises(alarms.Alarmed, match=f"nothing to go back to. (.|\\n)*{advice}"):
+    with pytest.raises(alarms.Alarmed, match=f"No checkpoint to return to. (.|\\n)*{advice}"):
         own.check()
     assert not (tmp_path / "adapter").exists()
 

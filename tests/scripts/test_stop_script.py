@@ -59,4 +59,4 @@ def test_sigterm_to_the_script_ends_with_code_0_and_the_same_command_goes_on(
 ) -> None:
     last, _ = stop_after(1, start(tmp_path), tmp_path)
     after, output = stop_after(last + 1, start(tmp_path), tmp_path)
-    assert f"going on from epoch {last} of {tmp_path}/run" in output and after > last, output
+    assert f"resuming from epoch {last} of {tmp_path}/run" in output and after > last, output

@@ -1,7 +1,8 @@
 """Group-relative advantages: each step reward against those of the same prompt and the same step.
 
-Legend: `N` samples over all ranks, `K` steps; `reward` (N, K) in any unit, NaN where it is unknown; `group_id` (N,) any
-integers, in any order. Statistics are taken in float64, where a group of equal float32 rewards has a std of exactly 0.
+Legend: `N` samples over all ranks, `K` steps; `reward` (N, K) in any unit, NaN where it is unknown;
+`group_id` (N,) any integers, in any order. Statistics are taken in float64, where a group of equal
+float32 rewards has a std of exactly 0.
 """
 
 import torch
@@ -20,10 +21,10 @@ def group_normalize(
 ) -> Tensor:
     """`(r - mean) / (std + eps)` per group and per column -> (N, K), in the dtype of `reward`.
 
-    The mean is the group's, the std the group's or, with `global_std`, that of the whole column; population std. NaN
-    rewards are left out of both and get advantage 0, as does the one valid member of a group. `clip` > 0 bounds the
-    result to [-clip, clip]. Source: Flow-GRPO, arXiv 2505.05470; for each step, as in TP-GRPO, 2602.06422.
-    Raises ValueError when the shapes do not match.
+    The mean is the group's, the population std the group's or, with `global_std`, the column's.
+    NaN rewards are left out of both and get advantage 0, as does the one valid member of a group.
+    `clip` > 0 bounds the result to [-clip, clip]. Source: Flow-GRPO, arXiv 2505.05470; for each
+    step, as in TP-GRPO, 2602.06422. Raises ValueError when the shapes do not match.
     """
     group = _groups(reward, group_id)
     std_group = torch.zeros_like(group) if global_std else group
@@ -33,9 +34,9 @@ def group_normalize(
 
 
 def zero_std_share(reward: Tensor, group_id: Tensor) -> Tensor:
-    """Share of the (group, column) pairs that teach nothing, all valid rewards being equal or none there -> 0-dim.
+    """Share of the (group, column) pairs whose valid rewards are all equal, or none -> 0-dim.
 
-    Raises ValueError when the shapes do not match.
+    These teach nothing. Raises ValueError when the shapes do not match.
     """
     group = _groups(reward, group_id)[:, None].expand_as(reward)
     missing = reward.isnan()
@@ -46,9 +47,9 @@ def zero_std_share(reward: Tensor, group_id: Tensor) -> Tensor:
 
 
 def group_std(reward: Tensor, group_id: Tensor) -> Tensor:
-    """Population std within a group and column, averaged over those with a valid reward -> 0-dim float64; NaN if none.
+    """Population std within a group and column, averaged over those with a valid reward.
 
-    Raises ValueError when the shapes do not match.
+    -> 0-dim float64; NaN if no reward is valid. Raises ValueError when the shapes do not match.
     """
     return _group_std(reward, _groups(reward, group_id)).nanmean()
 
@@ -57,7 +58,8 @@ def _groups(reward: Tensor, group_id: Tensor) -> Tensor:
     """Dense group numbers 0 .. n-1 of each row."""
     if reward.ndim != 2 or group_id.shape != reward.shape[:1]:
         raise ValueError(
-            f"reward {tuple(reward.shape)} and group_id {tuple(group_id.shape)} must be (N, K) and (N,)"
+            f"reward {tuple(reward.shape)} and group_id {tuple(group_id.shape)} must be "
+            "(N, K) and (N,)"
         )
     return group_id.unique(return_inverse=True)[1]
 

@@ -10,8 +10,8 @@
   does so with others. The checkpoints stay.
 - `off`: nothing is checked.
 
-A record is a line of metrics.jsonl: {"kind": "train" | "eval", "epoch", name: number or None}; names
-that are not logged raise no alarm. Limits apply to medians: one epoch has a few dozen prompts.
+A record is a line of metrics.jsonl, {"kind": "train" | "eval", "epoch", name: number or None}. What
+is not logged raises no alarm. Limits apply to medians, since one epoch has a few dozen prompts.
 """
 
 from __future__ import annotations
@@ -29,20 +29,9 @@ History = Sequence[Record]
 Reading = dict[str, Any]  # what a rule compares, `value`, and other names that its words use
 
 RECENT = 5  # epochs whose median is judged: three of five must be bad
-# A score fell or rose if it changed by more than this many standard errors. Both evaluations have
-# the same prompts and noise, so the real error is smaller; 5 also leaves room for having compared
-# with the best of many evaluations.
-SIGMAS = 5.0
 # The KL is the mean squared shift of a step's mean over twice the variance of its noise. At 1/8 the
 # policy's mean is half a noise std away from the base model's everywhere: another model.
 KL = 0.125
-CLIPPED = 0.95  # of the ratios that can differ from 1: small and large steps look alike
-UNCLIPPED = 0.01  # of the same: the updates do next to nothing
-ZERO_STD = 0.5  # of the (group, step) pairs: an update rests on the minority
-DIVERSITY = 0.5  # of the first epochs': the images of one prompt are twice as close to each other
-HIGH_FREQUENCY = 2.0  # times the first epochs': sharper images rise by less, grids by much more
-RATIO = 0.1  # of train.clip_range: the unmoved policy's ratio should be 1
-FAILED = 0.5  # of rewards.max_failed, where the run stops
 ABOVE, BELOW = operator.gt, operator.lt
 
 
@@ -158,7 +147,7 @@ def _median(name: str) -> Callable[[History, Any], list[Reading]]:
 
 
 def _change(name: str) -> Callable[[History, Any], list[Reading]]:
-    """Reads the median of the last epochs over that of the first, unless they overlap or that is 0."""
+    """Reads the median of the last epochs over that of the first, once they do not overlap."""
 
     def read(history: History, config: Any) -> list[Reading]:
         values = _series(history, name)
@@ -218,7 +207,7 @@ RULES = (
     Rule(
         "reward hacking",
         _hacked,
-        (ABOVE, SIGMAS),
+        (ABOVE, 5.0),  # standard errors; it is compared with the best of many evaluations
         "{scorer}, never trained on, fell from {was:.4g} to {now:.4g} between epochs {best[epoch]} "
         "and {last[epoch]} while the reward rose from {best[total]:.4g} to {last[total]:.4g}",
         "the policy pleases the trained scorers at the images' expense",
@@ -235,7 +224,7 @@ RULES = (
     Rule(
         "clip fraction",
         _clipped,
-        (ABOVE, CLIPPED),
+        (ABOVE, 0.95),  # small and large steps look alike
         f"{_OUTSIDE}, above {{limit:.0%}}",
         "one update moves the policy much further than the clip range lets the next follow",
         "lower train.learning_rate, or raise train.clip_range",
@@ -243,7 +232,7 @@ RULES = (
     Rule(
         "clip fraction",
         _clipped,
-        (BELOW, UNCLIPPED),
+        (BELOW, 0.01),
         f"{_OUTSIDE}, below {{limit:.0%}}",
         "the policy hardly moves: updates are too small, or skipped because they are not finite",
         "look at grad_norm and skipped; raise train.learning_rate, or use another model.dtype",
@@ -251,7 +240,7 @@ RULES = (
     Rule(
         "zero std",
         _median("zero_std"),
-        (ABOVE, ZERO_STD),
+        (ABOVE, 0.5),  # an update rests on the minority
         "{value:.0%} of the groups' steps have equal rewards, median of {n} epochs, above "
         "{limit:.0%}",
         "the prompts are too easy or too hard for the reward, or it has too few values",
@@ -260,7 +249,7 @@ RULES = (
     Rule(
         "diversity",
         _change("diversity"),
-        (BELOW, DIVERSITY),
+        (BELOW, 0.5),
         "two images of a prompt differ by {last:.3g}, at first by {first:.3g}: below {limit:.0%}",
         "the policy draws one image for a prompt, whatever the noise",
         "raise train.beta, return to an earlier checkpoint, or add to rewards.scorers",
@@ -268,7 +257,7 @@ RULES = (
     Rule(
         "high frequencies",
         _change("high_frequency"),
-        (ABOVE, HIGH_FREQUENCY),
+        (ABOVE, 2.0),  # sharper images rise by less, grids and noise by much more
         "the images' finest detail is {last:.3g}, at first {first:.3g}: more than {limit:g} times",
         "grids or grain that the scorer likes or does not see",
         "look at the images; raise train.beta, lower train.learning_rate, add to rewards.scorers",
@@ -276,16 +265,16 @@ RULES = (
     Rule(
         "ratio_dev",
         _median("ratio_dev"),
-        (ABOVE, lambda config: RATIO * config.train.clip_range),
+        (ABOVE, lambda config: 0.1 * config.train.clip_range),
         "the ratio of the unmoved policy is {value:.2g} away from 1, median of {n} epochs, more "
-        f"than {RATIO:g} x train.clip_range = {{limit:.2g}}",
+        "than 0.1 x train.clip_range = {limit:.2g}",
         "sampling and training compute different velocities, as batch-dependent kernels do",
         "try model.dtype fp32 or bf16, another model.attention_backend, or model.compile off",
     ),
     Rule(
         "failed rewards",
         _median("failed"),
-        (ABOVE, lambda config: FAILED * config.rewards.max_failed),
+        (ABOVE, lambda config: 0.5 * config.rewards.max_failed),
         "{value:.1%} of the images got no score, median of {n} epochs, more than {limit:.1%}; "
         "above rewards.max_failed = {config.rewards.max_failed:.0%} the run stops",
         "a reward server that is down or overloaded, or images that a scorer cannot read",

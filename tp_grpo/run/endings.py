@@ -24,7 +24,7 @@ class Run(Protocol):
 
 
 class Ending:
-    """`words` with the reason filled in; `together`: all ranks end so, and rank 0 prints for all."""
+    """`words` with the reason filled in; `together`: all ranks end so, and rank 0 alone prints."""
 
     code: int
     words = "error: {}"

@@ -28,7 +28,7 @@ def check_optimizer(name: str) -> None:
 
 def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW over `parameters` as `config.train` says."""
-    options = {
+    options: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": tuple(train.adam_betas),
         "weight_decay": train.weight_decay,

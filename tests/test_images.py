@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from tp_grpo.images import coarse, detail, diversity, thumbnails
+from tp_grpo.images import coarse, detail, diversity, thumbnails, to_uint8
+
+
+def test_what_is_out_of_range_or_nan_is_a_pixel_all_the_same() -> None:
+    values = (
+        torch.tensor([-0.1, 1.1, float("nan"), float("inf")]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    )
+    assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
+
+
+def test_images_are_quantised_by_rounding() -> None:
+    values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 0, 1, 255]
+    assert to_uint8(values).dtype == np.uint8
 
 
 def test_diversity_is_the_distance_of_two_images_of_a_prompt() -> None:

@@ -15,10 +15,13 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
@@ -50,7 +53,9 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], dict[str, Any]]:
+def measure(
+    config: Settings,
+) -> tuple[dict[str, list[Any]], dict[str, list[float]], dict[str, Any]]:
     """By variant: the ladders (B, J) of each batch, all its timings, its plan. The variants take turns."""
     import torch
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
@@ -59,7 +62,7 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def _default_out(config: Any, policy: Path | None, source: str) -> Path:
+def _default_out(config: Settings, policy: Path | None, source: str) -> Path:
     """`OUTPUT_DIR/evaluate/POLICY-PROMPTS`: another policy or prompt file gets a folder of its own."""
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
     return (

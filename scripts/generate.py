@@ -12,10 +12,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 Images = dict[tuple[int, int], Any]  # PIL images by (prompt, member)
 
@@ -51,7 +54,7 @@ def main(_: list[str]) -> int:
         return 130
 
 
-def generate(config: Any) -> int:
+def generate(config: Settings) -> int:
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.ranks.runtime import Runtime
@@ -79,7 +82,7 @@ def generate(config: Any) -> int:
     return 0
 
 
-def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: str) -> Images:
+def draw(config: Settings, runtime: Any, backbone: Any, known: Any, out: Path, kind: str) -> Images:
     """Each image is on disk as soon as its batch is drawn."""
     from PIL import Image
 

@@ -20,6 +20,7 @@ from tp_grpo.models import architecture, base
 from tp_grpo.models.architecture import Architecture
 from tp_grpo.models.policy import Policy
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.settings import Settings
 
 OPTIMIZER_BYTES = {
     "adamw": 8.0,
@@ -93,7 +94,7 @@ class Measured:
     sample_peak: int
 
 
-def estimate(config: Any, world_size: int) -> Estimate:
+def estimate(config: Settings, world_size: int) -> Estimate:
     """Raises ValueError for a config that does not plan, or whose checkpoint's architecture is not known."""
     plan = make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
     shapes = architecture.read(config.model)
@@ -122,7 +123,7 @@ def _schedule(backbone: Any, steps: int) -> list[float]:
 
 
 def measure(
-    backbone: Any, policy: Policy, shapes: Architecture, config: Any, plan: Plan
+    backbone: Any, policy: Policy, shapes: Architecture, config: Settings, plan: Plan
 ) -> Measured:
     """One training micro-batch, as `Updater` makes it, and the sampler's largest call."""
     dtype, guidance = base.DTYPES[config.model.dtype], config.sample.guidance_scale
@@ -161,7 +162,7 @@ def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
 
 
 def _velocity(
-    backbone: Any, shapes: Architecture, config: Any, rows: int, guidance: float
+    backbone: Any, shapes: Architecture, config: Settings, rows: int, guidance: float
 ) -> Tensor:
     x = torch.empty(rows, *backbone.latent_shape, device=architecture.META)
     sigma = torch.empty((), device=architecture.META)
@@ -188,7 +189,7 @@ def _counts(policy: Policy) -> Counts:
     return Counts(held - (trained if policy.rank else 0), adapters, trained)
 
 
-def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
+def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> Flops:
     forward = measured.forward_flops / plan.train_rows
     steps = len(plan.window) * config.train.inner_epochs
     evaluated = _evaluated(config)
@@ -203,7 +204,7 @@ def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
     )
 
 
-def _evaluated(config: Any) -> int | None:
+def _evaluated(config: Settings) -> int | None:
     """Images of an evaluation."""
     if config.eval.prompts:
         return int(config.eval.prompts * config.eval.members)
@@ -215,7 +216,7 @@ def _evaluated(config: Any) -> int | None:
         return None
 
 
-def _network(config: Any, plan: Plan, policy: Policy) -> Network:
+def _network(config: Settings, plan: Plan, policy: Policy) -> Network:
     others = (
         plan.world_size - 1
     ) / plan.world_size  # of what is gathered, a rank gets that share from elsewhere
@@ -234,7 +235,7 @@ def _network(config: Any, plan: Plan, policy: Policy) -> Network:
 
 
 def _memory(
-    config: Any,
+    config: Settings,
     plan: Plan,
     shapes: Architecture,
     backbone: Any,

@@ -15,6 +15,7 @@ from tp_grpo.method import credit, sampler
 from tp_grpo.models import architecture
 from tp_grpo.plan import make_plan
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import velocity_of
 from tp_grpo.train.update import Updater
@@ -46,7 +47,7 @@ class Probe:
     matmul: float
 
 
-def probe(config: Any, *, repeats: int) -> Probe:
+def probe(config: Settings, *, repeats: int) -> Probe:
     """Measure `config` with one batch of `sample.batch_size` trajectories an update, `repeats` times after a first one.
 
     Raises ValueError as `make_plan` and `architecture.read` do, and for a dtype or optimizer that the device has not.
@@ -107,7 +108,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds
 
 
-def _one_batch(config: Any) -> Any:
+def _one_batch(config: Settings) -> Settings:
     """The config whose epoch is a single group, sampled in one call and trained in one update."""
     sample = replace(config.sample, groups_per_epoch=1, group_size=config.sample.batch_size)
     train = replace(config.train, updates_per_epoch=1, inner_epochs=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from tp_grpo import models
 from tp_grpo.models import export
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import ModelSettings
 from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
 from tp_grpo.store.files import sha256
 
@@ -40,7 +40,7 @@ def digest(folder: Path) -> str:
 class PolicyOnBase:
     """A backbone with a trained policy, or the base model alone."""
 
-    def __init__(self, model: Any, runtime: Runtime, folder: Path | None) -> None:
+    def __init__(self, model: ModelSettings, runtime: Runtime, folder: Path | None) -> None:
         """Raises ValueError as `models.load` and `export.load` do."""
         self.backbone = models.load(model, runtime.device)
         self.policy = export.load(self.backbone.transformer, folder) if folder else None

@@ -8,15 +8,16 @@ the frozen half precision, and uses DDP on a CPU.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tp_grpo.settings import Settings
 
-def asked(environment: Mapping[str, str], config: Any) -> bool:
+
+def asked(environment: Mapping[str, str], config: Settings) -> bool:
     """Whether accelerate's launcher asks for FSDP2, which it does by environment variables.
 
     Raises ValueError for what the launcher offers and the trainer does not.

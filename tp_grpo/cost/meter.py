@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a computation, counted while it runs; on the meta device nothing is computed."""
+"""FLOPs and bytes of a computation, counted while it runs; on the meta device it costs nothing."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.models.conditions import conditions_of, encode_once
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
+from tp_grpo.settings import Settings
 from tp_grpo.train.gather import gather_rows
 from tp_grpo.train.rollout import ode_images
 from tp_grpo.types import PromptBatch
@@ -56,7 +56,7 @@ def sample_images(
     prompts: PromptSet,
     chosen: Sequence[Sample],
     *,
-    config: Any,
+    config: Settings,
 ) -> Iterator[tuple[PromptBatch, np.ndarray, np.ndarray]]:
     """The samples' ODE images by batch: pixels (b, H, W, 3) uint8, and which are finite (b,)."""
     conditions = encode_once(backbone, [prompts.prompts[i] for i, _ in chosen])
@@ -81,7 +81,7 @@ def evaluate(
     rewards: RewardSet,
     prompts: PromptSet,
     *,
-    config: Any,
+    config: Settings,
     chosen: Sequence[Sample] | None = None,
     boundary: Callable[[], None] = lambda: None,
     keep: Callable[[PromptBatch, Rewards], None] = lambda batch, scored: None,

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from tp_grpo import models
 from tp_grpo.models import export
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import ModelSettings
 from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
 from tp_grpo.store.files import sha256
 
 
-def find(path: str) -> Path:
+def find(path: str) -> Path | None:
     """The exported policy in a run (its newest), a checkpoint `epoch-N`, or its own folder.
 
-    Raises ValueError when none of them holds one.
+    None, the base model, for an empty path. Raises ValueError when none of them holds one.
     """
+    if not path:
+        return None
     folder = Path(path)
     # A finished run that was resumed has checkpoints newer than its adapter.
     newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
@@ -40,7 +42,7 @@ def digest(folder: Path) -> str:
 class PolicyOnBase:
     """A backbone with a trained policy, or the base model alone."""
 
-    def __init__(self, model: Any, runtime: Runtime, folder: Path | None) -> None:
+    def __init__(self, model: ModelSettings, runtime: Runtime, folder: Path | None) -> None:
         """Raises ValueError as `models.load` and `export.load` do."""
         self.backbone = models.load(model, runtime.device)
         self.policy = export.load(self.backbone.transformer, folder) if folder else None

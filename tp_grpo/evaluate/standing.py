@@ -16,6 +16,7 @@ from tp_grpo.evaluate.held_out import evaluate, samples
 from tp_grpo.evaluate.score_table import ScoreTable, as_markdown, mean_rows
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
+from tp_grpo.settings import Settings
 from tp_grpo.types import PromptBatch
 
 MODEL_FIELDS = (
@@ -25,7 +26,7 @@ MODEL_FIELDS = (
 
 
 def assess(
-    config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet, out: Path
+    config: Settings, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet, out: Path
 ) -> str:
     """`evaluate` into the folder `out`, without the images scored there; returns its table.
 
@@ -68,7 +69,7 @@ def assess(
 
 
 def _settings(
-    config: Any, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet
+    config: Settings, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet
 ) -> dict[str, Any]:
     """All that the scores depend on; batch sizes and ranks have no part in it."""
     return {

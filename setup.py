@@ -38,6 +38,7 @@ setup(
         "absl-py>=2.0",
         "accelerate>=1.10",
         "diffusers>=0.36",
+        "einops>=0.8",
         "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "matplotlib>=3.8",

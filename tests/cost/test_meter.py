@@ -42,7 +42,7 @@ def given(made: Any, cond: Any, *inputs: Tensor) -> list[Tensor]:
     """What is there before the call: weights, gradients, inputs, and SD3's condition of the empty prompt."""
     held = [*made.transformer.parameters(), *made.transformer.buffers()]
     gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-    conditions = [cond, made._negative()] if hasattr(made, "_negative") else [cond]
+    conditions = [cond] if made.empty is None else [cond, made.empty]
     return [
         *held,
         *gradients,

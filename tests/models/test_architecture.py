@@ -17,7 +17,7 @@ from transformers import (
 
 from config import tp_grpo
 from tests.tiny_models import settings
-from tp_grpo.models import architecture
+from tp_grpo.models import architecture, pretrained
 from tp_grpo.models.policy import Policy
 from tp_grpo.settings import Settings
 
@@ -165,7 +165,8 @@ def test_the_text_encoders_have_the_sizes_that_ship() -> None:
                 "text_encoder_3": sizes(t5),
             },
         }
-    assert {entry["type"]: entry["text_encoders"] for entry in architecture.published()} == expected
+    published = pretrained.published().values()
+    assert {entry["type"]: entry["text_encoders"] for entry in published} == expected
 
 
 def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path
 def test_what_cannot_be_known_or_served_is_refused(random_sd3: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'some/model' is no folder here, .* black-forest-labs/FLUX.1-dev and stab",
+        match=r"'some/model' is no local folder, .* black-forest-labs/FLUX.1-dev and stab",
     ):
         meta("pickscore_sd3", path="some/model")
     with pytest.raises(

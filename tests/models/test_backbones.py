@@ -146,7 +146,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(
         ValueError,
-        match=r"its text_encoder_2 \((CLIPTextModelWithProjection|T5EncoderModel)\) is miss",
+        match=r"text_encoder_2/ \((CLIPTextModelWithProjection|T5EncoderModel)\) is missing",
     ):
         models.load(settings(folder, kind), CPU)
     other = {"sd3": "flux", "flux": "sd3"}[kind]

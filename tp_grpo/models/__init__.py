@@ -1,5 +1,6 @@
-"""Backbones: one adapter a model family, all behind `base.Backbone`."""
+"""Models: one adapter file a family, all behind the protocol `base.Backbone`."""
 
-from tp_grpo.models.base import Backbone, load
+from tp_grpo.models.base import Backbone
+from tp_grpo.models.families import load
 
 __all__ = ["Backbone", "load"]

@@ -1,12 +1,9 @@
-"""A checkpoint's shapes without its weights: the backbone on the meta device, for counting what it will cost, or with
-random weights on a real one, for measuring it."""
+"""A checkpoint's shapes without its weights: meta tensors to count with, random ones to time."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from tp_grpo.models import base, pretrained
+from tp_grpo.models import families, pretrained
+from tp_grpo.models.base import DTYPES
 from tp_grpo.models.pipeline import apply_options
 from tp_grpo.settings import ModelSettings
 
@@ -34,64 +32,47 @@ class Architecture:
     text_encoders: dict[str, int]  # name -> parameters
     clip_tokens: int  # of a padded prompt
 
-    @property
-    def backbone(self) -> Any:
-        """The adapter's class."""
-        return _backbone(self.type)
-
 
 def read(model: ModelSettings) -> Architecture:
-    """The architecture of the checkpoint that `config.model` names: a local folder, or a published hub id.
+    """The architecture of the checkpoint that `config.model` names: a folder or a published hub id.
 
-    Raises ValueError for a checkpoint that cannot serve the config, and for a hub id whose architecture does not ship.
+    Raises ValueError for a checkpoint that cannot serve the config, and for an unknown hub id.
     """
+    family = families.adapter(model.type)
     folder = pretrained.local_folder(model.path)
     if folder is not None:
-        pretrained.check_folder(folder, _backbone(model.type).pipeline_class.__name__)
-        found = _of_folder(folder, model.type)
+        pretrained.check_folder(folder, family.pipeline_class.__name__)
+        shapes = _of_folder(folder, model.type)
     else:
-        found = _of_hub(model)
-    found.backbone.check_config(model, transformer=found.transformer, vae=found.vae)
-    return found
-
-
-def published() -> list[dict[str, Any]]:
-    """The architectures that ship with us: an `Architecture`'s fields, and the hub_id they were taken from."""
-    folder = resources.files("tp_grpo.models") / "architectures"
-    return [json.loads(file.read_text()) for file in sorted(folder.iterdir(), key=lambda f: f.name)]
+        shapes = _of_hub(model)
+    family.check_config(model, transformer=shapes.transformer, vae=shapes.vae)
+    return shapes
 
 
 def build(shapes: Architecture, model: ModelSettings, device: torch.device = META) -> Any:
-    """The backbone of `config.model`, frozen, on the device, with random weights; it has no text encoders."""
+    """The backbone of `config.model`, frozen, with random weights and without text encoders."""
     pipeline = SimpleNamespace(
-        transformer=_build(shapes.transformer, base.DTYPES[model.dtype], device),
-        vae=_build(shapes.vae, base.DTYPES[model.vae_dtype], device),
+        transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
+        vae=_build(shapes.vae, DTYPES[model.vae_dtype], device),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(shapes.scheduler),
         vae_scale_factor=pretrained.vae_scale(shapes.vae),
     )
     if device != META:
         apply_options(pipeline.transformer, model)
-    backbone = shapes.backbone(pipeline, model, device, None)
-    if shapes.type == "sd3":
-        backbone._empty = conditions(shapes, model, 1, device)
+    backbone = families.adapter(shapes.type)(pipeline, model, device, None)
+    if backbone.classifier_free:
+        backbone.empty = conditions(shapes, model, 1, device)
     return backbone
 
 
 def conditions(
     shapes: Architecture, model: ModelSettings, rows: int, device: torch.device = META
 ) -> Any:
-    """A random condition of `rows` prompts: SD3 puts CLIP's tokens beside T5's, FLUX takes T5's alone."""
-    config, dtype = shapes.transformer, base.DTYPES[model.dtype]
-    tokens = model.max_sequence_length + (shapes.clip_tokens if shapes.type == "sd3" else 0)
-    return shapes.backbone.cond_class(
-        embeds=torch.randn(rows, tokens, config["joint_attention_dim"], dtype=dtype, device=device),
-        pooled=torch.randn(rows, config["pooled_projection_dim"], dtype=dtype, device=device),
-    )
-
-
-def _backbone(kind: str) -> Any:
-    module, _, name = base._BACKBONES[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    """A random condition of `rows` prompts."""
+    family, tokens = families.adapter(shapes.type), model.max_sequence_length
+    sizes = family.cond_shapes(shapes.transformer, tokens, shapes.clip_tokens)
+    options: Any = {"dtype": DTYPES[model.dtype], "device": device}
+    return family.cond_class(*(torch.randn(rows, *size, **options) for size in sizes))
 
 
 def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -108,16 +89,16 @@ def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _of_hub(model: ModelSettings) -> Architecture:
-    known = {entry.pop("hub_id"): entry for entry in published()}
+    known = pretrained.published()
     if model.path not in known:
         raise ValueError(
-            f"model.path = {model.path!r} is no folder here, and of the hub's models only the shapes of "
-            f"{' and '.join(known)} are known without a download"
+            f"model.path = {model.path!r} is no local folder, and without a download "
+            f"only the shapes of {' and '.join(known)} are known"
         )
-    found = Architecture(**known[model.path])
-    if found.type != model.type:
-        raise ValueError(f"model.type = {model.type!r}, but {model.path} is a {found.type!r}")
-    return found
+    entry = known[model.path]
+    if entry["type"] != model.type:
+        raise ValueError(f"model.type = {model.type!r}, but {model.path} is a {entry['type']!r}")
+    return Architecture(**{field.name: entry[field.name] for field in fields(Architecture)})
 
 
 def _of_folder(folder: Path, kind: str) -> Architecture:
@@ -143,6 +124,6 @@ def _count(folder: Path) -> int:
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-            total += sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in names)
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        total += sum(torch.Size(shape).numel() for shape in shapes)
     return total

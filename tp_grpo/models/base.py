@@ -1,8 +1,7 @@
-"""What the trainer knows of a model, and which adapter reads it."""
+"""What the trainer knows of a model: the protocol that every adapter implements."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,28 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tp_grpo.models.policy import Policy
-from tp_grpo.settings import ModelSettings
 
-_BACKBONES = {"sd3": "tp_grpo.models.sd3:SD3", "flux": "tp_grpo.models.flux:Flux"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The joint attention of image and text, whose modules both families name alike; Flow-GRPO's LoRA targets.
-JOINT_ATTENTION = tuple(
-    f"attn.{name}"
-    for name in (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
-)
 
 
 class Backbone(Protocol):
-    """A frozen text-to-image model around one trainable transformer. Legend: B samples, *L latent dims, T steps."""
+    """A frozen text-to-image model around one trainable transformer.
+
+    The velocity is always `eps - x_0` and sigma falls from 1 to 0: signs, timestep scales, packing
+    and the kind of guidance stay inside. Legend: B samples, *L latent dims, T steps.
+    """
 
     transformer: nn.Module
     lora_targets: tuple[str, ...]
@@ -44,11 +31,11 @@ class Backbone(Protocol):
         ...
 
     def encode_ahead(self, prompts: list[str]) -> None:
-        """Put the conditions of these prompts into the cache on disk, where they are not there yet."""
+        """Add the conditions that the cache on disk lacks."""
         ...
 
     def sigmas(self, steps: int) -> Tensor:
-        """(T+1,) fp32, falling from 1 to 0, as the checkpoint's own scheduler sets them."""
+        """(T+1,) fp32, falling from 1 to 0, as the checkpoint's scheduler sets them."""
         ...
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any, guidance_scale: float) -> Tensor:
@@ -60,23 +47,8 @@ class Backbone(Protocol):
         ...
 
     def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
-        """Write the trained part with these values, by name, as peft and the stock pipeline read it.
+        """Write the trained part with these values, by name, for peft and the stock pipeline.
 
-        Raises RuntimeError if it did not survive.
+        Raises RuntimeError if the files differ from the values.
         """
         ...
-
-
-def load(model: ModelSettings, device: torch.device) -> Backbone:
-    """Load the backbone that `config.model` names; the transformer and all else come frozen.
-
-    Raises ValueError, before any weights load, for a folder that does not hold what it should, an
-    impossible resolution, an option that the family lacks, or a dtype that the device lacks.
-    """
-    if model.dtype == "fp16" and device.type != "cuda":
-        raise ValueError(
-            "model.dtype = 'fp16' needs a CUDA GPU, and there is none; use fp32 or bf16"
-        )
-    module, _, name = _BACKBONES[model.type].partition(":")
-    backbone: Backbone = getattr(importlib.import_module(module), name).load(model, device)
-    return backbone

@@ -1,4 +1,4 @@
-"""The text conditions of an epoch: each distinct prompt encoded once, the next epoch's ahead of time."""
+"""The text conditions of an epoch: each distinct prompt once, the next epoch's ahead of time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def conditions_of(conditions: dict[str, Any], prompts: Iterable[str], device: to
 
 
 class Conditions:
-    """The conditions of an epoch's prompts; a thread can encode the next epoch's during the update."""
+    """An epoch's conditions; a thread can encode the next epoch's during the update."""
 
     def __init__(self, backbone: Backbone, *, ahead: bool) -> None:
-        """ahead: use the thread. Encoders moved to the device for it would add to the update's memory."""
+        """ahead: use that thread; encoders that move to the device for it raise the peak memory."""
         self.backbone, self.ahead = backbone, ahead
         self._ready: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""The trained part on disk, as peft and the stock pipelines read it; read back and compared before it counts."""
+"""The trained part on disk, as peft and stock pipelines read it; read back and compared."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 def save(
     pipeline_class: Any, policy: Policy, values: Mapping[str, Tensor], folder: Path, *, base: str
 ) -> None:
-    """A LoRA for `pipeline.load_lora_weights(folder)` and `PeftModel.from_pretrained(transformer, folder)`; a fully
-    trained transformer, in the dtype it came in, as a diffusers folder `transformer/`.
+    """Write a LoRA for peft and `pipeline.load_lora_weights`, or a trained folder `transformer/`.
 
-    values: of the policy's parameters, by name, whatever they hold at present; base: the checkpoint that it belongs to.
-    Raises RuntimeError when what was written is not what is in memory.
+    values: to write instead of the parameters', by name; base: the checkpoint they were trained on.
+    Raises RuntimeError when the files differ from the values.
     """
     if policy.rank:
         _save_lora(pipeline_class, policy.transformer, values, folder, base)
@@ -37,55 +36,46 @@ def save(
 
 
 def load(transformer: Any, folder: Path) -> Policy:
-    """The policy that `save` wrote, put onto the frozen transformer of the same checkpoint.
+    """The policy that `save` wrote, on the frozen transformer of the same checkpoint.
 
-    Raises ValueError when the folder holds no such policy, or one of another model.
+    Raises ValueError when the folder holds no policy, or another model's.
     """
     if (folder / "transformer").is_dir():
         policy = Policy(transformer, rank=0, alpha=1, targets=(), kl=False)
         _fill(policy, _read_all(folder / "transformer"), folder)
         return policy
     if not (folder / PEFT_WEIGHTS).is_file():
-        raise ValueError(
-            f"{folder} holds no trained policy: neither {PEFT_WEIGHTS} nor a folder transformer/"
-        )
+        raise ValueError(f"{folder} holds no trained policy: no {PEFT_WEIGHTS}, no transformer/")
     config = LoraConfig.from_pretrained(str(folder))
     targets = tuple(sorted(config.target_modules))
     policy = Policy(transformer, rank=config.r, alpha=config.lora_alpha, targets=targets, kl=False)
     saved = load_file(folder / PEFT_WEIGHTS)
-    names = {name: name.replace(".default.weight", ".weight") for name in policy.parameters}
-    _fill(
-        policy,
-        {name: saved[_PEFT + short] for name, short in names.items() if _PEFT + short in saved},
-        folder,
-    )
+    keys = {n: _PEFT + n.replace(".default.weight", ".weight") for n in policy.parameters}
+    _fill(policy, {name: saved[key] for name, key in keys.items() if key in saved}, folder)
     return policy
 
 
 def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
     for name, parameter in policy.parameters.items():
-        if name not in values or values[name].shape != parameter.shape:
-            found = tuple(values[name].shape) if name in values else "nothing"
+        shape = tuple(values[name].shape) if name in values else "nothing"
+        if shape != tuple(parameter.shape):
             raise ValueError(
-                f"{folder} was trained on another model: {name} should be {tuple(parameter.shape)}, it has {found}"
+                f"{folder} was trained on another model: "
+                f"{name} should be {tuple(parameter.shape)}, it has {shape}"
             )
         with torch.no_grad():
             parameter.copy_(values[name])
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
-    return {
-        name: value
-        for file in folder.glob("*.safetensors")
-        for name, value in load_file(file).items()
-    }
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
 def _save_lora(
     pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str
 ) -> None:
     config = transformer.peft_config["default"]
-    # Under peft's names; embedding layers are never adapted, nor looked for on the hub.
+    # Under peft's names; embedding layers are never adapted, so peft need not ask the hub for them.
     named = get_peft_model_state_dict(transformer, dict(values), save_embedding_layers=False)
     weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     pipeline_class.save_lora_weights(
@@ -101,10 +91,9 @@ def _save_lora(
 
 
 def _save_transformer(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
-    """As `save_pretrained` does it, which takes no other values than the module's own."""
-    state = policy.transformer.state_dict() | {
-        name: value.detach().to(policy.dtype) for name, value in values.items()
-    }
+    """Write as `save_pretrained`, which can only write the module's current values."""
+    trained = {name: value.detach().to(policy.dtype) for name, value in values.items()}
+    state = policy.transformer.state_dict() | trained
     folder.mkdir(parents=True)
     policy.transformer.save_config(folder)
     save_torch_state_dict(state, folder, filename_pattern=TRANSFORMER_WEIGHTS)
@@ -112,7 +101,7 @@ def _save_transformer(policy: Policy, values: Mapping[str, Tensor], folder: Path
 
 
 def _compare(expected: Mapping[str, Tensor], paths: Iterable[Path]) -> None:
-    """Tensor by tensor: a whole transformer is not held twice."""
+    """Raise RuntimeError unless the files hold `expected`; one tensor at a time saves memory."""
     missing = dict(expected)
     for path in paths:
         with safe_open(path, framework="pt") as saved:

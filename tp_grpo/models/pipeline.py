@@ -1,7 +1,4 @@
-"""What every diffusers pipeline shares as a backbone: loading within limits, decoding, exporting.
-
-A backbone adds the conditions, the schedule and the velocity of its family (`sd3.py`, `flux.py`).
-"""
+"""What all diffusers pipelines share as backbones; an adapter adds its family's (`sd3.py`)."""
 
 from __future__ import annotations
 
@@ -9,48 +6,87 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _check_attention_backend_requirements,
-)
+from diffusers.models import attention_dispatch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from tp_grpo.models import base, export, pretrained
+from tp_grpo.models import export, pretrained
+from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
 from tp_grpo.settings import ModelSettings
+from tp_grpo.types import index, to
+
+# The joint attention of image and text, named alike in many families; Flow-GRPO's LoRA targets.
+JOINT_ATTENTION = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
 
 
 class PipelineBackbone:
-    """Transformer and VAE on the device; the text encoders come when there is something to encode."""
+    """Transformer and VAE on the device; text encoders load when there is something to encode.
+
+    An adapter sets the class variables, implements the three methods that raise
+    NotImplementedError, and overrides others where its family differs.
+    """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    text_parts: ClassVar[tuple[str, ...]]  # encoders and tokenizers
-    takes_attention_backend: ClassVar[bool]
-    lora_targets: tuple[str, ...]
-    cond_class: ClassVar[type]
-    latent_shape: tuple[int, ...]
+    cond_class: ClassVar[type]  # a frozen dataclass of tensors of leading dim B
+    text_parts: ClassVar[tuple[str, ...]]  # the pipeline's encoders and tokenizers
+    lora_targets: tuple[str, ...]  # ends of module names
+    classifier_free: ClassVar[bool]  # guidance: against the empty prompt, or an input of the model
+    even_sigmas: ClassVar[bool]  # before the shift: 1, 1 - 1/T .. 1/T; else the scheduler's own
+    takes_attention_backend: ClassVar[bool] = True
+    max_text: ClassVar[int] = 512  # tokens that the stock pipeline takes
+
+    @staticmethod
+    def patch(transformer: Mapping[str, Any]) -> int:
+        """Latent pixels a side of an image token, by the transformer's config."""
+        return 2
+
+    @staticmethod
+    def cond_shapes(transformer: Any, tokens: int, clip_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each field of `cond_class` without its leading dim, for estimates."""
+        raise NotImplementedError
+
+    @staticmethod
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> Any:
+        """The condition of these prompts, by a pipeline whose text encoders are on `device`."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Any, guidance_scale: float) -> Tensor:
+        """One call of the transformer: x (B, *L) fp32 at sigma (B,) -> v (B, *L), any dtype."""
+        raise NotImplementedError
 
     def __init__(
         self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: TextEncoders
     ) -> None:
         self.pipeline, self.device, self.text = pipeline, device, encoders
         self.transformer: nn.Module = pipeline.transformer
-        self.path = model.path
-        self.decode_batch_size = model.decode_batch_size
+        self.path, self.decode_batch_size = model.path, model.decode_batch_size
+        config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
+        unit = scale * self.patch(config)
+        self.rows, self.columns = model.height // unit, model.width // unit  # of image tokens
+        latent_side = model.height // scale, model.width // scale
+        self.latent_shape: tuple[int, ...] = (config["in_channels"], *latent_side)
+        self.empty: Any = None  # the empty prompt's condition, where guidance is classifier-free
 
     @classmethod
     def load(cls, model: ModelSettings, device: torch.device) -> Any:
-        """The checkpoint that `config.model` names. Raises ValueError before weights load; see `base.load`."""
+        """The checkpoint that `config.model` names. Raises as `families.load` does."""
         _check_options(cls, model)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
         cls.check_config(model, **configs)
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,
-            torch_dtype={"default": base.DTYPES[model.dtype], "vae": base.DTYPES[model.vae_dtype]},
+            torch_dtype={"default": DTYPES[model.dtype], "vae": DTYPES[model.vae_dtype]},
             **dict.fromkeys(cls.text_parts),
         )
         for module in (pipeline.transformer, pipeline.vae):
@@ -62,23 +98,26 @@ class PipelineBackbone:
     def check_config(
         cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
     ) -> None:
-        """Raises ValueError for a `config.model` that this checkpoint, by its configs, cannot serve."""
-        raise NotImplementedError
+        """Raises ValueError for a `config.model` that these configs' checkpoint cannot serve."""
+        if model.max_sequence_length > cls.max_text:
+            raise ValueError(
+                f"model.max_sequence_length = {model.max_sequence_length}: "
+                f"{cls.__name__} takes at most {cls.max_text}"
+            )
+        unit = pretrained.vae_scale(vae) * cls.patch(transformer)
+        side = transformer.get("pos_embed_max_size")  # tokens that have a position embedding
+        pretrained.check_resolution(model.height, model.width, unit, side and side * unit)
 
     @classmethod
     def _text(
         cls, folder: str, pipeline: Any, model: ModelSettings, device: torch.device
     ) -> TextEncoders:
         def load() -> Any:
-            # The transformer comes along for its config: SD3 without T5 asks it for the width of its zeros.
-            parts = {
-                "transformer": pipeline.transformer,
-                "vae": None,
-                "scheduler": pipeline.scheduler,
-            }
-            parts |= dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
+            # SD3 without T5 reads the width of its zeros from the transformer's config.
+            shared = {"transformer": pipeline.transformer, "scheduler": pipeline.scheduler}
+            absent = dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
             whole: Any = cls.pipeline_class.from_pretrained(
-                folder, torch_dtype=base.DTYPES[model.dtype], **parts
+                folder, torch_dtype=DTYPES[model.dtype], vae=None, **shared, **absent
             )
             for name in cls.text_parts:
                 part = getattr(whole, name, None)
@@ -86,38 +125,70 @@ class PipelineBackbone:
                     part.requires_grad_(False).eval()
             return whole
 
+        def encode(whole: Any, prompts: list[str], device: torch.device) -> Any:
+            return cls.encode_with(whole, prompts, device, model.max_sequence_length)
+
         cache = None
         if model.embeddings_cache:
             origin = pretrained.fingerprint(Path(folder), cls.text_parts)
             key = (cls.__name__, origin, str(model.max_sequence_length), model.dtype)
             cache = EmbeddingCache(Path(model.embeddings_cache), key, cls.cond_class)
-
-        def encode(whole: Any, prompts: list[str], device: torch.device) -> Any:
-            return cls.encode_with(whole, prompts, device, model.max_sequence_length)
-
+        mode = model.text_encoders
         return TextEncoders(
-            load, encode, parts=cls.text_parts, mode=model.text_encoders, device=device, cache=cache
+            load, encode, parts=cls.text_parts, mode=mode, device=device, cache=cache
         )
 
-    @staticmethod
-    def encode_with(
-        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
-    ) -> Any:
-        """The family's condition of these prompts, by a pipeline that holds the text encoders on `device`."""
-        raise NotImplementedError
-
     def encode(self, prompts: list[str]) -> Any:
-        return self.text(prompts)
+        if self.empty is not None or not self.classifier_free:
+            return self.text(prompts)
+        # Guidance needs the empty prompt too: encode it while the encoders are on the device.
+        together = self.text([*prompts, ""])
+        self.empty = to(index(together, slice(len(prompts), None)), self.device)
+        return index(together, slice(len(prompts)))
 
     def encode_ahead(self, prompts: list[str]) -> None:
-        self.text.fill(prompts)
+        self.text.fill([*prompts, ""] if self.classifier_free else prompts)
+
+    def sigmas(self, steps: int) -> Tensor:
+        scheduler = self.pipeline.scheduler
+        config = scheduler.config
+        even = self.even_sigmas and not config.get("use_flow_sigmas")
+        scheduler.set_timesteps(
+            steps,
+            device=self.device,
+            sigmas=np.linspace(1.0, 1 / steps, steps) if even else None,
+            mu=self.mu(config) if config.get("use_dynamic_shifting") else None,
+        )
+        sigmas: Tensor = scheduler.sigmas.to(torch.float32)
+        return sigmas
+
+    def mu(self, scheduler: Mapping[str, Any]) -> float:
+        """The shift of a scheduler that shifts by the number of image tokens."""
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = calculate_shift(self.rows * self.columns, *(scheduler[name] for name in names))
+        return float(mu)
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Any, guidance_scale: float) -> Tensor:
+        sigma = sigma.expand(len(x))
+        if not self.classifier_free or guidance_scale <= 1:
+            return self.predict(x, sigma, cond, guidance_scale).float()
+        if self.empty is None:
+            self.encode([""])
+        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
+        pairs = _after_empty(self.empty, cond)
+        without, with_prompt = self.predict(x, sigma, pairs, 1.0).float().chunk(2)
+        return without + guidance_scale * (with_prompt - without)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        return torch.cat([self._decode(chunk) for chunk in x.split(self.decode_batch_size)])
+        chunks = x.split(self.decode_batch_size)
+        return torch.cat([self._decode(self.unpack(chunk)) for chunk in chunks])
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Latents (B, *L) as the VAE takes them, (B, C, H, W)."""
+        return x
 
     def _decode(self, x: Tensor) -> Tensor:
-        """Clean latents as the VAE knows them (b, C, h, w) -> images (b, 3, H, W) fp32 in [0, 1]."""
         vae = self.pipeline.vae
         x = x.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images: Tensor = vae.decode(x.to(vae.dtype), return_dict=False)[0]
@@ -127,38 +198,46 @@ class PipelineBackbone:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)
 
 
+def _after_empty(empty: Any, cond: Any) -> Any:
+    """The empty prompt's condition for each of B samples, then theirs -> leading dim 2 B."""
+    pairs = zip(vars(empty).values(), vars(cond).values(), strict=True)
+    return type(cond)(*(torch.cat([e.expand_as(c), c]) for e, c in pairs))
+
+
 def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
     known = {
-        "attention_backend": ("", *sorted(name.value for name in AttentionBackendName)),
+        "attention_backend": (
+            "",
+            *sorted(n.value for n in attention_dispatch.AttentionBackendName),
+        ),
         "compile": ("", *torch.compiler.list_backends(exclude_tags=())),
     }
     for field, choices in known.items():
         if (value := getattr(model, field)) not in choices:
-            raise ValueError(
-                f"model.{field} = {value!r} is not one of {', '.join(filter(None, choices))}"
-            )
-    if model.attention_backend and not cls.takes_attention_backend:
-        raise ValueError(
-            f"model.attention_backend = {model.attention_backend!r}: diffusers calls PyTorch's own attention in "
-            f"{cls.__name__} and takes no other; leave it empty"
-        )
+            listed = ", ".join(filter(None, choices))
+            raise ValueError(f"model.{field} = {value!r} is not one of {listed}")
     if model.attention_backend:
-        try:
-            _check_attention_backend_requirements(AttentionBackendName(model.attention_backend))
-        except RuntimeError as error:
+        chosen = f"model.attention_backend = {model.attention_backend!r}"
+        if not cls.takes_attention_backend:
             raise ValueError(
-                f"model.attention_backend = {model.attention_backend!r} cannot be used: {error}"
-            ) from error
+                f"{chosen}: diffusers calls PyTorch's own attention in {cls.__name__} "
+                "and takes no other; leave it empty"
+            )
+        try:
+            name = attention_dispatch.AttentionBackendName(model.attention_backend)
+            attention_dispatch._check_attention_backend_requirements(name)
+        except RuntimeError as error:
+            raise ValueError(f"{chosen} cannot be used: {error}") from error
 
 
 def apply_options(transformer: Any, model: ModelSettings) -> None:
-    """What `config.model` asks of a transformer beyond its weights."""
+    """Apply the fields of `config.model` that change how the transformer computes."""
     if model.attention_backend:
         transformer.set_attention_backend(model.attention_backend)
     if model.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if model.compile:
-        # Block by block (regional): each kind of block is compiled once, in seconds, however many there are.
+        # Regional: each kind of block is compiled once, in seconds, however many there are.
         for stack in transformer.children():
             for block in stack if isinstance(stack, nn.ModuleList) else ():
                 block.compile(backend=model.compile)

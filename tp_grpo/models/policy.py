@@ -1,4 +1,4 @@
-"""The trainable part of a transformer: a LoRA adapter (peft) in fp32, or all of it."""
+"""The trained part of a transformer: a LoRA adapter (peft) in fp32, or all of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class Policy:
-    """parameters: what is trained, by name, in a fixed order, in fp32; the rest of the transformer stays frozen."""
+    """parameters: the trained ones, by name, in a fixed order, in fp32; the others stay frozen."""
 
     def __init__(
         self, transformer: Any, *, rank: int, alpha: float, targets: tuple[str, ...], kl: bool
     ) -> None:
-        """A LoRA (gaussian A, zero B) on every module whose name ends in one of `targets`; rank 0 trains everything.
+        """A LoRA (gaussian A, zero B) on modules whose names end in `targets`; rank 0 trains all.
 
-        `kl`: the frozen model is asked at every step; rank 0 then keeps its copy on the device, else in host memory.
-        Raises ValueError for targets that no module has.
+        kl: every step needs the frozen model; with rank 0 its copy then stays on the device, not
+        in host memory. Raises ValueError for targets that no module has.
         """
         self.transformer, self.rank = transformer, rank
         self._frozen: dict[str, Tensor] = {}
@@ -47,14 +47,13 @@ class Policy:
             finally:
                 self.transformer.enable_adapters()
             return
-        with self.holding(
-            {name: value.to(self.transformer.device) for name, value in self._frozen.items()}
-        ):
+        device = self.transformer.device
+        with self.holding({name: value.to(device) for name, value in self._frozen.items()}):
             yield
 
     @contextmanager
     def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the parameters hold `values`, which may be of another dtype; no copy is made."""
+        """Inside, the parameters hold `values`, of any dtype, without a copy."""
         trained = {name: self.parameters[name].data for name in values}
         try:
             for name, value in values.items():
@@ -67,15 +66,10 @@ class Policy:
 
 def _add_lora(transformer: Any, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    missing = [
-        target
-        for target in targets
-        if not any(name == target or name.endswith("." + target) for name in names)
-    ]
+    missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
     if missing:
-        raise ValueError(
-            f"lora.targets: no module of the transformer is called {', '.join(missing)}"
-        )
+        listed = ", ".join(missing)
+        raise ValueError(f"lora.targets: no module of the transformer is called {listed}")
     config = LoraConfig(
         r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
     )

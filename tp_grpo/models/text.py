@@ -1,4 +1,4 @@
-"""Prompts to conditions: every distinct prompt once, on encoders that are on the device only while they work."""
+"""Prompts to conditions: each distinct prompt once, by encoders that visit the device to work."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch import nn
 
 from tp_grpo.types import cat, index, to
 
-CHUNK = 8  # prompts a call, always: kernels round by shape, and an embedding must not depend on who else is encoded
+CHUNK = 8  # prompts in every call: kernels round by shape, so other sizes would change embeddings
 
 
 class EmbeddingCache:
-    """Conditions on disk, a file a prompt, named by a hash of the prompt and of all that its embedding depends on."""
+    """Conditions on disk, one file a prompt, named by a hash of all that determines it."""
 
     def __init__(self, folder: Path, origin: Sequence[str], kind: type) -> None:
         self.folder, self.origin, self.kind = folder, list(origin), kind
 
     def load(self, prompt: str) -> Any | None:
-        """The condition (leading dim 1), None if it is not there; a damaged file is as good as none, with a warning."""
+        """The condition (leading dim 1); None if it is missing or, with a warning, damaged."""
         path = self._path(prompt)
         if not path.is_file():
             return None
@@ -55,8 +55,8 @@ class EmbeddingCache:
 class TextEncoders:
     """The text half of a pipeline.
 
-    mode: `offload` keeps the encoders in host memory between calls, `resident` on the device; `drop` frees them after
-    each call, and loads them again only for a prompt that the cache does not hold.
+    mode: `offload` keeps the encoders in host memory between calls, `resident` on the device;
+    `drop` frees them after each call and reloads them only for a prompt that the cache lacks.
     """
 
     def __init__(
@@ -74,27 +74,25 @@ class TextEncoders:
         self._pipeline: Any = None
 
     def __call__(self, prompts: Sequence[str]) -> Any:
-        """The conditions (leading dim B) of the prompts, in host memory; each distinct prompt is encoded once."""
+        """The conditions (leading dim B), in host memory; each distinct prompt is encoded once."""
         distinct = list(dict.fromkeys(prompts))
         known = {prompt: cond for prompt in distinct if (cond := self._cached(prompt)) is not None}
-        known |= self._encode([prompt for prompt in distinct if prompt not in known], keep=True)
+        known |= self._encode([prompt for prompt in distinct if prompt not in known])
         return cat([known[prompt] for prompt in prompts])
 
     def fill(self, prompts: Sequence[str]) -> None:
-        """Encode what the cache does not hold yet, without keeping anything in memory."""
-        self._encode(
-            [prompt for prompt in dict.fromkeys(prompts) if self._cached(prompt) is None],
-            keep=False,
-        )
+        """Encode the prompts that the cache lacks, without keeping anything in memory."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if self._cached(prompt) is None]
+        self._encode(missing, keep=False)
 
     def _cached(self, prompt: str) -> Any | None:
         return self.cache.load(prompt) if self.cache else None
 
     @torch.no_grad()
-    def _encode(self, prompts: list[str], *, keep: bool) -> dict[str, Any]:
-        done: dict[str, Any] = {}
+    def _encode(self, prompts: list[str], *, keep: bool = True) -> dict[str, Any]:
+        conditions: dict[str, Any] = {}
         if not prompts:
-            return done
+            return conditions
         with self._working() as pipeline:
             for start in range(0, len(prompts), CHUNK):
                 part = prompts[start : start + CHUNK]
@@ -105,12 +103,12 @@ class TextEncoders:
                     if self.cache:
                         self.cache.save(prompt, cond)
                     if keep:
-                        done[prompt] = cond
-        return done
+                        conditions[prompt] = cond
+        return conditions
 
     @contextmanager
     def _working(self) -> Iterator[Any]:
-        """The encoders on the device; afterwards wherever `mode` wants them."""
+        """Inside, the encoders are on the device; afterwards where `mode` wants them."""
         if self._pipeline is None:
             self._pipeline = self.load()
         self._move(self.device)

@@ -1,9 +1,9 @@
-"""The trainer against the plain one of naive.py: python benchmarks/speed.py [--quick] [--out TABLE.md]
+"""The trainer against naive.py: python benchmarks/speed.py [--quick] [--out TABLE.md]
 
-Both sample and update the same random SD3-class transformers from the same noise, in one process, taking turns. First
-the results must agree: images to 1e-5, the gradient's norm to 1e-4, the updated weights; then medians are compared, and
-then comes how cost grows (scaling.py) and where an epoch's seconds go (phases.py). Prints Markdown; under 10 minutes on
-2 cores, about 1 with --quick.
+Both sample and update the same random SD3-class transformers from the same noise, in one process,
+taking turns. First the results must agree: images to 1e-5, the gradient's norm to 1e-4, the updated
+weights. Then come medians, how cost grows (scaling.py) and where an epoch's seconds go (phases.py).
+Prints Markdown; under 10 minutes on 2 cores, about 1 with --quick.
 """
 
 from __future__ import annotations

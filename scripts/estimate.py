@@ -17,6 +17,7 @@ from absl import app, flags
 
 if TYPE_CHECKING:
     from tp_grpo.cost.estimate import Estimate
+    from tp_grpo.settings import Settings
 
 _WORLD_SIZE = flags.DEFINE_integer("world-size", 1, "GPUs", lower_bound=1)
 _GPU_MEMORY = flags.DEFINE_float(
@@ -77,7 +78,7 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def warnings(config: Any, found: Estimate, gpu_memory: float) -> list[str]:
+def warnings(config: Settings, found: Estimate, gpu_memory: float) -> list[str]:
     """A line for each phase that does not fit, with the fields that would make it smaller."""
     lines = []
     usable = gpu_memory * GB * (1 - SPARE)
@@ -123,7 +124,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
     }
 
 
-def _plan(config: Any, found: Estimate) -> str:
+def _plan(config: Settings, found: Estimate) -> str:
     counts, rank = found.counts, config.lora.rank
     how = (
         f"LoRA of rank {rank} on {counts.adapted_modules} modules"
@@ -214,7 +215,7 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
 
 
-def _get(config: Any, name: str) -> Any:
+def _get(config: Settings, name: str) -> Any:
     return attrgetter(name)(config)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,6 +48,8 @@ def main() -> None:
 
 def draw(trajectory: dict[str, Any], prompt: str) -> Figure:
     """The completions, below them their rewards as a line, below that what each step added."""
+    from matplotlib.figure import Figure
+
     n = len(trajectory["ladder"])
     figure = Figure(figsize=(2 * n, 5.4), layout="constrained")
     grid = figure.add_gridspec(2, n, height_ratios=[1, 1.1])

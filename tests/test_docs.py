@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import base, recipes
-from reward_models import clip, pickscore
+from reward_models.pickscore import PickScore
 from tp_grpo.cost.estimate import estimate
 from tp_grpo.method import advantage, credit
 from tp_grpo.models import pretrained
@@ -205,9 +205,9 @@ def test_each_line_of_the_first_real_run_fits_the_next() -> None:
     assert download[config.model.path] == [
         word for name in pretrained.PUBLISHED[config.model.path][1] for word in ("--exclude", name)
     ]
-    assert download[pickscore.WEIGHTS.repo] == list(pickscore.WEIGHTS.files)
-    patterns = download[pickscore.PROCESSOR.repo][1::2]
-    for file in clip.PROCESSOR_FILES:
+    assert download[PickScore.weights.repo] == list(PickScore.weights.files)
+    patterns = download[PickScore.processor_weights.repo][1::2]
+    for file in PickScore.processor_weights.files:
         assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
     programs = [program(words) for words in lines]
     names = [ours[0].stem for ours in programs if ours is not None]
@@ -349,7 +349,18 @@ def test_every_alarm_and_every_field_named_in_troubleshooting_exists() -> None:
         assert field in fields, field
 
 
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", PAGES[page]):
-        assert "://" in target or (ROOT / page).parent.joinpath(target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", PAGES[page]):
+        if "://" in target:
+            continue
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in slugs(file.read_text()), f"{target}#{anchor}"

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tp_grpo.method.completion import Completion
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import SampleSettings, Settings, TrainSettings
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
 
@@ -128,7 +131,7 @@ class Plan:
         return [[divmod(row, self.group_size) for row in rows] for rows in self.rows(rank)]
 
 
-def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
+def make_plan(config: Settings, world_size: int, *, branches: bool) -> Plan:
     """Raises ValueError with the numbers and the nearest that work, for what does not divide."""
     sample, train = config.sample, config.train
     _check_geometry(sample, train, world_size)
@@ -155,7 +158,7 @@ def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
     )
 
 
-def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
+def _check_geometry(sample: SampleSettings, train: TrainSettings, world_size: int) -> None:
     groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
     batch, images = sample.batch_size, groups * size
     share = images // updates // world_size

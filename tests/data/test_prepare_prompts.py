@@ -52,7 +52,8 @@ def succeed(*arguments: object, cwd: Path, **environment: str) -> str:
 
 def refuse(*arguments: object, cwd: Path, **environment: str) -> str:
     result = run(*arguments, cwd=cwd, **environment)
-    assert result.returncode == 2 and "error: " in result.stderr, result.stdout + result.stderr
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "error: " in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
     return result.stderr
@@ -97,9 +98,8 @@ def test_a_file_with_other_content_is_kept_unless_forced(tmp_path: Path) -> None
     mine.write_text("mine\n")
     error = refuse(*sized, "--test", 6, cwd=tmp_path)
     assert "train.txt: exists with other content; --force replaces it" in error
-    assert mine.read_text() == "mine\n" and len(lines(mine.with_name("test.txt"))) == 5, (
-        "nothing is half written"
-    )
+    assert mine.read_text() == "mine\n"
+    assert len(lines(mine.with_name("test.txt"))) == 5, "nothing is half written"
     assert "written, 20 prompts" in succeed(*sized, "--force", cwd=tmp_path)
     assert len(lines(mine)) == 20
 

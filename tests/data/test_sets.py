@@ -184,7 +184,7 @@ def test_the_same_scene_said_the_other_way_round() -> None:
 
 
 def test_all_scenes_of_a_tag_can_be_had_and_no_more() -> None:
-    # 80 * 79 / 2 unordered pairs; 4 times as many positions, each worded in two ways; 80 * 3 counts.
+    # 80 * 79 / 2 unordered pairs; 4 times as many positions, each worded in 2 ways; 80 * 3 counts.
     for tag, count in {
         "two_object": 3160,
         "position": 12640,

@@ -84,7 +84,7 @@ def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -
         watch(tmp_path, "stop", smoke)[0].check()
     html = (tmp_path / "report.html").read_text()
     assert (
-        "alarms that stand" in html
+        "active alarms" in html
         and "<b>zero std</b>, after epoch 8: 100% of the groups&#39; steps" in html
     )
 

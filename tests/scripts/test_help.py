@@ -1,4 +1,4 @@
-"""`--help` of every script: exit code 0, what it does, an example, every option; nothing heavy is loaded for it."""
+"""`--help` of every script: exit code 0, what it does, an example, every option."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_help_of_a_python_script(script: Path) -> None:
     assert f"python scripts/{script.name} " in text.replace("\n", " \n"), "an example"
     source = script.read_text()
     options = re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"|add_argument\(\s*"--([\w-]+)"', source)
-    # The options of a command of prepare_prompts are told by that command's own --help.
+    # The --help of a command of prepare_prompts lists that command's options.
     missing = [name for pair in options for name in pair if name and f"--{name}" not in text]
     assert not missing or "COMMAND --help" in text
     if "from _config import" in source:

@@ -18,6 +18,7 @@ from torch import nn
 
 from tp_grpo.models import base, pretrained
 from tp_grpo.models.pipeline import apply_options
+from tp_grpo.settings import ModelSettings
 
 META = torch.device("meta")
 
@@ -39,7 +40,7 @@ class Architecture:
         return _backbone(self.type)
 
 
-def read(model: Any) -> Architecture:
+def read(model: ModelSettings) -> Architecture:
     """The architecture of the checkpoint that `config.model` names: a local folder, or a published hub id.
 
     Raises ValueError for a checkpoint that cannot serve the config, and for a hub id whose architecture does not ship.
@@ -60,7 +61,7 @@ def published() -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.iterdir(), key=lambda f: f.name)]
 
 
-def build(shapes: Architecture, model: Any, device: torch.device = META) -> Any:
+def build(shapes: Architecture, model: ModelSettings, device: torch.device = META) -> Any:
     """The backbone of `config.model`, frozen, on the device, with random weights; it has no text encoders."""
     pipeline = SimpleNamespace(
         transformer=_build(shapes.transformer, base.DTYPES[model.dtype], device),
@@ -76,7 +77,9 @@ def build(shapes: Architecture, model: Any, device: torch.device = META) -> Any:
     return backbone
 
 
-def conditions(shapes: Architecture, model: Any, rows: int, device: torch.device = META) -> Any:
+def conditions(
+    shapes: Architecture, model: ModelSettings, rows: int, device: torch.device = META
+) -> Any:
     """A random condition of `rows` prompts: SD3 puts CLIP's tokens beside T5's, FLUX takes T5's alone."""
     config, dtype = shapes.transformer, base.DTYPES[model.dtype]
     tokens = model.max_sequence_length + (shapes.clip_tokens if shapes.type == "sd3" else 0)
@@ -104,7 +107,7 @@ def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> 
     return module.requires_grad_(False).eval()
 
 
-def _of_hub(model: Any) -> Architecture:
+def _of_hub(model: ModelSettings) -> Architecture:
     known = {entry.pop("hub_id"): entry for entry in published()}
     if model.path not in known:
         raise ValueError(

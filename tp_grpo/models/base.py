@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tp_grpo.models.policy import Policy
+from tp_grpo.settings import ModelSettings
 
 _BACKBONES = {"sd3": "tp_grpo.models.sd3:SD3", "flux": "tp_grpo.models.flux:Flux"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +67,7 @@ class Backbone(Protocol):
         ...
 
 
-def load(model: Any, device: torch.device) -> Backbone:
+def load(model: ModelSettings, device: torch.device) -> Backbone:
     """Load the backbone that `config.model` names; the transformer and all else come frozen.
 
     Raises ValueError, before any weights load, for a folder that does not hold what it should, an

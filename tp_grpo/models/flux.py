@@ -15,6 +15,7 @@ from tp_grpo.models.base import JOINT_ATTENTION
 from tp_grpo.models.pipeline import PipelineBackbone
 from tp_grpo.models.pretrained import check_resolution, check_text, vae_scale
 from tp_grpo.models.text import TextEncoders
+from tp_grpo.settings import ModelSettings
 
 PATCH = 2  # latent pixels a side that the pipeline packs into one token
 
@@ -41,7 +42,7 @@ class Flux(PipelineBackbone):
     )
 
     def __init__(
-        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: TextEncoders
     ) -> None:
         super().__init__(pipeline, model, device, encoders)
         unit = pipeline.vae_scale_factor * PATCH
@@ -53,7 +54,9 @@ class Flux(PipelineBackbone):
         self.image_ids = grid.reshape(-1, 3)
 
     @classmethod
-    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    def check_config(
+        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+    ) -> None:
         check_resolution(model.height, model.width, vae_scale(vae) * PATCH)
         if transformer["in_channels"] != PATCH**2 * vae["latent_channels"]:
             raise ValueError(

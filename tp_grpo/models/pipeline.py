@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tp_grpo.models import base, export, pretrained
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
+from tp_grpo.settings import ModelSettings
 
 
 class PipelineBackbone:
@@ -33,7 +34,7 @@ class PipelineBackbone:
     latent_shape: tuple[int, ...]
 
     def __init__(
-        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: TextEncoders
     ) -> None:
         self.pipeline, self.device, self.text = pipeline, device, encoders
         self.transformer: nn.Module = pipeline.transformer
@@ -41,7 +42,7 @@ class PipelineBackbone:
         self.decode_batch_size = model.decode_batch_size
 
     @classmethod
-    def load(cls, model: Any, device: torch.device) -> Any:
+    def load(cls, model: ModelSettings, device: torch.device) -> Any:
         """The checkpoint that `config.model` names. Raises ValueError before weights load; see `base.load`."""
         _check_options(cls, model)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
@@ -58,12 +59,16 @@ class PipelineBackbone:
         return cls(pipeline, model, device, cls._text(folder, pipeline, model, device))
 
     @classmethod
-    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    def check_config(
+        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+    ) -> None:
         """Raises ValueError for a `config.model` that this checkpoint, by its configs, cannot serve."""
         raise NotImplementedError
 
     @classmethod
-    def _text(cls, folder: str, pipeline: Any, model: Any, device: torch.device) -> TextEncoders:
+    def _text(
+        cls, folder: str, pipeline: Any, model: ModelSettings, device: torch.device
+    ) -> TextEncoders:
         def load() -> Any:
             # The transformer comes along for its config: SD3 without T5 asks it for the width of its zeros.
             parts = {
@@ -122,7 +127,7 @@ class PipelineBackbone:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)
 
 
-def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
+def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
     known = {
         "attention_backend": ("", *sorted(name.value for name in AttentionBackendName)),
         "compile": ("", *torch.compiler.list_backends(exclude_tags=())),
@@ -146,7 +151,7 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
             ) from error
 
 
-def apply_options(transformer: Any, model: Any) -> None:
+def apply_options(transformer: Any, model: ModelSettings) -> None:
     """What `config.model` asks of a transformer beyond its weights."""
     if model.attention_backend:
         transformer.set_attention_backend(model.attention_backend)

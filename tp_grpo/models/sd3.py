@@ -14,6 +14,7 @@ from tp_grpo.models.base import JOINT_ATTENTION
 from tp_grpo.models.pipeline import PipelineBackbone
 from tp_grpo.models.pretrained import check_resolution, check_text, vae_scale
 from tp_grpo.models.text import TextEncoders
+from tp_grpo.settings import ModelSettings
 from tp_grpo.types import index, to
 
 
@@ -42,7 +43,7 @@ class SD3(PipelineBackbone):
     lora_targets = JOINT_ATTENTION
 
     def __init__(
-        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: TextEncoders
     ) -> None:
         super().__init__(pipeline, model, device, encoders)
         scale = pipeline.vae_scale_factor
@@ -55,7 +56,9 @@ class SD3(PipelineBackbone):
         self._empty: SD3Cond | None = None
 
     @classmethod
-    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    def check_config(
+        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+    ) -> None:
         unit = vae_scale(vae) * transformer["patch_size"]
         check_text(model.max_sequence_length, cls.__name__)
         check_resolution(model.height, model.width, unit, unit * transformer["pos_embed_max_size"])

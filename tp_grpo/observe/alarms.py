@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tp_grpo.settings import Settings
 from tp_grpo.settings.sections import weight
 
 Record = Mapping[str, Any]
@@ -74,7 +75,7 @@ class Rule:
     cause: str
     change: str
 
-    def check(self, history: History, config: Any) -> Iterator[Alarm]:
+    def check(self, history: History, config: Settings) -> Iterator[Alarm]:
         beyond, bound = self.limit
         limit = bound(config) if callable(bound) else bound
         for reading in self.read(history, config):
@@ -84,14 +85,14 @@ class Rule:
                 yield Alarm(self.name, history[-1]["epoch"], *words)
 
 
-def check(history: History, config: Any) -> list[Alarm]:
+def check(history: History, config: Settings) -> list[Alarm]:
     """The alarms that stand after the last record; none where `tracking.alarms` is "off"."""
     if not history or config.tracking.alarms == "off":
         return []
     return [alarm for rule in RULES for alarm in rule.check(history, config)]
 
 
-def risen(history: History, config: Any) -> list[Alarm]:
+def risen(history: History, config: Settings) -> list[Alarm]:
     """Alarms newly raised by the last epoch."""
     if not history:
         return []
@@ -100,12 +101,12 @@ def risen(history: History, config: Any) -> list[Alarm]:
     return [alarm for alarm in check(history, config) if alarm.name not in stood]
 
 
-def never_trained_on(config: Any) -> list[str]:
+def never_trained_on(config: Settings) -> list[str]:
     """The scorers of weight 0: they judge a policy that was never rewarded for pleasing them."""
     return [name for name, options in config.rewards.scorers.items() if weight(options) == 0]
 
 
-def honest(history: History, config: Any) -> dict[int, float]:
+def honest(history: History, config: Settings) -> dict[int, float]:
     """{epoch: total} of the evaluations (0: the base model) after which no alarm stood.
 
     The total is highest where the reward is hacked most, and misses a policy that has collapsed.
@@ -139,7 +140,7 @@ def _series(history: History, name: str) -> list[float]:
 def _median(name: str) -> Callable[[History, Any], list[Reading]]:
     """Reads the median of the last epochs, once there are enough."""
 
-    def read(history: History, config: Any) -> list[Reading]:
+    def read(history: History, config: Settings) -> list[Reading]:
         values = _series(history, name)[-RECENT:]
         return [{"value": statistics.median(values)}] if len(values) == RECENT else []
 
@@ -149,7 +150,7 @@ def _median(name: str) -> Callable[[History, Any], list[Reading]]:
 def _change(name: str) -> Callable[[History, Any], list[Reading]]:
     """Reads the median of the last epochs over that of the first, once they do not overlap."""
 
-    def read(history: History, config: Any) -> list[Reading]:
+    def read(history: History, config: Settings) -> list[Reading]:
         values = _series(history, name)
         if len(values) < 2 * RECENT or not (first := statistics.median(values[:RECENT])):
             return []
@@ -159,16 +160,16 @@ def _change(name: str) -> Callable[[History, Any], list[Reading]]:
     return read
 
 
-def _kl(history: History, config: Any) -> list[Reading]:
+def _kl(history: History, config: Settings) -> list[Reading]:
     return _median("kl")(history, config) if config.train.beta > 0 else []
 
 
-def _kl_limit(config: Any) -> float:
+def _kl_limit(config: Settings) -> float:
     # The std in the published sde's KL leaves out sqrt(-dt), about sqrt(1 / steps).
     return KL / config.sample.steps if config.sample.kind == "sde" else KL
 
 
-def _clipped(history: History, config: Any) -> Iterator[Reading]:
+def _clipped(history: History, config: Settings) -> Iterator[Reading]:
     """The share outside the clip range among the updates whose ratios can move.
 
     An epoch's first update is on the policy that sampled: its ratios are 1.
@@ -179,7 +180,7 @@ def _clipped(history: History, config: Any) -> Iterator[Reading]:
         yield {"value": sum(share["value"] for (share,) in shares) * rounds / (rounds - 1)}
 
 
-def _hacked(history: History, config: Any) -> Iterator[Reading]:
+def _hacked(history: History, config: Settings) -> Iterator[Reading]:
     """For each never-trained scorer its best evaluation and the last.
 
     value: the smaller of its fall and the total's rise between them, in standard errors.

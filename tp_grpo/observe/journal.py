@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from tp_grpo.plan import Plan
 from tp_grpo.ranks import progress
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings
 from tp_grpo.train.gather import Gathered, in_order
 from tp_grpo.train.rollout import Pending
 from tp_grpo.types import Credit
@@ -24,7 +23,7 @@ class Journal:
     """Called by all ranks; the main process writes. The clock has timed what is reported next."""
 
     def __init__(
-        self, runtime: Runtime, plan: Plan, tracker: Tracker, clock: Clock, config: Any
+        self, runtime: Runtime, plan: Plan, tracker: Tracker, clock: Clock, config: Settings
     ) -> None:
         self.runtime, self.plan, self.tracker = runtime, plan, tracker
         self.clock, self.config = clock, config

@@ -1,4 +1,4 @@
-"""Stopping on request: a scheduler's SIGTERM or SIGUSR1, agreed on by all ranks; a second Ctrl-C."""
+"""Stopping on request: SIGTERM or SIGUSR1, agreed on by all ranks; and a second Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Preemption:
     """Any rank's signal stops all ranks after the epoch if `grace` allows, else at the next batch.
 
     grace: seconds from the signal in which the epoch, its evaluation and its checkpoint must end.
-    They are taken to last as long as the last ones did; before any was timed, the run stops at once.
+    They are expected to last as long as the last ones; if none was timed, the run stops at once.
     """
 
     def __init__(self, runtime: Runtime, grace: float) -> None:
@@ -39,7 +39,7 @@ class Preemption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, signals are noted. Only a process' main thread can; elsewhere this does nothing."""
+        """Inside, signals are noted, if this is the main thread; no other thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -79,7 +79,7 @@ class Preemption:
             self._write_s = time.monotonic() - begun
 
     def boundary(self) -> None:
-        """Called by all ranks between batches. Raises Preempted if the epoch would overrun the grace."""
+        """Called by all ranks between batches. Raises Preempted if the grace is too short."""
         number, passed, left = self.runtime.all_max([self.signal, self._passed(), self._left()])
         if number and passed + left > self.grace:
             raise Preempted(
@@ -94,7 +94,7 @@ class Preemption:
             yield item
 
     def between_epochs(self) -> None:
-        """Called by all ranks after an epoch's checkpoint. Raises Preempted if any was signalled."""
+        """Called by all ranks after a checkpoint. Raises Preempted if any was signalled."""
         (number,) = self.runtime.all_max([self.signal])
         if number:
             raise Preempted(f"{signal.Signals(int(number)).name}: stopped after the epoch")

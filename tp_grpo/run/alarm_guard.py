@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tp_grpo import report
 from tp_grpo.observe import alarms
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.run.run_folder import RunFolder
+from tp_grpo.settings import Settings
 from tp_grpo.store import files
 from tp_grpo.store.checkpoint import ADAPTER
 
@@ -18,7 +18,9 @@ from tp_grpo.store.checkpoint import ADAPTER
 class AlarmGuard:
     """Reads the metrics.jsonl of the run's folder, on rank 0."""
 
-    def __init__(self, runtime: Runtime, folder: Path, run_folder: RunFolder, config: Any) -> None:
+    def __init__(
+        self, runtime: Runtime, folder: Path, run_folder: RunFolder, config: Settings
+    ) -> None:
         self.runtime, self.folder, self.config = runtime, folder, config
         self.run_folder = run_folder
 
@@ -96,7 +98,8 @@ class AlarmGuard:
         if better == 0:
             return (
                 "No evaluation without an alarm was better than the base model's. They are "
-                f"{every} epochs apart: a lower --config.eval.every may find a better policy in between."
+                f"{every} epochs apart: a lower --config.eval.every may find a better policy "
+                "in between."
             )
         return (
             f"The checkpoint of epoch {better}, evaluated as better without an alarm (total "

@@ -14,6 +14,7 @@ from tp_grpo.ranks import agreement
 from tp_grpo.ranks.preemption import Preemption
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError
+from tp_grpo.settings import CheckpointSettings
 from tp_grpo.store import checkpoint, compare, files
 from tp_grpo.store.checkpoint import Checkpoint, Checkpoints
 from tp_grpo.train.learner import Learner
@@ -30,7 +31,7 @@ class RunFolder:
         self,
         runtime: Runtime,
         folder: Path,
-        options: Any,
+        options: CheckpointSettings,
         settings: dict[str, Any],
         preemption: Preemption,
     ) -> None:

@@ -80,6 +80,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train.beta": ...}: a nested config by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        nested = isinstance(value, dict)
+        nested = isinstance(value, dict) and bool(value)
         flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat

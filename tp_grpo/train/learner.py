@@ -15,6 +15,7 @@ from torch import Tensor
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings, TrainSettings
 from tp_grpo.store.checkpoint import Checkpoint
 
 
@@ -26,7 +27,9 @@ def check_optimizer(name: str) -> None:
         )
 
 
-def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    train: TrainSettings, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     """AdamW over `parameters` as `config.train` says."""
     options: dict[str, Any] = {
         "lr": train.learning_rate,
@@ -45,7 +48,7 @@ def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.op
 class Learner:
     """Prepares the backbone's transformer for training on every rank."""
 
-    def __init__(self, runtime: Runtime, backbone: Backbone, config: Any) -> None:
+    def __init__(self, runtime: Runtime, backbone: Backbone, config: Settings) -> None:
         self.runtime, self.backbone, self.every = runtime, backbone, config.ema.every
         self.policy = Policy(
             backbone.transformer,

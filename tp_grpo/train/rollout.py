@@ -17,6 +17,7 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
+from tp_grpo.settings import SampleSettings
 from tp_grpo.types import PromptBatch, Rollout, index, to
 
 TRAINING, EVALUATION, COMMON = 0, 1, 2  # the noise of each purpose has keys of its own
@@ -73,7 +74,7 @@ def roll_out(
     cond: Any,
     *,
     plan: Plan,
-    sample: Any,
+    sample: SampleSettings,
     key: Sequence[int],
     keep_images: bool,
     clock: Clock | None = None,

@@ -21,6 +21,7 @@ from tp_grpo.method.objectives.grpo import grpo
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
+from tp_grpo.settings import SampleSettings, TrainSettings
 from tp_grpo.train.learner import Learner
 from tp_grpo.types import LossStats, Rollout, Step, cat, to
 
@@ -45,8 +46,8 @@ class Updater:
         learner: Learner,
         plan: Plan,
         *,
-        sample: Any,
-        train: Any,
+        sample: SampleSettings,
+        train: TrainSettings,
         boundary: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:

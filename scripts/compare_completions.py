@@ -90,19 +90,12 @@ def measure(
         chosen = [(group, member) for group in groups for member in range(plan.group_size)]
         batch = known.batch(*zip(*chosen, strict=True))
         cond = conditions_of(encode_once(backbone, batch.prompts), batch.prompts, backbone.device)
+        options: Any = {"sample": config.sample, "key": (config.seed, epoch), "keep_images": False}
         for repeat in range(_REPEATS.value):
             for name, variant in plans.items():
                 start = time.perf_counter()
-                scored = roll_out(
-                    backbone,
-                    rewards,
-                    batch,
-                    cond,
-                    plan=variant,
-                    sample=config.sample,
-                    key=(config.seed, epoch),
-                    keep_images=False,
-                ).finish()
+                pending = roll_out(backbone, rewards, batch, cond, plan=variant, **options)
+                scored = pending.finish()
                 seconds[name].append(time.perf_counter() - start)
                 if repeat == 0:
                     ladders[name].append(scored.total.double())

@@ -1,4 +1,4 @@
-"""The reward server is killed in mid-run and brought back: the run waits for it, and not a score is lost."""
+"""A reward server is killed during a run and restarted: the run waits, and loses no score."""
 
 from __future__ import annotations
 

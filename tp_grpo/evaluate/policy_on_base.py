@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tp_grpo import models
@@ -50,8 +49,6 @@ class PolicyOnBase:
             self.backbone.transformer, evaluation_mode=True
         )
 
-    @contextmanager
-    def base(self) -> Iterator[None]:
-        """Inside, the base model."""
-        with self.policy.reference() if self.policy else nullcontext():
-            yield
+    def base(self) -> AbstractContextManager[None]:
+        """A context in which the backbone is the base model."""
+        return self.policy.reference() if self.policy else nullcontext()

@@ -16,6 +16,8 @@ from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.rewards.scorer_options import Entry
 from tp_grpo.rewards.scorer_thread import UNAVAILABLE, Batch, ScorerThread, State
 
+States = dict[str, State]
+
 
 class RewardError(MustStop):
     """A scorer failed, or left too many images without a score; the message says what to do."""
@@ -115,15 +117,12 @@ class RewardSet:
         self.settle()
         return rewards
 
-    def settle(
-        self,
-        all_gather_object: Callable[[dict[str, State]], Sequence[dict[str, State]]] = lambda x: [x],
-    ) -> None:
+    def settle(self, all_gather: Callable[[States], Sequence[States]] = lambda x: [x]) -> None:
         """Tell all ranks of failures and extras; called by all, once their batches are scored.
 
         Raises RewardError, on all ranks alike, if a scorer of any rank is broken.
         """
-        ranks = all_gather_object({name: thread.state() for name, thread in self.threads.items()})
+        ranks = all_gather({name: thread.state() for name, thread in self.threads.items()})
         states = [(name, state) for rank in ranks for name, state in rank.items()]
         extras = (f"{name}/{extra}" for name, state in states for extra in state.extras)
         self.extras = list(dict.fromkeys(extras))

@@ -38,10 +38,7 @@ def gather(
     groups: the epoch's prompts; rewards: this rank's, a batch each, of ladders (B, J); extras: the
     names that all ranks ask for.
     """
-    rows = [
-        torch.cat([r.total, *r.scores.values(), *(r.extra(name) for name in extras)], 1)
-        for r in rewards
-    ]
+    rows = [torch.cat(list(r.columns(extras).values()), 1) for r in rewards]
     ladder, *columns = in_order(runtime, plan, rows).split(plan.ladder, 1)
     scores = list(rewards[0].scores)
     return Gathered(

@@ -51,7 +51,7 @@ def watch(
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
     config = smoke(tracking__alarms=how)
     (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
-    there = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
+    there = SimpleNamespace(path=lambda n: kept / f"epoch-{n}", epochs=lambda: list(saved))
     keeper: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
     return AlarmGuard(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
 

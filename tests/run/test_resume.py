@@ -104,7 +104,7 @@ def test_fields_that_do_not_matter_may_change(smoke: Smoke) -> None:
             "no/such",
             r"checkpoint.resume = 'no/such' is no folder; it is auto, never, or a checkpoint such as",
         ),
-        ("tests", r"checkpoint tests: there is no state.json"),
+        ("tests", r"checkpoint tests: no state.json"),
     ],
 )
 def test_a_path_that_is_no_checkpoint_is_an_error(smoke: Smoke, resume: str, message: str) -> None:

@@ -172,10 +172,10 @@ def test_the_epoch_is_finished_when_the_grace_allows(
     preempted = Preemption(Alone(), grace)  # type: ignore[arg-type]
     with preempted.epoch(evaluates=True):
         clock.now += 7
-        with preempted.evaluation():
+        with preempted.timed("evaluation"):
             clock.now += 10
         clock.now += 1
-    with preempted.write():
+    with preempted.timed("write"):
         clock.now += 2
     preempted.between_epochs()
     with (
@@ -201,9 +201,9 @@ def test_until_the_first_checkpoint_is_on_the_disk_its_seconds_are_unknown() -> 
         pass
     with preempted.watching():
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Preempted, match="stopped at once"), preempted.write():
+        with pytest.raises(Preempted, match="stopped at once"), preempted.timed("write"):
             preempted.boundary()
-        with preempted.write():
+        with preempted.timed("write"):
             preempted.boundary()
 
 

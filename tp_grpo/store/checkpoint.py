@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tp_grpo.store import files
-from tp_grpo.store.compare import flatten
+from tp_grpo.store.compare import differences, flatten
 
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
@@ -182,16 +182,10 @@ def versions() -> dict[str, str]:
 
 def warn_of_versions(checkpoint: Checkpoint) -> None:
     """Warns if other versions wrote it, which may round otherwise."""
-    now = versions()
-    changed = [
-        f"{name} {old} then, {now.get(name)} now"
-        for name, old in checkpoint.versions.items()
-        if old != now.get(name)
-    ]
-    if changed:
+    if changed := differences(checkpoint.versions, versions()):
         warnings.warn(
-            f"epoch {checkpoint.epoch} was written by other versions ({'; '.join(changed)}): the "
-            "run resumes, but need not give the numbers it would have given",
+            f"epoch {checkpoint.epoch} was written by other versions, so this run may give other "
+            "numbers than it would have:\n" + "\n".join(changed.values()),
             stacklevel=2,
         )
 

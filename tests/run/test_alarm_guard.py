@@ -1,4 +1,4 @@
-"""Alarms in a run: said once, ended by, rolled back; and a run that begins with another's checkpoint."""
+"""Alarms in a run: printed once, ending it, rolling back; and a run that starts from there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
+from tests.run.one_rank import OneRank
 from tp_grpo.observe import alarms
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.store import checkpoint, files
@@ -21,24 +22,6 @@ from tp_grpo.trainer import Trainer
 
 Smoke = Callable[..., ConfigDict]
 SILENT = {"zero_std": 1.0}
-
-
-class OneRank:
-    """A runtime of one process that remembers what was said."""
-
-    is_main = True
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def all_gather_object(self, item: Any) -> list[Any]:
-        return [item]
-
-    def on_main(self, work: Callable[[], None]) -> None:
-        work()
 
 
 def watch(
@@ -185,7 +168,7 @@ def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
 
 
 def test_a_run_logs_what_alarms_need_stops_by_them_and_another_begins_there(smoke: Smoke) -> None:
-    """One run for all of it: a scorer that gives every image the same, seen by the alarm at the fifth epoch."""
+    """A scorer gives every image the same, which an alarm sees at the fifth epoch."""
     same = {
         "epochs": 9,
         "eval__every": 4,

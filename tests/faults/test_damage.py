@@ -1,4 +1,4 @@
-"""Any file of a run's newest checkpoint, harmed in any way: it is noticed, and the run goes on from the one before."""
+"""Harm of any kind to any file of the newest checkpoint: noticed, and the one before is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that does or holds something else than the others stops them all, is named, and nothing of it is saved."""
+"""A rank that differs from the others stops them all and is named; nothing of it is saved."""
 
 from __future__ import annotations
 

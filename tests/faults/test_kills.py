@@ -1,4 +1,4 @@
-"""kill -9 at any moment, and a full disk: the run goes on, and ends with the weights of one that was left alone."""
+"""kill -9 at any moment, a full disk: the run resumes and ends with an unhurt one's weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_left_alone(
 
 
 def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool:
-    """Start or go on, and kill a random moment after the phase begins; False when the run ended before."""
+    """Start or resume, and kill at random after the phase begins; False if the run ended before."""
     (process,) = runs.start(
         folder, name, at=(phase, draw.randint(1, 3 if phase in ("sample", "update") else 2))
     )

@@ -58,16 +58,16 @@ def test_a_signal_while_it_loads_is_answered_at_the_first_batch(tmp_path: Path) 
 def test_ctrl_c_finishes_the_checkpoint_and_the_same_command_resumes(
     tmp_path: Path, undisturbed: Path
 ) -> None:
-    (process,) = runs.start(tmp_path, "run", at=("write", 1))
+    (process,) = runs.start(tmp_path, "run", at=("write", 2))
     assert process.reached()
     os.kill(process.pid, signal.SIGINT)
     code, output = process.wait()
     assert code == 130, output
     assert "stopped by Ctrl-C" in output
-    assert f"everything up to epoch 1 is in {tmp_path}/run; the same command resumes" in output
+    assert f"everything up to epoch 2 is in {tmp_path}/run; the same command resumes" in output
     assert "Traceback" not in output
     output = runs.finish(tmp_path, "run")
-    assert "resuming from epoch 1" in output
+    assert "resuming from epoch 2" in output
     assert output.rstrip().endswith("run/report.html")
     runs.assert_same_weights(tmp_path / "run", undisturbed)
 
@@ -187,7 +187,7 @@ class Clock:
 def test_the_epoch_is_finished_when_the_grace_allows(
     grace: float, evaluates: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs take 8 s, evaluations 10, checkpoints 2: 3 s after its begin it needs 7 s more, 17 with an evaluation."""
+    """Epochs take 8 s, evaluations 10, checkpoints 2: after 3 s an epoch needs 7 or 17 s more."""
     clock = Clock()
     monkeypatch.setattr(preemption, "time", clock)
     preempted = Preemption(Alone(), grace)  # type: ignore[arg-type]

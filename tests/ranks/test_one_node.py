@@ -1,4 +1,4 @@
-"""What is missing on one node alone stops all of them with its reason, not with a broken connection."""
+"""What one node alone lacks stops all with its reason, not with a broken connection."""
 
 from __future__ import annotations
 

@@ -16,15 +16,15 @@ from tp_grpo.store.checkpoint import Checkpoint
 
 
 class OneRank:
-    """Notes what was said."""
+    """Notes the lines that it prints."""
 
     is_main, rank, world_size = True, 0, 1
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.lines.append(text)
 
     def all_gather_object(self, item: Any) -> list[Any]:
         return [item]

@@ -128,7 +128,7 @@ def test_a_folder_resumes_from_its_newest_checkpoint_with_its_tracker(smoke: Smo
     learner = Learner()
     assert again.restore(learner) == 2  # type: ignore[arg-type]
     assert learner.restored == 2
-    assert again.runtime.said == [f"resuming from epoch 2 of {again.folder}"]  # type: ignore[attr-defined]
+    assert again.runtime.lines == [f"resuming from epoch 2 of {again.folder}"]  # type: ignore[attr-defined]
     assert again.origin is None
 
 

@@ -108,8 +108,8 @@ def save(folder: RunFolder, epoch: int) -> None:
     folder.save(learner, epoch, {}, "")
 
 
-def said(folder: RunFolder) -> list[str]:
-    return folder.runtime.said  # type: ignore[attr-defined, no-any-return]
+def printed(folder: RunFolder) -> list[str]:
+    return folder.runtime.lines  # type: ignore[attr-defined, no-any-return]
 
 
 def test_no_room_during_the_writing_is_made_up_for_by_the_next_checkpoint(
@@ -120,7 +120,7 @@ def test_no_room_during_the_writing_is_made_up_for_by_the_next_checkpoint(
         save(folder, epoch)
     folder.settle()
     assert folder.checkpoints.epochs() == [1, 3, 4]
-    (words,) = said(folder)
+    (words,) = printed(folder)
     assert words.startswith("the checkpoint before epoch 3's was not written: NoRoomError")
 
 
@@ -212,8 +212,8 @@ def test_a_run_that_ends_by_an_error_says_what_was_not_written(
 
     with pytest.raises(type(why)):
         run(folder, train)
-    assert said(folder)[-1].startswith("the last checkpoint was not written: ")
-    assert words in said(folder)[-1]
+    assert printed(folder)[-1].startswith("the last checkpoint was not written: ")
+    assert words in printed(folder)[-1]
 
 
 @pytest.mark.parametrize("why, waited", [(KeyboardInterrupt(), False), (RatioError("1.1"), True)])

@@ -176,7 +176,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that the numbers depend on."""
+    """{library: version} for those that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 

@@ -293,7 +293,7 @@ class Trainer:
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Held-out prompts, seeded noise, EMA weights; returns the mean scores."""
         averaged = self.learner.averaged() if epoch else contextlib.nullcontext()
-        with self.clock.phase("evaluate"), self.preemption.evaluation(), averaged:
+        with self.clock.phase("evaluate"), self.preemption.timed("evaluation"), averaged:
             result = evaluate(
                 self.runtime,
                 self.backbone,

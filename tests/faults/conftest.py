@@ -18,8 +18,8 @@ def kills(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def moments(request: pytest.FixtureRequest) -> int:
     """A seed; printed where a test that draws from it fails."""
-    given = request.config.getoption("--moments")
-    return int(random.SystemRandom().getrandbits(32) if given is None else given)
+    seed = request.config.getoption("--moments")
+    return int(random.SystemRandom().getrandbits(32) if seed is None else seed)
 
 
 @pytest.fixture(scope="session")

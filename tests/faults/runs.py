@@ -1,4 +1,4 @@
-"""scripts/train.py in processes forked with their imports done; each can tell when it is where it is to be hurt."""
+"""scripts/train.py in processes forked after the imports; each announces a moment of its run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PHASES = {
 
 @dataclass
 class Process:
-    """A run in work. `reached` waits for its moment; `wait` gives its exit status and what it printed."""
+    """A running process. `reached` waits for its moment; `wait` gives exit code and output."""
 
     process: Any
     heard: Connection

@@ -1,4 +1,4 @@
-"""Any file of a run's newest checkpoint, harmed in any way: it is noticed, and the run goes on from the one before."""
+"""Harm of any kind to any file of the newest checkpoint: noticed, and the one before is used."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ def test_a_run_with_a_torn_checkpoint_says_so_and_ends_as_if_left_alone(
     torn = tmp_path / "run" / "checkpoints" / "epoch-3" / STATE
     torn.write_bytes(torn.read_bytes()[:1000])
     output = runs.finish(tmp_path, "run")
-    assert f"epoch-3: {STATE} is damaged" in output and "trying the one before it" in output
+    assert f"epoch-3: {STATE} is damaged" in output
+    assert "trying the one before it" in output
     assert "resuming from epoch 2" in output
     runs.assert_same_weights(tmp_path / "run", undisturbed)

@@ -1,4 +1,4 @@
-"""A rank that does or holds something else than the others stops them all, is named, and nothing of it is saved."""
+"""A rank that differs from the others stops them all and is named; nothing of it is saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tp_grpo.store.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(
-    "what, said, advice",
+    "what, difference, advice",
     [
         ("weights", "  rank 1 has weights of ", "seen after the updates of epoch 1"),
         (
@@ -32,13 +32,14 @@ from tp_grpo.store.checkpoint import Checkpoints
     ],
 )
 def test_a_rank_that_differs_stops_both_and_is_named(
-    what: str, said: str, advice: str, tmp_path: Path
+    what: str, difference: str, advice: str, tmp_path: Path
 ) -> None:
     spoil = {1: f"tests.faults.spoil.{what}"}
     processes = runs.start(tmp_path, "run", {"sample.batch_size": 1}, ranks=2, spoil=spoil)
     for code, output in [process.wait() for process in processes]:
-        assert code == 3 and "error: the ranks disagree:" in output and "Traceback" not in output, (
-            output
-        )
-        assert said in output and advice in output, output
+        assert code == 3, output
+        assert "error: the ranks disagree:" in output
+        assert "Traceback" not in output, output
+        assert difference in output
+        assert advice in output
     assert Checkpoints(tmp_path / "run" / "checkpoints", 100).epochs() == []

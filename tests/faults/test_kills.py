@@ -1,9 +1,10 @@
-"""kill -9 at any moment, and a full disk: the run goes on, and ends with the weights of one that was left alone."""
+"""kill -9 at any moment, a full disk: the run resumes and ends with an unhurt one's weights."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -36,9 +37,8 @@ def assert_same(hurt: Path, whole: Path) -> None:
         [_told(line) for line in read_lines(run / "metrics.jsonl")] for run in (hurt, whole)
     )
     assert ours == theirs
-    assert (hurt / "report.html").is_file() and len(
-        list(hurt.glob("evaluations/*.safetensors"))
-    ) == 2
+    assert (hurt / "report.html").is_file()
+    assert len(list(hurt.glob("evaluations/*.safetensors"))) == 2
 
 
 def _told(line: dict) -> dict:
@@ -65,7 +65,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_left_alone(
 
 
 def _killed(folder: Path, name: str, draw: random.Random, *, phase: str) -> bool:
-    """Start or go on, and kill a random moment after the phase begins; False when the run ended before."""
+    """Start or resume, and kill at random after the phase begins; False if the run ended before."""
     (process,) = runs.start(
         folder, name, at=(phase, draw.randint(1, 3 if phase in ("sample", "update") else 2))
     )
@@ -93,7 +93,8 @@ def test_a_rank_killed_beside_another_stops_both_and_loses_nothing(
         time.sleep(draw.uniform(0, WIDTH[phase]))
         processes[lost].process.kill()
         code, output = processes[1 - lost].wait()
-        assert code == 4 and f"rank {lost} on machine 0" in output, output
+        assert code == 4, output
+        assert f"rank {lost} on machine 0" in output
     runs.finish(tmp_path, "run", runs.PAIR, ranks=2)
     runs.assert_same_weights(tmp_path / "run", undisturbed_pair)
 
@@ -126,8 +127,9 @@ def test_a_full_disk_stops_the_run_with_the_numbers_and_loses_nothing(
     filler = fill(small_disk, leave=1 << 20)
     (process,) = runs.start(small_disk, "run")
     code, output = process.wait()
-    assert code == 4 and "Traceback" not in output, output
-    assert "error: the disk is full: about 3,1" in output and "were free for" in output, output
+    assert code == 4, output
+    assert "Traceback" not in output, output
+    assert re.search("error: the disk is full: about 3,1.* were free for .*; make room", output)
     assert "everything up to epoch 1 is in" in output
     assert load(small_disk / "run/checkpoints/epoch-1").epoch == 1
     assert [
@@ -168,5 +170,6 @@ def test_a_disk_that_fills_up_while_a_file_is_written(
         NoRoomError, match=r"the disk is full: about 5,2.* were needed .*were free for .*epoch-2"
     ):
         save(2)
-    assert checkpoints.epochs() == [1] and load(small_disk / "checkpoints" / "epoch-1").epoch == 1
+    assert checkpoints.epochs() == [1]
+    assert load(small_disk / "checkpoints" / "epoch-1").epoch == 1
     assert not list((small_disk / "checkpoints").glob(".*"))

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: where a run stops, what it says, and that it goes on, on other ranks too."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: where a run stops, what it prints, and that it resumes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(
     assert process.reached()
     os.kill(process.pid, signal.SIGTERM)
     code, output = process.wait()
-    assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
-    assert (
-        f"everything up to epoch 1 is in {tmp_path}/run; the same command resumes from there."
-        in output
-    )
-    assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
+    assert code == 0, output
+    assert "stopped by SIGTERM: stopped at once" in output
+    saved = f"everything up to epoch 1 is in {tmp_path}/run"
+    assert f"{saved}; the same command resumes from there." in output
+    assert epochs(tmp_path / "run") == [1]
+    assert logged(tmp_path / "run", "train") == [1]
     runs.finish(tmp_path, "run")
     runs.assert_same_weights(tmp_path / "run", undisturbed)
 
@@ -50,23 +50,38 @@ def test_a_signal_while_it_loads_is_answered_at_the_first_batch(tmp_path: Path) 
     assert process.reached()
     os.kill(process.pid, signal.SIGUSR1)
     code, output = process.wait()
-    assert code == 0 and "stopped by SIGUSR1" in output and "no epoch was finished yet" in output, (
-        output
-    )
+    assert code == 0, output
+    assert "stopped by SIGUSR1" in output
+    assert "no epoch was finished yet" in output
 
 
-def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_in_work(
+def test_ctrl_c_finishes_the_checkpoint_and_the_same_command_resumes(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    (process,) = runs.start(tmp_path, "run", at=("write", 2))
+    assert process.reached()
+    os.kill(process.pid, signal.SIGINT)
+    code, output = process.wait()
+    assert code == 130, output
+    assert "stopped by Ctrl-C" in output
+    assert f"everything up to epoch 2 is in {tmp_path}/run; the same command resumes" in output
+    assert "Traceback" not in output
+    output = runs.finish(tmp_path, "run")
+    assert "resuming from epoch 2" in output
+    assert output.rstrip().endswith("run/report.html")
+    runs.assert_same_weights(tmp_path / "run", undisturbed)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_runs(
     tmp_path: Path, undisturbed: Path
 ) -> None:
     (first,) = runs.start(tmp_path, "run", at=("sample", 1))
     assert first.reached()
     (second,) = runs.start(tmp_path, "run")
     code, output = second.wait()
-    assert (
-        code == 2
-        and f"run is in use by process {first.pid} on " in output
-        and "another run_name" in output
-    ), output
+    assert code == 2, output
+    assert f"run is in use by process {first.pid} on " in output
+    assert "another run_name" in output
     assert first.wait()[0] == 0
     runs.assert_same_weights(tmp_path / "run", undisturbed)
     runs.finish(tmp_path, "run")  # it is free again
@@ -80,16 +95,19 @@ def test_an_evaluation_that_is_stopped_costs_itself_and_is_made_up_for(tmp_path:
     assert process.reached()
     os.kill(process.pid, signal.SIGTERM)
     code, output = process.wait()
-    assert code == 0 and "stopped at once" in output, output
+    assert code == 0, output
+    assert "stopped at once" in output
     folder = tmp_path / "run"
-    assert epochs(folder) == [1, 2] and logged(folder, "eval") == [0], "the trained epoch is kept"
+    assert epochs(folder) == [1, 2], "the trained epoch is kept"
+    assert logged(folder, "eval") == [0]
     runs.finish(tmp_path, "run", fields)
-    assert logged(folder, "eval") == [0, 2, 3] and logged(folder, "train") == [1, 2, 3]
+    assert logged(folder, "eval") == [0, 2, 3]
+    assert logged(folder, "train") == [1, 2, 3]
     assert "total" in load(folder / "checkpoints/epoch-2").scores
 
 
 @pytest.mark.parametrize(
-    "number, rank, grace, said, kept",
+    "number, rank, grace, words, kept",
     [
         (signal.SIGUSR1, 1, 600, "stopped by SIGUSR1: stopped after the epoch", [1, 2]),
         (signal.SIGTERM, 0, 0, "stopped by SIGTERM: stopped at once", [1]),
@@ -99,7 +117,7 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     number: signal.Signals,
     rank: int,
     grace: float,
-    said: str,
+    words: str,
     kept: list[int],
     tmp_path: Path,
     undisturbed_pair: Path,
@@ -109,8 +127,10 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     assert all(process.reached() for process in processes)
     os.kill(processes[rank].pid, number)
     (code, output), (other_code, silence) = [process.wait() for process in processes]
-    assert code == 0 and said in output and "the same command resumes from there" in output, output
-    assert other_code == 0 and said not in silence, "one rank says it for all"
+    assert (code, other_code) == (0, 0), output
+    assert words in output
+    assert "the same command resumes from there" in output
+    assert words not in silence, "one rank says it for all"
     assert epochs(tmp_path / "run") == kept
     shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)
     runs.finish(tmp_path, "run", fields, ranks=2)
@@ -119,7 +139,8 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
         tmp_path, "alone", {**fields, "sample.batch_size": 2}
     )  # on one rank, and with other batches
     for folder in (tmp_path / "run", tmp_path / "alone"):
-        assert logged(folder, "train") == [1, 2, 3] and logged(folder, "eval") == [0, 3]
+        assert logged(folder, "train") == [1, 2, 3]
+        assert logged(folder, "eval") == [0, 3]
 
 
 def _hang(pressed: str) -> None:
@@ -166,16 +187,16 @@ class Clock:
 def test_the_epoch_is_finished_when_the_grace_allows(
     grace: float, evaluates: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs take 8 s, evaluations 10, checkpoints 2: 3 s after its begin it needs 7 s more, 17 with an evaluation."""
+    """Epochs take 8 s, evaluations 10, checkpoints 2: after 3 s an epoch needs 7 or 17 s more."""
     clock = Clock()
     monkeypatch.setattr(preemption, "time", clock)
     preempted = Preemption(Alone(), grace)  # type: ignore[arg-type]
     with preempted.epoch(evaluates=True):
         clock.now += 7
-        with preempted.evaluation():
+        with preempted.timed("evaluation"):
             clock.now += 10
         clock.now += 1
-    with preempted.write():
+    with preempted.timed("write"):
         clock.now += 2
     preempted.between_epochs()
     with (
@@ -201,9 +222,9 @@ def test_until_the_first_checkpoint_is_on_the_disk_its_seconds_are_unknown() -> 
         pass
     with preempted.watching():
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Preempted, match="stopped at once"), preempted.write():
+        with pytest.raises(Preempted, match="stopped at once"), preempted.timed("write"):
             preempted.boundary()
-        with preempted.write():
+        with preempted.timed("write"):
             preempted.boundary()
 
 

@@ -1,4 +1,4 @@
-"""Alarms: every one rises on a series that deserves it, and none on noise, on near misses or on real healthy runs."""
+"""Every alarm is raised by what deserves it, none by noise, near misses or healthy runs."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_a_never_trained_scorer_that_falls_while_the_reward_rises_is_reward_hack
     assert alarm.name == "reward hacking"
     # 5.5 of epoch 20 was the best
     assert alarm.evidence == (
-        "aesthetic, never trained on, fell from 5.5 to 4.5 between epochs 20 and 60 while the reward "
-        "rose from 21 to 23"
+        "aesthetic, never trained on, fell from 5.5 to 4.5 between epochs 20 and 60 while the "
+        "reward rose from 21 to 23"
     )
     assert "checkpoint of epoch 20" in alarm.change
 
@@ -158,8 +158,10 @@ def test_the_clip_fraction_is_of_the_updates_whose_ratios_can_move() -> None:
 
 def test_few_epochs_are_not_judged_and_off_is_silent() -> None:
     bad = train(10, zero_std=lambda i: 1.0)
-    assert names(bad[:4]) == [] and names(bad[:5]) == ["zero std"]
-    assert names(bad, settings(**{"tracking.alarms": "off"})) == [] and names([]) == []
+    assert names(bad[:4]) == []
+    assert names(bad[:5]) == ["zero std"]
+    assert names(bad, settings(**{"tracking.alarms": "off"})) == []
+    assert names([]) == []
 
 
 def test_an_alarm_is_silent_again_when_its_cause_is_gone() -> None:
@@ -187,7 +189,8 @@ def test_every_alarm_says_numbers_cause_and_fields_that_exist() -> None:
         "ratio_dev",
     }
     for alarm in raised:
-        assert re.search(r"\d", alarm.evidence) and not re.search(r"nan|inf\b", alarm.evidence)
+        assert re.search(r"\d", alarm.evidence)
+        assert not re.search(r"nan|inf\b", alarm.evidence)
         assert alarm.cause
         fields = [field.split(".") for field in re.findall(r"\b[a-z]+\.[a-z_]+\b", alarm.change)]
         own = [

@@ -17,8 +17,8 @@ class World:
     def __init__(self, others: list[Any]) -> None:
         self.others, self.world_size = others, len(others) + 1
 
-    def all_gather_object(self, own: Any) -> list[Any]:
-        return [*self.others, own]
+    def all_gather_object(self, item: Any) -> list[Any]:
+        return [*self.others, item]
 
 
 def test_the_rank_outside_of_the_majority_is_named() -> None:
@@ -41,7 +41,8 @@ def test_a_message_stays_readable() -> None:
     with pytest.raises(DisagreementError) as raised:
         agreement.check(World([dict.fromkeys(names, "1" * 999)]), dict.fromkeys(names, 2), "advice")  # type: ignore[arg-type]
     lines = str(raised.value).splitlines()
-    assert len(lines) == 1 + agreement.MAX_SHOWN + 2 and lines[-2:] == ["  and 5 more", "advice"]
+    assert len(lines) == 1 + agreement.MAX_SHOWN + 2
+    assert lines[-2:] == ["  and 5 more", "advice"]
     assert max(map(len, lines)) < 300
 
 

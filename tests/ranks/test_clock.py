@@ -33,47 +33,48 @@ class Time:
 def test_every_second_belongs_to_the_innermost_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time()
     monkeypatch.setattr(clock, "time", time)
-    own = clock.Clock()
+    timer = clock.Clock()
     time.now += 1
-    with own.phase("rollout"):
+    with timer.phase("rollout"):
         time.now += 2
         for _ in range(2):
-            with own.phase("decode"):
+            with timer.phase("decode"):
                 time.now += 4
             time.now += 8
     time.now += 16
-    own.count("images", 3)
-    own.count("images", 4)
-    found = {
+    timer.count("images", 3)
+    timer.count("images", 4)
+    lap = {
         "seconds": 43.0,
         "seconds_other": 17.0,
         "seconds_rollout": 18.0,
         "seconds_decode": 8.0,
         "images": 7,
     }
-    assert own.lap() == found
-    assert own.lap() == {"seconds": 0.0, "seconds_other": 0.0}
+    assert timer.lap() == lap
+    assert timer.lap() == {"seconds": 0.0, "seconds_other": 0.0}
 
 
 def test_a_phase_that_fails_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time()
     monkeypatch.setattr(clock, "time", time)
-    own = clock.Clock()
-    with pytest.raises(KeyError), own.phase("update"):
+    timer = clock.Clock()
+    with pytest.raises(KeyError), timer.phase("update"):
         time.now += 1
         raise KeyError
     time.now += 2
-    assert own.lap() == {"seconds": 3.0, "seconds_other": 2.0, "seconds_update": 1.0}
+    assert timer.lap() == {"seconds": 3.0, "seconds_other": 2.0, "seconds_update": 1.0}
 
 
 def test_the_device_is_waited_for_where_phases_meet_and_ranks_are_added_up() -> None:
     waits: list[None] = []
-    own = clock.Clock(
+    timer = clock.Clock(
         lambda: waits.append(None), lambda counts: {name: 2 * n for name, n in counts.items()}
     )
-    with own.phase("update"):
-        own.count("rows", 5)
-    assert own.lap()["rows"] == 10 and len(waits) == 3
+    with timer.phase("update"):
+        timer.count("rows", 5)
+    assert timer.lap()["rows"] == 10
+    assert len(waits) == 3
 
 
 def lines(config: ConfigDict) -> list[dict[str, Any]]:

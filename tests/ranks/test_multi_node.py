@@ -1,4 +1,4 @@
-"""scripts/multi_node/tp_grpo.sh on two machines: network namespaces of this one, joined by a cable, over gloo."""
+"""scripts/multi_node/tp_grpo.sh on two network namespaces that are joined by a cable, over gloo."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Machines:
 
 
 def clear_left_over() -> None:
-    """What tests that were killed have left: namespaces and folders named after a process that is gone."""
+    """Remove what killed tests have left: namespaces and folders named after a dead process."""
     listed = {line.split()[0] for line in ip("netns", "list").splitlines() if line.strip()}
     folders = {path.name for path in Path("/etc/netns").glob("tpgrpo-*")}
     for name in listed | folders:
@@ -124,8 +124,8 @@ def ip(*arguments: str) -> str:
 
 
 def fields(out: Path, run_name: str, changed: Mapping[str, object] = FIELDS) -> list[str]:
-    given = {**FIELDS, **changed, "output_dir": out, "run_name": run_name}
-    return [f"--config.{field}={value}" for field, value in given.items()]
+    chosen = {**FIELDS, **changed, "output_dir": out, "run_name": run_name}
+    return [f"--config.{field}={value}" for field, value in chosen.items()]
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -140,14 +140,14 @@ def machines() -> Iterator[Machines]:
         pytest.skip(
             "no network namespaces: there is no `ip` (Debian, Ubuntu: apt-get install iproute2)"
         )
-    made = Machines()
+    pair = Machines()
     try:
-        made.join()
+        pair.join()
     except (OSError, subprocess.CalledProcessError) as error:
-        made.part()
+        pair.part()
         pytest.skip(f"no network namespaces: {getattr(error, 'stderr', '') or error}")
-    yield made
-    made.part()
+    yield pair
+    pair.part()
 
 
 def weights(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What is missing on one node alone stops all of them with its reason, not with a broken connection."""
+"""What one node alone lacks stops all with its reason, not with a broken connection."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def test_a_file_that_one_node_lacks_stops_all_with_its_reason(
     missing: str, words: str, tmp_path: Path
 ) -> None:
     for code, output in start(missing, tmp_path):
-        assert code == 2 and "error: rank 1 on machine 0 (" in output and words in output, output
+        assert code == 2, output
+        assert "error: rank 1 on machine 0 (" in output
+        assert words in output
         assert "Traceback" not in output, output
 
 
 def test_an_error_that_is_ours_keeps_its_traceback_on_its_rank_alone(tmp_path: Path) -> None:
     (code, output), (other_code, other) = start("package", tmp_path)
-    assert (
-        code == 2
-        and "error: rank 1 on machine 0 (" in output
-        and "ImportError: no such package" in output
-    ), output
+    assert code == 2, output
+    assert "error: rank 1 on machine 0 (" in output
+    assert "ImportError: no such package" in output
     assert "Traceback" not in output
-    assert other_code == 1 and "Traceback" in other and "ImportError: no such package" in other, (
-        other
-    )
+    assert other_code == 1, other
+    assert "Traceback" in other
+    assert "ImportError: no such package" in other
 
 
 def test_a_rank_that_is_lost_while_it_loads_is_named(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_rank_that_is_lost_while_it_loads_is_named(tmp_path: Path) -> None:
     assert second.reached()
     os.kill(second.pid, signal.SIGKILL)
     code, output = first.wait()
-    assert (
-        code == 4 and "error: rank 1 on machine 0 (" in output and "no longer answers" in output
-    ), output
+    assert code == 4, output
+    assert "error: rank 1 on machine 0 (" in output
+    assert "no longer answers" in output
     assert "Traceback" not in output, output

@@ -1,4 +1,4 @@
-"""The world does not change a run: 1, 2 and 4 processes over gloo, batches of 1, 3 and 8, DDP and FSDP2."""
+"""No world changes a run: 1, 2 and 4 processes over gloo, batches of 1, 3, 8, DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WORLDS: dict[str, tuple[int, int, dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of one run in each world, by name. The reward is smooth: the embedded one has thresholds."""
+    """{world: the folder of its run}. The reward is smooth, for the embedded one has thresholds."""
     out = tmp_path_factory.mktemp("worlds")
     runs = [
         {
@@ -131,7 +131,8 @@ from config import tp_grpo
 
 def get_config(error):
     config = tp_grpo.get_config("shapes_smoke")
-    config.update_from_flattened_dict({"epochs": 1, "sample.batch_size": 2, "rewards.max_failed": 0.6})
+    fields = {"epochs": 1, "sample.batch_size": 2, "rewards.max_failed": 0.6}
+    config.update_from_flattened_dict(fields)
     with config.unlocked():
         scorers = {"tests.scorers:FailsOnRank": {"rank": 1, "error": error}}
         config.rewards.scorers = ConfigDict(scorers, allow_dotted_keys=True)
@@ -158,4 +159,5 @@ def test_a_scorer_that_fails_on_one_rank_stops_both_or_leaves_both_going(tmp_pat
         for line in next((tmp_path / "b").rglob("metrics.jsonl")).read_text().splitlines()
         if '"train"' in line
     ]
-    assert line["failed"] == 0.5 and 0 < line["tests.scorers:FailsOnRank/dark"] < 1
+    assert line["failed"] == 0.5
+    assert 0 < line["tests.scorers:FailsOnRank/dark"] < 1

@@ -1,4 +1,4 @@
-"""What a launch may ask for, and what is refused before anything loads; the variables are those of its launcher."""
+"""What a launch may ask for by its launcher's variables, and what is refused before any loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alarms in a run: said once, ended by, rolled back; and a run that begins with another's checkpoint."""
+"""Alarms in a run: printed once, ending it, rolling back; and a run that starts from there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
+from tests.run.one_rank import OneRank
 from tp_grpo.observe import alarms
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.store import checkpoint, files
@@ -23,37 +24,19 @@ Smoke = Callable[..., ConfigDict]
 SILENT = {"zero_std": 1.0}
 
 
-class OneRank:
-    """A runtime of one process that remembers what was said."""
-
-    is_main = True
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def all_gather_object(self, item: Any) -> list[Any]:
-        return [item]
-
-    def on_main(self, work: Callable[[], None]) -> None:
-        work()
-
-
-def watch(
+def guarded(
     folder: Path, how: str, smoke: Smoke, saved: Sequence[int] = ()
 ) -> tuple[AlarmGuard, OneRank]:
-    """Of a run whose checkpoints, at these epochs, hold their number as a policy."""
+    """The guard of a run whose checkpoints hold the number of their epoch as a policy."""
     runtime, kept = OneRank(), folder / "checkpoints"
     for epoch in saved:
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER).mkdir(parents=True)
         (kept / f"epoch-{epoch}" / checkpoint.ADAPTER / "weights").write_text(str(epoch))
     config = smoke(tracking__alarms=how)
     (folder / "config.yaml").write_text(config.to_json_best_effort())  # JSON is YAML
-    there = SimpleNamespace(folder=kept, epochs=lambda: list(saved))
-    keeper: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
-    return AlarmGuard(runtime, folder, keeper, config), runtime  # type: ignore[arg-type]
+    there = SimpleNamespace(path=lambda n: kept / f"epoch-{n}", epochs=lambda: list(saved))
+    run_folder: Any = SimpleNamespace(checkpoints=there, settle=lambda: None)
+    return AlarmGuard(runtime, folder, run_folder, config), runtime  # type: ignore[arg-type]
 
 
 def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
@@ -62,26 +45,24 @@ def record(folder: Path, kind: str, epoch: int, **values: float) -> None:
 
 
 def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
-    own, runtime = watch(tmp_path, "warn", smoke)
+    guard, runtime = guarded(tmp_path, "warn", smoke)
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
-        own.check()
-    (said,) = runtime.said
-    assert (
-        said.startswith("alarm after epoch 5, zero std: 100% of the groups' steps")
-        and "To do:" in said
-    )
+        guard.check()
+    (line,) = runtime.lines
+    assert line.startswith("alarm after epoch 5, zero std: 100% of the groups' steps")
+    assert "To do:" in line
 
 
 def test_stop_ends_the_run_and_off_does_not_look(tmp_path: Path, smoke: Smoke) -> None:
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
-    watch(tmp_path, "off", smoke)[0].check()
+    guarded(tmp_path, "off", smoke)[0].check()
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(
         alarms.Alarmed, match=r"alarm after epoch 8, zero std(.|\n)*did: .*report\.html$"
     ):
-        watch(tmp_path, "stop", smoke)[0].check()
+        guarded(tmp_path, "stop", smoke)[0].check()
     html = (tmp_path / "report.html").read_text()
     assert (
         "active alarms" in html
@@ -94,12 +75,12 @@ def test_a_run_is_ended_by_its_alarm_where_no_report_can_be_written(
 ) -> None:
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
-    own, _ = watch(tmp_path, "stop", smoke)
+    guard, _ = guarded(tmp_path, "stop", smoke)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(
         alarms.Alarmed, match=r"zero std(.|\n)*No report was written: .*config\.yaml"
     ):
-        own.check()
+        guard.check()
 
 
 def collapsing(folder: Path, totals: Mapping[int, float]) -> None:
@@ -114,10 +95,10 @@ def collapsing(folder: Path, totals: Mapping[int, float]) -> None:
 def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
     tmp_path: Path, smoke: Smoke
 ) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    guard, _ = guarded(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
     collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
     with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
-        own.check()
+        guard.check()
     assert (tmp_path / "adapter" / "weights").read_text() == "4", (
         "6 was better, and raised the alarm"
     )
@@ -131,18 +112,18 @@ def test_rollback_exports_the_best_policy_without_an_alarm_and_says_the_command(
 def test_an_alarm_is_an_alarm_on_a_full_disk(
     tmp_path: Path, smoke: Smoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
+    guard, _ = guarded(tmp_path, "rollback", smoke, saved=(2, 4, 6, 8))
     collapsing(tmp_path, {0: 0.1, 2: 0.3, 4: 0.4, 6: 0.6, 8: 0.5})
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    own.run_folder.settle = full  # type: ignore[method-assign]
+    guard.run_folder.settle = full  # type: ignore[method-assign]
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(
         alarms.Alarmed, match=r"The last checkpoint was not written: .*No space left"
     ) as stopped:
-        own.check()
+        guard.check()
     assert f"{tmp_path}/checkpoints/epoch-4/adapter holds the policy of epoch 4" in str(
         stopped.value
     )
@@ -152,18 +133,18 @@ def test_an_alarm_is_an_alarm_on_a_full_disk(
 def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(
     tmp_path: Path, smoke: Smoke
 ) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6, 8))
-    own.config.eval.every = 2
+    guard, _ = guarded(tmp_path, "rollback", smoke, saved=(4, 6, 8))
+    guard.config.eval.every = 2
     collapsing(tmp_path, {0: 0.1, 2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5})
     with pytest.raises(alarms.Alarmed, match="holds the policy of epoch 4") as stopped:
-        own.check()
-    said = str(stopped.value)
+        guard.check()
+    message = str(stopped.value)
     assert (
         "checkpoint of epoch 2, evaluated as better without an alarm (total 0.9), was deleted"
-        in said
+        in message
     )
-    assert "--config.run_name=NAME --config.epochs=2 makes it again" in said
-    assert "--config.checkpoint.keep_every=2 keeps" in said
+    assert "--config.run_name=NAME --config.epochs=2 makes it again" in message
+    assert "--config.checkpoint.keep_every=2 keeps" in message
 
 
 @pytest.mark.parametrize(
@@ -177,15 +158,15 @@ def test_rollback_says_how_to_get_a_better_checkpoint_that_was_removed(
 def test_rollback_without_a_good_checkpoint_exports_nothing_and_says_what_to_do(
     tmp_path: Path, smoke: Smoke, totals: Mapping[int, float], advice: str
 ) -> None:
-    own, _ = watch(tmp_path, "rollback", smoke, saved=(4, 6))
+    guard, _ = guarded(tmp_path, "rollback", smoke, saved=(4, 6))
     collapsing(tmp_path, totals)
     with pytest.raises(alarms.Alarmed, match=f"No checkpoint to return to. (.|\\n)*{advice}"):
-        own.check()
+        guard.check()
     assert not (tmp_path / "adapter").exists()
 
 
 def test_a_run_logs_what_alarms_need_stops_by_them_and_another_begins_there(smoke: Smoke) -> None:
-    """One run for all of it: a scorer that gives every image the same, seen by the alarm at the fifth epoch."""
+    """A scorer gives every image the same, which an alarm sees at the fifth epoch."""
     same = {
         "epochs": 9,
         "eval__every": 4,

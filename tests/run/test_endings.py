@@ -84,7 +84,8 @@ def test_a_value_error_is_the_users_while_the_run_is_built_and_a_bug_later(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ending = endings.of(ValueError("no such field"), None)
-    assert ending is not None and ending.code == 2
+    assert ending is not None
+    assert ending.code == 2
     ending.close(None)
     assert capsys.readouterr().err == "\nerror: no such field\n"
     assert endings.of(ValueError("no such field"), Run()) is None
@@ -102,4 +103,5 @@ def test_a_lost_rank_is_named_and_other_errors_are_bugs(monkeypatch: pytest.Monk
 def test_a_run_that_is_done_names_its_report(capsys: pytest.CaptureFixture[str]) -> None:
     done = endings.Done("runs/a/report.html")
     done.close(Run())
-    assert done.code == 0 and capsys.readouterr() == ("report: runs/a/report.html\n", "")
+    assert done.code == 0
+    assert capsys.readouterr() == ("report: runs/a/report.html\n", "")

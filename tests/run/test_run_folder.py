@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the next epoch: as they were handed over, and never lost or passed over in silence."""
+"""Checkpoints are written during the next epoch, unchanged by it, and never lost silently."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
+from tests.faults.runs import SHORT
+from tests.run.one_rank import Learner, open_folder
 from tp_grpo.ranks.preemption import Preempted
+from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.store import checkpoint, files
 from tp_grpo.store.checkpoint import Checkpoint, Checkpoints
 from tp_grpo.store.files import NoRoomError
@@ -21,11 +25,9 @@ from tp_grpo.train.update import RatioError
 from tp_grpo.trainer import Trainer
 
 Smoke = Callable[..., ConfigDict]
+Export = Callable[[Path], None]
 SAVE = Checkpoints.save
-
-
-def folder(config: ConfigDict) -> Path:
-    return Path(config.output_dir) / config.run_name
+LOST = RuntimeError("lora_A did not survive saving")
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -33,29 +35,23 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("rank", [4, 0])
-def test_it_is_written_on_a_thread_as_it_was_when_training_went_on(
+def test_it_is_written_on_a_thread_as_it_was_when_training_continued(
     smoke: Smoke, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    fields = {
-        "lora__rank": rank,
-        "train__learning_rate": 1e-2,
-        "eval__every": 2,
-        "checkpoint__keep": 5,
-    }
-    short = smoke(run_name="short", epochs=1, **fields)
+    fields = {"lora__rank": rank, "train__learning_rate": 1e-2, "checkpoint__keep": 5}
+    short, long = (smoke(run_name=name, **fields) for name in ("short", "long"))
+    for config, epochs in ((short, 1), (long, 2)):
+        config.update_from_flattened_dict({**SHORT, "epochs": epochs})
     Trainer(short).run()
-
     trained, names = threading.Event(), []
 
-    def late(self: Checkpoints, made: Checkpoint, export: Callable[[Path], None]) -> Path:
+    def late(self: Checkpoints, snapshot: Checkpoint, export: Export) -> None:
         names.append(threading.current_thread().name)
-        assert made.epoch == 2 or trained.wait(60), (
-            "the second epoch does not wait for the first one's checkpoint"
-        )
-        return SAVE(self, made, export)
+        assert snapshot.epoch == 2 or trained.wait(60), "the second epoch waits for the first's"
+        SAVE(self, snapshot, export)
 
     monkeypatch.setattr(Checkpoints, "save", late)
-    trainer = Trainer(long := smoke(run_name="long", epochs=2, **fields))
+    trainer = Trainer(long)
     update = trainer._update
 
     def then_write(epoch: int, *arguments: Any) -> dict[str, float]:
@@ -67,148 +63,199 @@ def test_it_is_written_on_a_thread_as_it_was_when_training_went_on(
     trainer._update = then_write  # type: ignore[method-assign]
     trainer.run()
     assert names == ["checkpoint_0"] * 2
+
+    saved = Path(short.output_dir)
     first, second, alone = (
-        checkpoint.load(folder(config) / f"checkpoints/epoch-{epoch}")
-        for config, epoch in ((long, 1), (long, 2), (short, 1))
+        checkpoint.load(saved / name)
+        for name in (
+            "long/checkpoints/epoch-1",
+            "long/checkpoints/epoch-2",
+            "short/checkpoints/epoch-1",
+        )
     )
-    for own, other in ((first.weights, alone.weights), (first.state, alone.state)):
-        assert all(torch.equal(a, b) for a, b in zip(tensors(own), tensors(other), strict=True))
+    for ours, theirs in ((first.weights, alone.weights), (first.state, alone.state)):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs), strict=True))
     assert first.state["updates"] == alone.state["updates"] < second.state["updates"]
     assert any(not torch.equal(a, second.weights[name]) for name, a in first.weights.items())
     adapters = [
-        sorted((folder(c) / "checkpoints/epoch-1/adapter").rglob("*.safetensors"))
-        for c in (long, short)
+        sorted((saved / name / "checkpoints/epoch-1/adapter").rglob("*.safetensors"))
+        for name in ("long", "short")
     ]
-    assert adapters[0] and len(adapters[0]) == len(adapters[1])
+    assert adapters[0]
     for ours, theirs in zip(*adapters, strict=True):
         exported, expected = load_file(ours), load_file(theirs)
         assert all(torch.equal(exported[name], value) for name, value in expected.items())
 
 
-def fails(*epochs: int, error: BaseException | None = None) -> Callable[..., Path]:
-    """`Checkpoints.save`, which finds no room for the checkpoints of these epochs."""
+def fails(*epochs: int, error: BaseException | None = None) -> Callable[..., None]:
+    """`Checkpoints.save` that finds no room for the checkpoints of these epochs."""
 
-    def save(self: Checkpoints, made: Checkpoint, export: Callable[[Path], None]) -> Path:
-        if made.epoch in epochs:
+    def save(self: Checkpoints, snapshot: Checkpoint, export: Export) -> None:
+        if snapshot.epoch in epochs:
             raise error or files._no_room(self.folder, 7, 5)
-        return SAVE(self, made, export)
+        SAVE(self, snapshot, export)
 
     return save
 
 
-def test_no_room_while_it_is_written_is_made_up_for_by_the_next_one(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def folder(smoke: Smoke) -> RunFolder:
+    return open_folder(smoke(checkpoint__keep=9))
+
+
+def save(folder: RunFolder, epoch: int) -> None:
+    learner: Any = Learner()
+    folder.save(learner, epoch, {}, "")
+
+
+def printed(folder: RunFolder) -> list[str]:
+    return folder.runtime.lines  # type: ignore[attr-defined, no-any-return]
+
+
+def test_no_room_during_the_writing_is_made_up_for_by_the_next_checkpoint(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints, "save", fails(2))
-    trainer = Trainer(smoke(epochs=4, eval__every=4))
-    trainer.run()
-    assert trainer.checkpoints.epochs() == [1, 3, 4]
-    assert "the checkpoint before epoch 3's was not written: " in capsys.readouterr().out
+    for epoch in range(1, 5):
+        save(folder, epoch)
+    folder.settle()
+    assert folder.checkpoints.epochs() == [1, 3, 4]
+    (words,) = printed(folder)
+    assert words.startswith("the checkpoint before epoch 3's was not written: NoRoomError")
 
 
-def test_no_room_twice_while_it_is_written_stops_the_run(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+def test_no_room_twice_during_the_writing_is_an_error(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints, "save", fails(2, 3))
-    trainer = Trainer(smoke(epochs=9, eval__every=9))
+    save(folder, 1)
+    save(folder, 2)
     with pytest.raises(NoRoomError, match="the disk is full: about 7 bytes"):
-        trainer.run()
-    assert trainer.checkpoints.epochs() == [1] and trainer.learner.updates == 2 * 3
+        save(folder, 3)
+    assert folder.checkpoints.epochs() == [1]
 
 
-def test_no_room_before_it_is_written_stops_the_run_at_once(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+def test_no_room_before_the_writing_is_an_error_at_once(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage
 
     def full(path: Path) -> Any:
-        return usage(path)._replace(free=1000 if Path(path).name == "checkpoints" else 1 << 30)
+        return usage(path)._replace(free=10 if Path(path).name == "checkpoints" else 1 << 30)
 
     monkeypatch.setattr(shutil, "disk_usage", full)
-    trainer = Trainer(smoke(epochs=4, eval__every=4))
-    with pytest.raises(NoRoomError, match="1,000 were free for"):
-        trainer.run()
-    assert trainer.checkpoints.epochs() == [] and trainer.learner.updates == 2
+    with pytest.raises(NoRoomError, match="10 were free for"):
+        save(folder, 1)
+    assert folder.checkpoints.epochs() == []
+
+
+def test_an_error_that_is_not_the_disk_s_is_raised_where_the_run_waits_for_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "save", fails(2, error=LOST))
+    save(folder, 1)
+    save(folder, 2)
+    learner: Any = Learner()
+    with pytest.raises(RuntimeError, match="lora_A did not survive"):
+        folder.finish(learner)
+
+
+def run(folder: RunFolder, train: Callable[[], None]) -> None:
+    """`Trainer.run` with that training."""
+    trainer: Any = SimpleNamespace(
+        runtime=folder.runtime,
+        preemption=folder.preemption,
+        run_folder=folder,
+        _train=train,
+        _finish=lambda: pytest.fail("it was not stopped"),
+    )
+    Trainer.run(trainer)
 
 
 @pytest.mark.parametrize(
-    "why", [Preempted("SIGTERM: stopped after the epoch"), KeyboardInterrupt()]
+    "why", [Preempted("SIGTERM: stopped after the epoch"), KeyboardInterrupt(), RatioError("1.1")]
 )
 def test_a_run_that_is_stopped_has_its_checkpoint_on_the_disk(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, why: BaseException
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, why: BaseException
 ) -> None:
     stopped = threading.Event()
 
-    def slow(self: Checkpoints, made: Checkpoint, export: Callable[[Path], None]) -> Path:
+    def slow(self: Checkpoints, snapshot: Checkpoint, export: Export) -> None:
         assert stopped.wait(60)
-        return SAVE(self, made, export)
+        SAVE(self, snapshot, export)
 
-    monkeypatch.setattr(Checkpoints, "save", slow)
-    trainer = Trainer(smoke(epochs=3, eval__every=3))
-
-    def stop() -> None:
+    def train() -> None:
+        save(folder, 1)
         stopped.set()
         raise why
 
-    monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
+    monkeypatch.setattr(Checkpoints, "save", slow)
     with pytest.raises(type(why)):
-        trainer.run()
-    assert trainer.checkpoints.epochs() == [1]
+        run(folder, train)
+    assert folder.checkpoints.epochs() == [1]
 
 
 @pytest.mark.parametrize("why", [KeyboardInterrupt(), RatioError("the ratio differs from 1")])
-@pytest.mark.parametrize("error", [None, RuntimeError("lora_A did not survive saving")])
+@pytest.mark.parametrize("error, words", [(None, "the disk is full"), (LOST, "did not survive")])
 def test_a_run_that_ends_by_an_error_says_what_was_not_written(
-    smoke: Smoke,
+    folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     why: BaseException,
     error: BaseException | None,
+    words: str,
 ) -> None:
     monkeypatch.setattr(Checkpoints, "save", fails(1, error=error))
-    trainer = Trainer(smoke(epochs=3, eval__every=3))
 
-    def stop() -> None:
+    def train() -> None:
+        save(folder, 1)
         raise why
 
-    together: list[Any] = []
-    on_main = trainer.runtime.on_main
-    monkeypatch.setattr(
-        trainer.runtime, "on_main", lambda work: (together.append(work), on_main(work))
-    )
-    monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
     with pytest.raises(type(why)):
-        trainer.run()
-    assert (trainer.run_folder.close in together) == isinstance(why, RatioError), (
-        "what all raise, all wait for"
-    )
-    said = capsys.readouterr().out
-    assert (
-        "the last checkpoint was not written: " in said and str(error or "the disk is full") in said
-    )
+        run(folder, train)
+    assert printed(folder)[-1].startswith("the last checkpoint was not written: ")
+    assert words in printed(folder)[-1]
 
 
-def test_what_is_no_matter_of_the_disk_stops_the_run_at_the_end(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why, waited", [(KeyboardInterrupt(), False), (RatioError("1.1"), True)])
+def test_what_all_ranks_raise_all_ranks_wait_for(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, why: BaseException, waited: bool
 ) -> None:
-    monkeypatch.setattr(
-        Checkpoints, "save", fails(2, error=RuntimeError("lora_A did not survive saving"))
-    )
-    with pytest.raises(RuntimeError, match="lora_A did not survive"):
-        Trainer(smoke(epochs=2)).run()
+    together: list[Any] = []
+    monkeypatch.setattr(folder.runtime, "on_main", together.append)
+
+    def train() -> None:
+        raise why
+
+    with pytest.raises(type(why)):
+        run(folder, train)
+    assert (folder.close in together) == waited
 
 
 def test_a_stop_says_that_there_was_no_room_for_the_checkpoint_it_relies_on(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints, "save", fails(2))
-    trainer = Trainer(smoke(epochs=3, eval__every=3))
 
-    def stop() -> None:
-        if trainer.learner.updates == 2 * 2:
-            raise Preempted("SIGTERM: stopped after the epoch")
+    def train() -> None:
+        save(folder, 1)
+        save(folder, 2)
+        raise Preempted("SIGTERM: stopped after the epoch")
 
-    monkeypatch.setattr(trainer.preemption, "between_epochs", stop)
     with pytest.raises(NoRoomError):
-        trainer.run()
-    assert trainer.checkpoints.epochs() == [1]
+        run(folder, train)
+    assert folder.checkpoints.epochs() == [1]
+
+
+@pytest.mark.parametrize("resume, again", [("auto", ""), ("never", "=auto")])
+def test_an_ending_says_which_epoch_is_safe_and_how_to_resume(
+    smoke: Smoke, resume: str, again: str
+) -> None:
+    folder = open_folder(smoke(checkpoint__resume=resume))
+    again = again and f" with --config.checkpoint.resume{again}"
+    assert folder.how_to_resume() == (
+        f"no epoch was finished yet; the same command{again} resumes from there."
+    )
+    save(folder, 1)
+    folder.settle()
+    safe = f"everything up to epoch 1 is in {folder.folder}"
+    assert folder.how_to_resume() == f"{safe}; the same command{again} resumes from there."

@@ -37,16 +37,16 @@ def start(out: Path) -> subprocess.Popen[str]:
 
 
 def stop_after(epoch: int, process: subprocess.Popen[str], out: Path) -> tuple[int, str]:
-    """The last epoch that is saved, and what was said."""
+    """The last epoch that is saved, and the output."""
     saved, deadline = out / f"run/checkpoints/epoch-{epoch}/state.json", time.monotonic() + 120
     while not saved.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
     process.terminate()
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in output and "\nstopped by " in output, (
-        output
-    )
+    assert process.returncode == 0, output
+    assert "Traceback" not in output, output
+    assert "\nstopped by " in output
     last = re.search(
         r"everything up to epoch (\d+) is in .*/run; the same command resumes from there", output
     )
@@ -59,4 +59,5 @@ def test_sigterm_to_the_script_ends_with_code_0_and_the_same_command_goes_on(
 ) -> None:
     last, _ = stop_after(1, start(tmp_path), tmp_path)
     after, output = stop_after(last + 1, start(tmp_path), tmp_path)
-    assert f"resuming from epoch {last} of {tmp_path}/run" in output and after > last, output
+    assert f"resuming from epoch {last} of {tmp_path}/run" in output, output
+    assert after > last

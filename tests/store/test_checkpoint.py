@@ -29,12 +29,8 @@ def test_the_two_newest_and_every_tenth_stay(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, *range(1, 13))
     assert checkpoints.epochs() == [10, 11, 12]
     newest = checkpoints.newest()
-    assert (
-        newest
-        and newest.epoch == 12
-        and newest.state["updates"] == 12
-        and newest.weights["a"][0] == 12
-    )
+    assert newest
+    assert newest.epoch == newest.state["updates"] == newest.weights["a"][0] == 12
     assert not list(tmp_path.glob(".draft*"))
 
 

@@ -10,7 +10,10 @@ import pytest
 
 from tp_grpo.store import files
 
-HOLD = "import sys; from pathlib import Path; from tp_grpo.store import files; held = files.hold(Path(sys.argv[1]))"
+HOLD = (
+    "import sys; from pathlib import Path; from tp_grpo.store import files; "
+    "lock = files.hold(Path(sys.argv[1]))"
+)
 
 
 @pytest.mark.parametrize("as_folder", [False, True])

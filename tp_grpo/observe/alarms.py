@@ -1,15 +1,6 @@
 """Alarms on metrics.jsonl: what goes wrong in a run, by which numbers, why, and what to change.
 
-`check` is called once an epoch. `tracking.alarms` says what an alarm does:
-
-- `warn`: it is printed when it is raised; the run continues.
-- `stop`: it ends the run after the epoch's checkpoint. The same command resumes, and stops again
-  while the alarm stands, unless given `--config.tracking.alarms=warn`.
-- `rollback`: like `stop`, and the run exports the policy of `best_epoch` instead of the last. It
-  does not train on, for the same settings would lead to the same place, but prints the command that
-  does so with others. The checkpoints stay.
-- `off`: nothing is checked.
-
+`check` is called once an epoch; docs/troubleshooting.md says what `tracking.alarms` does about it.
 A record is a line of metrics.jsonl, {"kind": "train" | "eval", "epoch", name: number or None}. What
 is not logged raises no alarm. Limits apply to medians, since one epoch has a few dozen prompts.
 """

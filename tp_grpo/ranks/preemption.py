@@ -34,8 +34,8 @@ class Preemption:
         self.signal = 0  # its number; 0 for none
         self._signalled_at = self._begun = 0.0
         self._evaluates = False
-        self._epoch_s = self._evaluation_s = math.inf
-        self._write_s = math.inf if runtime.is_main else 0.0  # rank 0 writes
+        self._seconds = {"epoch": math.inf, "evaluation": math.inf}  # of the last one
+        self._seconds["write"] = math.inf if runtime.is_main else 0.0  # rank 0 writes
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -58,34 +58,29 @@ class Preemption:
     def epoch(self, *, evaluates: bool) -> Iterator[None]:
         """Time an epoch, from its first batch until its checkpoint begins to be written."""
         self._begun, self._evaluates = time.monotonic(), evaluates
-        yield
-        evaluation_s = self._evaluation_s if evaluates else 0.0
-        self._epoch_s = time.monotonic() - self._begun - evaluation_s
+        with self.timed("epoch"):
+            yield
+        self._seconds["epoch"] -= self._seconds["evaluation"] if evaluates else 0.0
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Time an evaluation."""
-        begun = time.monotonic()
-        yield
-        self._evaluation_s = time.monotonic() - begun
-
-    @contextmanager
-    def write(self) -> Iterator[None]:
-        """Time the writing of a checkpoint, on whatever thread."""
+    def timed(self, part: str) -> Iterator[None]:
+        """Time an "evaluation", or on any thread the "write" of a checkpoint."""
         begun = time.monotonic()
         try:
             yield
         finally:
-            self._write_s = time.monotonic() - begun
+            self._seconds[part] = time.monotonic() - begun
 
     def boundary(self) -> None:
         """Called by all ranks between batches. Raises Preempted if the grace is too short."""
-        number, passed, left = self.runtime.all_max([self.signal, self._passed(), self._left()])
+        now, known = time.monotonic(), self._seconds
+        passed = now - self._signalled_at if self.signal else 0.0
+        needed = known["epoch"] + (known["evaluation"] if self._evaluates else 0.0)
+        left = max(0.0, needed - (now - self._begun)) + known["write"]
+        number, passed, left = self.runtime.all_max([self.signal, passed, left])
         if number and passed + left > self.grace:
-            raise Preempted(
-                f"{signal.Signals(int(number)).name}: stopped at once, "
-                "the epoch would have taken too long"
-            )
+            name = signal.Signals(int(number)).name
+            raise Preempted(f"{name}: stopped at once, the epoch would have taken too long")
 
     def between(self, items: Iterable[T]) -> Iterator[T]:
         """The items, with a boundary before each; every rank has equally many."""
@@ -98,15 +93,6 @@ class Preemption:
         (number,) = self.runtime.all_max([self.signal])
         if number:
             raise Preempted(f"{signal.Signals(int(number)).name}: stopped after the epoch")
-
-    def _passed(self) -> float:
-        """Seconds since the signal; 0 without one."""
-        return time.monotonic() - self._signalled_at if self.signal else 0.0
-
-    def _left(self) -> float:
-        """Seconds until the epoch's checkpoint is on the disk; infinite if none was timed."""
-        needed = self._epoch_s + (self._evaluation_s if self._evaluates else 0.0)
-        return max(0.0, needed - (time.monotonic() - self._begun)) + self._write_s
 
 
 def stop_on_second_ctrl_c(words: str) -> None:

@@ -72,7 +72,7 @@ class AlarmGuard:
         best = self.runtime.all_gather_object(alarms.best_epoch(totals, checkpoints.epochs()))[0]
         if best is None:
             return f"No checkpoint to return to. {self._better(totals, best)}"
-        source, adapter = checkpoints.folder / f"epoch-{best}", self.folder / ADAPTER
+        source, adapter = checkpoints.path(best), self.folder / ADAPTER
         policy = f"holds the policy of epoch {best}, the best evaluated one"
 
         def write() -> None:

@@ -134,7 +134,7 @@ class RunFolder:
             self.checkpoints.check_room(snapshot)
 
             def write() -> None:
-                with self.preemption.write():
+                with self.preemption.timed("write"):
                     ema = snapshot.state["ema"]
                     self.checkpoints.save(
                         snapshot, lambda out: self._export(learner, out, card, ema)

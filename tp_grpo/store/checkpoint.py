@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed; verified by hash before they are used."""
+"""Checkpoints that are whole or absent: written as a draft, renamed, and verified by hash."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -19,19 +20,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tp_grpo.store import files
-from tp_grpo.store.compare import flatten
+from tp_grpo.store.compare import differences, flatten
 
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
 BEST = "best"
+META_FIELDS = ("epoch", "config", "scores", "tracker", "versions")  # of a Checkpoint
 LIBRARIES = ("torch", "diffusers", "peft")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `epoch` epochs: trainable weights by name, the optimizer's and EMA's state, and the config it had.
+    """A run after `epoch` epochs: trained weights by name, optimizer and EMA state, its config.
 
-    scores: of the evaluation after that epoch, by name; empty when there was none. tracker: the run's id there.
+    scores: of that epoch's evaluation by name, empty without one; tracker: the run's id there;
     versions: of the libraries that wrote it.
     """
 
@@ -45,64 +47,55 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: the `keep` newest, the best, and every `keep_every`-th for good.
+    """A run's folder `checkpoints/`: the `keep` newest, the best, and every `keep_every`-th.
 
-    best: the score whose highest value marks the best, by the link `best`; "" for none.
+    best: the score whose highest value marks the best by a link of that name; "" for none.
     """
 
     def __init__(self, folder: Path, keep_every: int, keep: int = 2, best: str = "") -> None:
         self.folder, self.keep_every, self.keep, self.best_by = folder, keep_every, keep, best
 
-    def save(self, checkpoint: Checkpoint, export: Callable[[Path], None]) -> Path:
-        """Write `epoch-N`; a crash at any moment leaves the one before it whole. Returns its folder.
+    def path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}"
 
-        export: writes what the checkpoint is good for elsewhere into the folder it is given, `adapter/`.
-        Raises NoRoomError when the disk is full; then nothing is changed.
+    def save(self, checkpoint: Checkpoint, export: Callable[[Path], None]) -> None:
+        """Write `epoch-N`; a crash at any moment leaves the one before it whole.
+
+        export: writes the policy for use elsewhere into a folder. Raises NoRoomError if the disk is
+        full; then nothing changes.
         """
-        final = self.folder / f"epoch-{checkpoint.epoch}"
-        with files.whole(final, self._needed(checkpoint)) as draft:
+        with files.whole(self.path(checkpoint.epoch), self._needed(checkpoint)) as draft:
             draft.mkdir()
-            save_file(
-                {name: value.contiguous() for name, value in checkpoint.weights.items()},
-                draft / WEIGHTS,
-            )
+            weights = {name: value.contiguous() for name, value in checkpoint.weights.items()}
+            save_file(weights, draft / WEIGHTS)
             torch.save(checkpoint.state, draft / STATE)
             export(draft / ADAPTER)
             written = sorted(path for path in draft.rglob("*") if path.is_file())
-            meta = {
-                "epoch": checkpoint.epoch,
-                "config": checkpoint.config,
-                "scores": checkpoint.scores,
-                "tracker": checkpoint.tracker,
-                "versions": checkpoint.versions,
-                "sha256": {str(path.relative_to(draft)): files.sha256(path) for path in written},
-            }
+            meta = {name: getattr(checkpoint, name) for name in META_FIELDS}
+            meta["sha256"] = {str(path.relative_to(draft)): files.sha256(path) for path in written}
             (draft / META).write_text(_sealed(meta))
         self.tidy()
-        return final
 
     def check_room(self, checkpoint: Checkpoint) -> None:
-        """Raises NoRoomError when the disk has no room for it, before anything is written."""
+        """Raises NoRoomError if the disk has no room for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.check_room(self.folder / f"epoch-{checkpoint.epoch}", self._needed(checkpoint))
+        files.check_room(self.path(checkpoint.epoch), self._needed(checkpoint))
 
     def _needed(self, checkpoint: Checkpoint) -> int:
-        """Bytes: as many as the one before took, and at least the tensors'."""
-        before = [files.size(self.folder / f"epoch-{epoch}") for epoch in self.epochs()[-1:]]
+        """Bytes: those of the checkpoint before, and at least the tensors'."""
+        before = [files.size(self.path(epoch)) for epoch in self.epochs()[-1:]]
         return max(_bytes(checkpoint.weights) + _bytes(checkpoint.state), *before, 0)
 
     def add_scores(self, epoch: int, scores: Mapping[str, float]) -> None:
-        """Of an evaluation that was made up for after the checkpoint was written."""
-        path = self.folder / f"epoch-{epoch}" / META
-        meta = _read_meta(path.parent)
-        with files.whole(path) as draft:
+        """Add scores from an evaluation that ran after its checkpoint was saved."""
+        meta = _read_meta(self.path(epoch))
+        with files.whole(self.path(epoch) / META) as draft:
             draft.write_text(_sealed({**meta, "scores": dict(scores)}))
         self.tidy()
 
     def tidy(self) -> None:
-        """Mark the best and remove what need not stay, or a kill has left half removed."""
-        best = self.best()
-        link = self.folder / BEST
+        """Mark the best; remove what need not stay, and what a kill has left half removed."""
+        best, link = self.best(), self.folder / BEST
         if best is None:
             link.unlink(missing_ok=True)
         elif not link.is_symlink() or os.readlink(link) != f"epoch-{best}":
@@ -112,25 +105,18 @@ class Checkpoints:
             draft.replace(link)
         for epoch in self.epochs()[: -self.keep]:
             if epoch % self.keep_every and epoch != best:
-                files.remove(self.folder / f"epoch-{epoch}")
+                files.remove(self.path(epoch))
         for left in self.folder.glob(f"{files.DOOMED}*"):
             shutil.rmtree(left)
 
     def best(self) -> int | None:
-        """The epoch with the highest score, the first of equals; None where none has one."""
-        found: list[tuple[float, int]] = []
-        for epoch in self.epochs():
-            try:
-                score = (
-                    _read_meta(self.folder / f"epoch-{epoch}")
-                    .get("scores", {})
-                    .get(self.best_by, math.nan)
-                )
-            except ValueError:  # `newest` and `load` speak of damage
-                continue
-            if not math.isnan(score):
-                found.append((score, -epoch))
-        return -max(found)[1] if found else None
+        """The epoch with the highest score, the first of equals; None if none has one."""
+        scores = {
+            epoch: meta.get("scores", {}).get(self.best_by, math.nan)
+            for epoch, meta in self._readable()
+        }
+        known = {epoch: score for epoch, score in scores.items() if not math.isnan(score)}
+        return max(known, key=known.__getitem__, default=None)
 
     def epochs(self) -> list[int]:
         """The epochs that have a checkpoint, in order."""
@@ -138,46 +124,44 @@ class Checkpoints:
         return sorted(int(name.removeprefix("epoch-")) for name in names)
 
     def came_from(self, path: str) -> bool:
-        """Whether the newest whole checkpoint was written by a run with `checkpoint.resume` = path."""
-        for epoch in reversed(self.epochs()):
-            try:
-                return (
-                    flatten(_read_meta(self.folder / f"epoch-{epoch}")["config"]).get(
-                        "checkpoint.resume"
-                    )
-                    == path
-                )
-            except ValueError:  # `newest` speaks of damage
-                continue
-        return False
+        """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""
+        newest = [meta["config"] for _, meta in self._readable()][-1:]
+        return any(flatten(config).get("checkpoint.resume") == path for config in newest)
+
+    def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Epochs with their META, in order; `newest` and `load` report damaged ones."""
+        for epoch in self.epochs():
+            with contextlib.suppress(ValueError):
+                yield epoch, _read_meta(self.path(epoch))
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, None if there never was one; a damaged one is passed over with a warning.
+        """The newest whole checkpoint, None if there never was one; warns of damaged ones.
 
-        Raises ValueError when there are some and all are damaged: a run must not begin again unasked.
+        Raises ValueError if all are damaged: a run must not start again unasked.
         """
         for epoch in reversed(self.epochs()):
             try:
-                return load(self.folder / f"epoch-{epoch}")
+                return load(self.path(epoch))
             except ValueError as error:
                 warnings.warn(f"{error}; trying the one before it", stacklevel=2)
         if self.epochs():
             raise ValueError(
-                f"every checkpoint in {self.folder} is damaged; move the run's folder away to begin again"
+                f"every checkpoint in {self.folder} is damaged; move the run's folder away to "
+                "start again"
             )
         return None
 
     def forget_after(self, epoch: int) -> None:
-        """Remove the checkpoints of later epochs: the run goes on from `epoch`, and `auto` must find it."""
+        """Remove later checkpoints: the run resumes from `epoch`, and `auto` must find it."""
         for later in self.epochs():
             if later > epoch:
-                files.remove(self.folder / f"epoch-{later}")
+                files.remove(self.path(later))
         if self.folder.is_dir():
             self.tidy()
 
 
 def load(folder: Path) -> Checkpoint:
-    """Raises ValueError when a file is missing or its content is not what was saved."""
+    """Raises ValueError if a file is missing or its content is not what was saved."""
     meta = _read_meta(folder)
     for name, digest in meta["sha256"].items():
         if not (folder / name).is_file():
@@ -187,35 +171,29 @@ def load(folder: Path) -> Checkpoint:
                 f"checkpoint {folder}: {name} is damaged (its SHA-256 is not the one in {META})"
             )
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    rest = (meta["config"], meta["scores"], meta["tracker"], meta["versions"])
-    return Checkpoint(meta["epoch"], load_file(folder / WEIGHTS), state, *rest)
+    fields = {name: meta[name] for name in META_FIELDS}
+    return Checkpoint(weights=load_file(folder / WEIGHTS), state=state, **fields)
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that the numbers depend on."""
+    """{library: version} for those that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def warn_of_versions(found: Checkpoint) -> None:
-    """Other versions than the checkpoint's may round otherwise: the run goes on, but not bit for bit."""
-    now = versions()
-    changed = [
-        f"{name} {old} then, {now.get(name)} now"
-        for name, old in found.versions.items()
-        if old != now.get(name)
-    ]
-    if changed:
+def warn_of_versions(checkpoint: Checkpoint) -> None:
+    """Warns if other versions wrote it, which may round otherwise."""
+    if changed := differences(checkpoint.versions, versions()):
         warnings.warn(
-            f"epoch {found.epoch} was written by other versions ({'; '.join(changed)}): the run goes on, but need not "
-            "give the numbers it would have given",
+            f"epoch {checkpoint.epoch} was written by other versions, so this run may give other "
+            "numbers than it would have:\n" + "\n".join(changed.values()),
             stacklevel=2,
         )
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """Raises ValueError when it is missing, is not JSON, or is not what was written."""
+    """Raises ValueError if it is missing, is not JSON, or is not what was written."""
     if not (folder / META).is_file():
-        raise ValueError(f"checkpoint {folder}: there is no {META}")
+        raise ValueError(f"checkpoint {folder}: no {META}")
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
         seal = meta.pop("seal")
@@ -237,7 +215,7 @@ def _seal(meta: Mapping[str, Any]) -> str:
 
 
 def _bytes(value: Any) -> int:
-    """Of all tensors in nested containers."""
+    """The size of all tensors in nested containers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
 
 

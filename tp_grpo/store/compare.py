@@ -33,7 +33,7 @@ FREE_FIELDS = (
     "rewards.scorers.*.remote",
     "rewards.scorers.*.patience",
 )
-# What a run that branches off another's checkpoint must keep: what the weights and states belong to.
+# What a run that branches off another's checkpoint must keep: what its weights and states are of.
 BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
 
 

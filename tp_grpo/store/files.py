@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever moment a run is killed at, and disks that are full."""
+"""Files and folders that are whole or absent, whenever a run is killed; and full disks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-DOOMED = ".doomed-"  # prefix of folders being removed
+DOOMED = ".doomed-"  # prefix of folders that are being removed
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NoRoomError(OSError):
-    """The disk is full. The message says where, how many bytes were needed and how many were free."""
+    """The disk is full. The message says where, and how many bytes were needed and free."""
 
 
 @contextmanager
 def whole(path: Path, needed: int = 0) -> Iterator[Path]:
-    """Inside, write a file or a folder at the path given; afterwards it is flushed and takes the name `path`.
+    """Inside, write a file or folder at the path yielded; then it is flushed and renamed to `path`.
 
-    What was called `path` stays as it was when anything goes wrong; a folder is gone for the moment between two
-    renames. needed: bytes about to be written, 0 when not known. Raises NoRoomError when the disk has no room for them.
+    If anything fails, the old `path` stays; an old folder is absent between two renames.
+    needed: bytes about to be written, 0 if unknown. Raises NoRoomError if the disk is too full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".draft-{path.name}")
@@ -50,7 +50,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
 
 
 def check_room(path: Path, needed: int) -> int:
-    """Bytes free where `path` is to be; its folder is there. Raises NoRoomError when fewer than `needed` are."""
+    """Bytes free where `path` will be; raises NoRoomError if fewer than `needed`."""
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise _no_room(path, needed, free)
@@ -58,7 +58,7 @@ def check_room(path: Path, needed: int) -> int:
 
 
 def remove(path: Path) -> None:
-    """A folder or a file, if it is there; a folder loses its name first, so that half of it is never found."""
+    """Remove a file or folder, if present; a folder is renamed first, so that no half is read."""
     if path.is_dir():
         doomed = path.with_name(f"{DOOMED}{path.name.lstrip('.')}")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """What was written is on the disk when this returns."""
+    """Write it through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -78,9 +78,9 @@ def flush(path: Path) -> None:
 
 
 def hold(path: Path) -> IO[str]:
-    """Lock a file for this process, until what is returned is closed or the process ends, however it ends.
+    """Lock a file for this process until the file returned is closed or the process ends.
 
-    Raises ValueError, which names the holder, when another process has it. A file system without locks gives none.
+    Raises ValueError, naming the holder, if another process has it. Some file systems do not lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -100,7 +100,7 @@ def hold(path: Path) -> IO[str]:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """A JSON line in one write. Raises NoRoomError."""
+    """Append a JSON line in one write. Raises NoRoomError."""
     try:
         with path.open("a") as file:
             file.write(json.dumps(values) + "\n")
@@ -111,20 +111,20 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line that was cut short is as good as none."""
-    found = []
+    """The objects of a JSON-lines file, without lines that were cut short."""
+    values = []
     for line in path.read_bytes().splitlines():
         try:
             value = json.loads(line)
         except ValueError:
             continue
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, read a piece at a time: a fully trained transformer does not fit in memory twice."""
+    """The digest of a file's content, read in pieces: it may be larger than the memory left."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 24):
@@ -138,10 +138,9 @@ def size(path: Path) -> int:
 
 
 def _says_full(error: BaseException) -> bool:
-    # safetensors has an exception of its own for what is an OSError elsewhere.
-    return (
-        isinstance(error, OSError) and error.errno in _NO_SPACE
-    ) or "No space left on device" in str(error)
+    # safetensors raises an exception of its own, which is no OSError.
+    full = isinstance(error, OSError) and error.errno in _NO_SPACE
+    return full or "No space left on device" in str(error)
 
 
 def _no_room(path: Path, needed: int, free: int) -> NoRoomError:

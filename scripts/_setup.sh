@@ -23,14 +23,14 @@ check() {
     local lack free held
     lack="$("$1" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("it is Python %d.%d" % sys.version_info[:2])
 import venv, ensurepip' 2>&1 | tail -n 1)" || fail "'$1' cannot make .venv: ${lack:-it does not run}" \
-        "Python 3.10 or newer with venv and ensurepip is needed. Debian, Ubuntu: apt-get install python3-venv;" \
-        "others: https://www.python.org/downloads/; another: PYTHON=/path/to/python3 bash scripts/$(basename "$0")"
+        "Python 3.10 or newer with venv and ensurepip is needed. Debian and Ubuntu: apt-get install python3-venv," \
+        "others: https://www.python.org/downloads/. Name it by PYTHON=/path/to/python3 bash scripts/$(basename "$0")"
     free="$(df -Pk "$ROOT" | awk 'NR == 2 { print $4 }')"
     # What an earlier attempt left, in kB too, needs no more room.
     held="$({ du -sck "$VENV" "${UV_CACHE_DIR:-${HOME:-}/.cache/uv}" 2>/dev/null || true; } | awk 'END { print $1 + 0 }')"
     [ $((free + held)) -ge $((DISK_GB * 1048576)) ] ||
         fail "too little disk: $((free / 1048576)) GB free at $ROOT, $DISK_GB GB needed" \
-            "torch with its CUDA libraries is most of it; make room, or move the repository to a larger disk"
+            "Most of it is torch with its CUDA libraries. Make room, or move the repository to a larger disk."
 }
 
 # uv_install FILES: from pip's mirror if it has one; uv's cache is in .venv if uv cannot link files from it.
@@ -68,9 +68,9 @@ install() {
     if uv_install "$@"; then inputs "$@" >"$STATE" && return; fi
     # What failed before it changed a package leaves .venv as good as it was.
     if [ -z "$(find "$VENV/lib" -newer "$STATE" | head -n 1)" ]; then echo "$before" >"$STATE"; fi
-    fail "uv could not install $*; its own words are above" \
-        "a failed download: run this again, what came is kept; proxy: https_proxy; mirror: PIP_INDEX_URL" \
-        "no wheel: there are some for Python 3.10 to 3.14 on Linux (glibc 2.28) and macOS 14 (Apple silicon)"
+    fail "uv could not install $*; its own message is above" \
+        "If a download failed, run this again: finished ones are kept. Proxy: https_proxy; mirror: PIP_INDEX_URL." \
+        "Wheels exist for Python 3.10 to 3.14 on Linux (glibc 2.28 or newer) and macOS 14 (Apple silicon)."
 }
 
 prepare() {

@@ -1,7 +1,7 @@
-"""quickstart.sh and test.sh with a pretended Python and uv: what they report, and when they install.
+"""quickstart.sh and test.sh with a pretended Python and uv: what they report, when they install.
 
-The pretended Python is a shell script that answers the few questions asked of it, makes a `.venv` holding a copy of
-itself, and installs the pretended uv, which writes what it is asked to a file.
+The pretended Python is a shell script that answers the few questions asked of it, makes a `.venv`
+holding a copy of itself, and installs the pretended uv, which writes its arguments to a file.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Whether it is new enough and has the modules is answered by this very Python, as if it were of FAKE_VERSION.
+# The real Python, as if it were of FAKE_VERSION, answers whether it is new enough.
 FAKE_PYTHON = f"""#!/bin/bash
 case "$*" in
     *"print("*"sys.version_info"*) echo "${{FAKE_VERSION:-3.12}}" ;;
@@ -25,7 +25,7 @@ case "$*" in
 $2" ;;
     *"sys._base_executable"*) echo "$(dirname "$CALLS")/python" ;;
     "-m venv "*) mkdir -p "$3/bin" "$3/lib" && cp "$0" "$3/bin/python" ;;
-    "-m pip config get global.index-url") if [ -n "$FAKE_PIP_CONFIG" ]; then echo "$FAKE_PIP_CONFIG"; else exit 1; fi ;;
+    "-m pip config get global.index-url") echo "${{FAKE_PIP_CONFIG:?}}" ;;
     "-m pip install "*)
         echo "pip ${{*:$#}}" >>"$CALLS"
         cp "$(dirname "$CALLS")/uv" "$(dirname "$0")/uv" ;;
@@ -47,7 +47,8 @@ case "$*" in
         env >"$CALLS.env"
         if [ -n "$FAKE_UV_SAYS" ]; then echo "$FAKE_UV_SAYS" >&2; fi
         if [ -n "$FAKE_UV_WRITES" ]; then sleep 0.02; touch "$VENV/lib/half a package"; fi
-        if [ -n "$FAKE_UV_WAITS" ]; then touch "$CALLS.waits"; while [ -e "$CALLS.waits" ]; do sleep 0.02; done; fi
+        if [ -n "$FAKE_UV_WAITS" ]; then touch "$CALLS.waits"; fi
+        while [ -e "$CALLS.waits" ]; do sleep 0.02; done
         if [ -n "$FAKE_UV_KILLS" ]; then kill -KILL "$(cat "$CALLS.shell")"; fi
         exit "${FAKE_UV_FAILS:-0}" ;;
     *) echo "not foreseen: $*" >&2; exit 99 ;;
@@ -59,7 +60,7 @@ DEV = "uv -rrequirements.txt -rrequirements-dev.txt"
 
 
 class Checkout:
-    """A copy of the scripts in a folder whose name has a space, next to the pretended Python and uv."""
+    """The scripts in a folder whose name has a space, next to the pretended Python and uv."""
 
     def __init__(self, folder: Path):
         self.root = folder / "a copy"
@@ -339,14 +340,14 @@ def test_failure_of_uv_is_shown_with_a_hint(checkout: Checkout, says: str) -> No
         "run this again",
         "https_proxy",
         "PIP_INDEX_URL",
-        "no wheel",
+        "Wheels exist",
     )
     assert checkout.take_calls() == [CORE]
 
 
 def test_failed_download_keeps_a_good_venv(installed: Checkout) -> None:
     installed.change_requirements()
-    fails(installed.quickstart(FAKE_UV_FAILS="1"), "a failed download")
+    fails(installed.quickstart(FAKE_UV_FAILS="1"), "a download failed")
     installed.take_calls()
     is_installed_in_place(installed)
 

@@ -76,14 +76,12 @@ def _step(axes: Axes, trajectory: dict[str, Any], k: int) -> None:
     credit = float(trajectory["reward"][k])
     color = (GOOD if credit > 0 else BAD) if turning else PLAIN
     axes.plot([k, k + 1], ladder[k : k + 2], color=color, linewidth=4 if turning else 2)
-    label = f"step {k}: {ladder[k + 1] - ladder[k]:+.2f}"
+    label = f"step {k}: ${ladder[k + 1] - ladder[k]:+.2f}$"
     if turning:
         axes.axvspan(k, k + 1, color=color, alpha=0.1, linewidth=0)
-        label += f"\nturning point: $R_{{{len(ladder) - 1}}} - R_{{{k}}}$ = {credit:+.2f}"
-    label = label.replace("-0", "−0").replace("-1", "−1")
-    below = axes.get_xaxis_transform()
+        label += f"\nturning point\n$R_{{{len(ladder) - 1}}} - R_{{{k}}}$ = ${credit:+.2f}$"
     style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 11, "color": color}
-    axes.text(k + 0.5, -0.03, label, transform=below, **style)
+    axes.text(k + 0.5, -0.03, label, transform=axes.get_xaxis_transform(), **style)
 
 
 def _rewards(axes: Axes, ladder: list[float]) -> None:

@@ -21,6 +21,7 @@ from tp_grpo.types import PromptBatch
 SPLITS = {"prompts.train": "train", "prompts.eval": "test"}
 # The last two are Flow-GRPO's (arXiv 2505.05470).
 FILE_NAMES = ("{}.jsonl", "{}_metadata.jsonl", "{}.txt")
+ACCEPTED = "a .txt or .jsonl file, a folder of them, or a module:function"
 # scripts/prepare_prompts.py makes these without a list of prompts.
 BUILT_IN = ("geneval", "general_ocr", "pickscore")
 
@@ -63,8 +64,7 @@ def load(source: str, *, field: str) -> PromptSet:
     Raises ValueError that names the field and up to `lines.SHOWN` bad lines.
     """
     if not source:
-        expected = "name a .txt or .jsonl file, a folder of them, or a module:function"
-        raise ValueError(f"{field} is empty: {expected}")
+        raise ValueError(f"{field} is empty: name {ACCEPTED}")
     setting, path, unit = f"{field} = {source!r}", Path(source), "line"
     if path.is_dir():
         path = _file_in(path, field)
@@ -73,8 +73,7 @@ def load(source: str, *, field: str) -> PromptSet:
     elif ":" in source:
         lines, unit = _call(source, setting), "item"
     else:
-        expected = "a .txt or .jsonl file, a folder of them, or a module:function"
-        raise ValueError(f"{setting} is not {expected}{_how_to_make(path)}")
+        raise ValueError(f"{setting} is not {ACCEPTED}{_how_to_make(path)}")
     if not lines:
         raise ValueError(f"{setting} holds no prompts")
     long = [line.number for line in lines if len(line.prompt.split()) > CLIP_WORDS]
@@ -111,14 +110,11 @@ def epoch_groups(n: int, *, seed: int, epoch: int, groups: int) -> list[int]:
         )
     shuffle, position = divmod(epoch, n // groups)
     order = np.random.default_rng([seed, shuffle]).permutation(n)
-    chosen: list[int] = order[position * groups : (position + 1) * groups].tolist()
-    return chosen
+    return list(map(int, order[position * groups : (position + 1) * groups]))
 
 
 class _Line(NamedTuple):
-    """number: from 1, of a line in its file or of an item that a function returned."""
-
-    number: int
+    number: int  # from 1, of a line in its file or of an item that a function returned
     prompt: str
     metadata: dict[str, Any]
 
@@ -143,9 +139,9 @@ def _file_in(folder: Path, field: str) -> Path:
 def _how_to_make(path: Path) -> str:
     """The command that makes a file of this name, if one does."""
     folder = path.parent if path.suffix else path
-    standard = str(folder.parent) == "dataset"
     if folder.name in BUILT_IN:
-        out = "" if standard else f" --out {shlex.quote(str(folder.parent))}"
+        default = str(folder.parent) == "dataset"
+        out = "" if default else f" --out {shlex.quote(str(folder.parent))}"
         return f"; make it with `python scripts/prepare_prompts.py {folder.name}{out}`"
     if folder.parent.name == "dataset":
         command = f"python scripts/prepare_prompts.py text FILE --name {folder.name}"

@@ -67,12 +67,9 @@ def read_all(folders: Iterable[Path]) -> list[Run]:
     """Runs of the same name are called PARENT/NAME. ValueError for a folder without a run."""
     runs = [read(folder) for folder in folders]
     names = [run.name for run in runs]
-    return [
-        run
-        if names.count(run.name) == 1
-        else replace(run, name=f"{run.folder.resolve().parent.name}/{run.name}")
-        for run in runs
-    ]
+    paths = [f"{run.folder.resolve().parent.name}/{run.name}" for run in runs]
+    shown = [n if names.count(n) == 1 else path for n, path in zip(names, paths, strict=True)]
+    return [replace(run, name=name) for run, name in zip(runs, shown, strict=True)]
 
 
 def columns(lines: Lines) -> Table:
@@ -101,7 +98,7 @@ def gains(folder: Path) -> list[dict[str, Any]]:
     (before, prompts), (after, prompts_after) = tensors(paths[0]), tensors(paths[-1])
     if prompts != prompts_after:
         raise ValueError(f"{paths[0]} and {paths[-1]} have different prompts: not comparable")
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name in sorted(before.keys() - {"images"}, key=rank):
         change = after[name] - before[name]
         if change.isnan().all():

@@ -14,6 +14,7 @@ from tp_grpo.observe.tracking import by_epoch
 from tp_grpo.report import charts, reference
 from tp_grpo.report.charts import Chart
 from tp_grpo.report.data import AXES, Run, read_all, tensors
+from tp_grpo.report.reference import Curves
 from tp_grpo.report.strips import turn
 
 # Okabe and Ito's, which colour-blind readers can tell apart.
@@ -26,11 +27,7 @@ MANY = 30  # points of a training curve that is smoothed
 
 
 def save(
-    folders: Sequence[Path],
-    out: Path,
-    *,
-    axis: str = "updates",
-    against: dict[str, Any] | None = None,
+    folders: Sequence[Path], out: Path, *, axis: str = "updates", against: Curves | None = None
 ) -> list[Path]:
     """A file a section of curves; for each run its turning points and a group of its ladders.
 

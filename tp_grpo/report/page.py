@@ -15,15 +15,14 @@ from tp_grpo.observe import alarms
 from tp_grpo.observe.tracking import by_epoch
 from tp_grpo.report import charts, reference
 from tp_grpo.report.data import AXES, Run, before_and_after, differences, gains, read_all
+from tp_grpo.report.reference import Curves
 from tp_grpo.report.strips import BUDGET, trajectories
 from tp_grpo.store import files
 
 PAIRS = 48  # before and after, in a page
 
 
-def write(
-    folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any] | None = None
-) -> None:
+def write(folders: Path | Sequence[Path], page: Path, *, against: Curves | None = None) -> None:
     """Read the runs and write the page; `against`: reference curves of `reference.load`.
 
     Raises ValueError when a folder holds no run.

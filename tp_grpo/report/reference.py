@@ -11,6 +11,7 @@ from typing import Any
 from tp_grpo.report.charts import HELD_OUT, TRAINING, charts, digits
 from tp_grpo.report.data import AXES, Run, Table, differences
 
+Curves = dict[str, Any]  # {"name", "bands"}
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"
 
 
@@ -41,17 +42,16 @@ def _band(label: str, runs: list[Run]) -> dict[str, Any]:
     return band
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str) -> Curves:
     """The curves `name` of docs/curves, or a .json file's. ValueError names the known ones."""
     path = Path(name) if name.endswith(".json") else CURVES / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in CURVES.glob("*.json"))) or "none"
         raise ValueError(f"no reference curves {name!r} ({path}); known: {known}")
-    curves: dict[str, Any] = json.loads(path.read_text())
-    return {"name": path.stem} | curves
+    return {"name": path.stem, **json.loads(path.read_text())}
 
 
-def chosen(curves: dict[str, Any], runs: list[Run]) -> list[dict[str, Any]]:
+def chosen(curves: Curves, runs: list[Run]) -> list[dict[str, Any]]:
     """The bands of the runs' credits, or all bands if none matches.
 
     Each with `run`, the first run of its credit (or None), and `differs`, rows {"run", "field",

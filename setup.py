@@ -3,6 +3,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "geneval": ["open_clip_torch>=2.24", "scipy>=1.11"],
     "ocr": ["rapidocr>=3.10", "onnxruntime>=1.18", "rapidfuzz>=3.0"],
+    "judge": ["openai>=2.0", "httpx>=0.27"],
     "server": ["fastapi>=0.110", "uvicorn>=0.29", "httpx>=0.27"],
     "data": ["datasets>=3.0"],
     "8bit": ["bitsandbytes>=0.50"],

@@ -1,8 +1,8 @@
-"""Compare the methods on a recipe: python benchmarks/credit.py [--recipe shapes_tiny] [--seeds 4] [--jobs 2]
+"""Compare the methods: python benchmarks/credit.py [--recipe shapes_tiny] [--seeds 4] [--jobs 2]
 
-Trains every method with every seed (a run that is finished is not repeated, one that was stopped goes on), prints the
-held-out score against updates, model evaluations and seconds as Markdown, and draws it. An option of scripts/train.py,
-such as --config.epochs=5, goes to all runs.
+Trains every method with every seed (finished runs are kept, stopped ones resume), prints the
+held-out score against updates, model evaluations and seconds as Markdown, and draws it. An option of
+scripts/train.py, such as --config.epochs=5, goes to all runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Method:
 
 MULTISTEP = {"sample.completion": "multistep", "sample.completion_steps": 3}
 METHODS = {
-    # Without branches an epoch takes less than half the seconds: it gets as many seconds, roughly, as the others.
+    # Without branches an epoch takes less than half the seconds: twice the epochs.
     BASELINE: Method("terminal", "terminal", "flow_grpo", longer=2),
     "incremental": Method("incremental", "incremental"),
     "TP-GRPO": Method("turning_point", "turning_point"),
@@ -139,7 +139,8 @@ def main() -> None:
     load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
     machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
     print(
-        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}; figure: {figure}\n"
+        f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}; "
+        f"figure: {figure}\n"
     )
     print(f"{curves.compare(found, BASELINE)}\n\n{curves.table(found)}")
 

@@ -1,4 +1,4 @@
-"""Held-out score against updates, evaluations and seconds: what credit.py reads, draws and compares."""
+"""Held-out score against updates, evaluations and seconds: as credit.py compares it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLORS = ("#000000", "#e69f00", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc
 class Curve:
     """A method at the epochs that all its seeds evaluated, the base model first.
 
-    updates, evaluations, seconds (E,): from the start, without evaluations of held-out prompts; scores (seeds, E);
+    updates, evaluations, seconds (E,): from the start, evaluations apart; scores (seeds, E);
     gains (seeds, E) of (gain over the base, its standard error over prompts).
     """
 
@@ -57,14 +57,14 @@ class Curve:
         ]
 
     def at(self, second: float) -> tuple[float, float]:
-        """Mean score after so many seconds, between evaluations linearly, and its standard error over seeds."""
+        """Mean score after N seconds, linear between evaluations, and its error over seeds."""
         own = [float(np.interp(second, self.seconds, scores)) for scores in self.scores]
         return statistics.mean(own), statistics.stdev(own) / len(own) ** 0.5 if len(
             own
         ) > 1 else 0.0
 
     def seconds_to(self, score: float) -> float | None:
-        """When the mean first reaches that score, between evaluations linearly; None if it does not."""
+        """When the mean first reaches that score, linear between evaluations; None if never."""
         mean = self.mean
         for i, (here, there) in enumerate(itertools.pairwise(mean)):
             if here < score <= there:
@@ -74,7 +74,7 @@ class Curve:
 
 
 def read(folders: Sequence[Path], score: str) -> Curve:
-    """The runs of a method's seeds. Seconds of an epoch: the median of the run that other work disturbed least."""
+    """The runs of a method's seeds. An epoch's seconds: the median of the least disturbed run."""
     training = [_training(folder) for folder in folders]
     second = min(statistics.median(line["seconds"] for line in lines) for lines in training)
     paths = [_evaluations(folder) for folder in folders]
@@ -90,7 +90,7 @@ def read(folders: Sequence[Path], score: str) -> Curve:
 
 
 def compare(curves: dict[str, Curve], baseline: str) -> str:
-    """A row a method: after equal updates, after equal seconds, and how long it takes to the baseline's scores."""
+    """A row a method: after equal updates, equal seconds, and the time to the baseline's scores."""
     updates = min(curve.updates[-1] for curve in curves.values())
     seconds = min(curve.seconds[-1] for curve in curves.values())
     head = ["method", f"after {updates:.0f} updates", f"after {seconds:.0f} s"]

@@ -1,8 +1,9 @@
-"""The yardstick: TP-GRPO as its paper tells it (arXiv 2602.06422), one thing after the other, and nothing of tp_grpo.
+"""The yardstick: TP-GRPO as its paper describes it (arXiv 2602.06422), without anything of tp_grpo.
 
-First the stochastic trajectory; then the ODE to the end from each state on its way, one state at a time; then the ODE
-from the initial noise; then an update with one backward pass a step. Legend: `B` samples, `K` SDE steps, `T` denoising
-steps, `*L` latent dims. The velocity is a callable of x (B, *L) and the step; sigmas (T+1,) fall from 1 to 0.
+`sample` draws the stochastic trajectory, then completes each of its states by the ODE, one after
+the other. `update` makes one backward pass per step. Legend: `B` samples, `K` SDE steps, `T`
+denoising steps, `*L` latent dims. The velocity is a callable of x (B, *L) and the step; sigmas
+(T+1,) fall from 1 to 0.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ Velocity = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Sampled:
-    """states (K+1) of (B, *L); log_probs (K) of (B,); clean (K+1) of (B, *L): by k SDE steps and then the ODE."""
+    """K stochastic steps, and the image that each of the K + 1 states leads to."""
 
-    states: list[Tensor]
-    log_probs: list[Tensor]
-    clean: list[Tensor]
+    states: list[Tensor]  # K + 1 of (B, *L)
+    log_probs: list[Tensor]  # K of (B,)
+    clean: list[Tensor]  # K + 1 of (B, *L), by k SDE steps and then the ODE
 
 
 def transition(
@@ -31,19 +32,18 @@ def transition(
 ) -> tuple[Tensor, Tensor]:
     """Mean and std of the coefficients-preserving step (Flow-CPS, arXiv 2509.05952)."""
     std = sigma_next * math.sin(noise_level * math.pi / 2)
-    mean = (1 - sigma_next) * (x - sigma * v) + (sigma_next**2 - std**2).sqrt() * (
-        x + (1 - sigma) * v
-    )
+    clean, predicted_noise = x - sigma * v, x + (1 - sigma) * v
+    mean = (1 - sigma_next) * clean + (sigma_next**2 - std**2).sqrt() * predicted_noise
     return mean, std
 
 
 def log_prob(x_next: Tensor, mean: Tensor) -> Tensor:
-    """(B,); without constants and variance, as Flow-CPS has it."""
+    """Log-probability (B,), without constants and variance, as Flow-CPS defines it."""
     return -((x_next - mean) ** 2).flatten(1).mean(1)
 
 
 def follow(velocity: Velocity, x: Tensor, sigmas: Tensor, start: int) -> Tensor:
-    """The ODE from x at `sigmas[start]` to the end, by Euler's steps."""
+    """Follow the ODE from x at `sigmas[start]` to the end by Euler's steps."""
     for i in range(start, len(sigmas) - 1):
         x = x + velocity(x, i) * (sigmas[i + 1] - sigmas[i])
     return x
@@ -53,7 +53,7 @@ def follow(velocity: Velocity, x: Tensor, sigmas: Tensor, start: int) -> Tensor:
 def sample(
     velocity: Velocity, x: Tensor, sigmas: Tensor, noise: Tensor, *, noise_level: float
 ) -> Sampled:
-    """K SDE steps from x (B, *L), the first of all steps, with noise (B, K, *L); and all K + 1 completions."""
+    """K SDE steps from x (B, *L) with noise (B, K, *L), then all K + 1 completions."""
     states, log_probs = [x], []
     for k in range(noise.shape[1]):
         mean, std = transition(x, velocity(x, k), sigmas[k], sigmas[k + 1], noise_level)
@@ -79,20 +79,18 @@ def update(
     beta: float,
     max_grad_norm: float,
 ) -> float:
-    """One step on the clipped surrogate with the KL to the frozen model; advantages (B, K). The gradient's norm."""
+    """One step on the clipped surrogate and the KL; advantages (B, K) -> gradient norm."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     steps = len(sampled.log_probs)
     for k in range(steps):
         x, x_next = sampled.states[k], sampled.states[k + 1]
         mean, std = transition(x, velocity(x, k), sigmas[k], sigmas[k + 1], noise_level)
         with torch.no_grad():
-            mean_reference, _ = transition(
-                x, reference(x, k), sigmas[k], sigmas[k + 1], noise_level
-            )
+            frozen, _ = transition(x, reference(x, k), sigmas[k], sigmas[k + 1], noise_level)
         ratio = (log_prob(x_next, mean) - sampled.log_probs[k]).exp()
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         policy = torch.maximum(-advantages[:, k] * ratio, -advantages[:, k] * clipped).mean()
-        divergence = ((mean - mean_reference) ** 2 / (2 * std**2)).mean()
+        divergence = ((mean - frozen) ** 2 / (2 * std**2)).mean()
         ((policy + beta * divergence) / steps).backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()

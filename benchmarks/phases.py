@@ -1,4 +1,4 @@
-"""Where the seconds of a real epoch go: python benchmarks/phases.py [--recipe shapes_tiny]. Part of speed.py."""
+"""Where a real epoch's seconds go: python benchmarks/phases.py [--recipe shapes_tiny]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORK = {"rollout": "evaluations_rollout", "decode": "images_decode", "update": "
 
 
 def report(recipe: str, epochs: int) -> list[str]:
-    """A table of medians over the epochs after the first. Raises AssertionError when too much is unaccounted for."""
+    """Medians over the epochs after the first. AssertionError if too many seconds are missing."""
     lines = _train(recipe, epochs)[1:]
     told = [
         name for name in lines[0] if name.partition("_")[0] in ("seconds", "evaluations", "images")

@@ -18,7 +18,7 @@ PIXELS = 4  # of the image a latent's side; the transformer's patches are 2 x 2 
 
 @dataclass(frozen=True)
 class Size:
-    """The transformer's width, depth and image side in pixels; it sees (side / 8)^2 image tokens and 16 of text."""
+    """Width, depth and image side in pixels; (side / 8)^2 image tokens and 16 of text."""
 
     heads: int
     layers: int
@@ -33,7 +33,7 @@ SIZES = {"small": Size(heads=2, layers=2, side=32), "medium": Size(heads=4, laye
 
 
 def settings(size: Size, *, steps: int, window: int, batch: int, max_rows: int) -> ConfigDict:
-    """The published settings at that size, in fp32 and without classifier-free guidance (which doubles every row)."""
+    """The published settings at that size, in fp32, without guidance (which doubles every row)."""
     c = base.get_config()
     c.model.update(
         path="random",

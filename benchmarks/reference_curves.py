@@ -1,6 +1,6 @@
-"""Make the curves of `report.py --against`: python benchmarks/reference_curves.py NAME --runs METHOD RUN RUN ...
+"""Curves of `report.py --against`: python benchmarks/reference_curves.py NAME --runs METHOD RUN..
 
-Give --runs once a method: its name, then the run folders of its seeds. Writes docs/curves/NAME.json. For example
+Give --runs once per method: its name, then its seeds' folders. Writes docs/curves/NAME.json:
 
     python benchmarks/credit.py --out runs/credit --methods TP-GRPO --seeds 3
     python benchmarks/reference_curves.py shapes_tiny --runs TP-GRPO runs/credit/turning_point-?/

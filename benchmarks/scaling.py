@@ -1,6 +1,6 @@
-"""How the cost of a rollout grows with T, K, B, G, resolution and processes, and its memory with B and `max_rows`.
+"""How a rollout's cost grows with T, K, B, G, resolution, processes, its memory with B, `max_rows`.
 
-Part of speed.py; alone: python benchmarks/scaling.py [--quick]. All on the small random transformer, one thread.
+Part of speed.py; alone: python benchmarks/scaling.py [--quick]. One thread.
 """
 
 from __future__ import annotations
@@ -72,19 +72,17 @@ class Rollout:
     def __call__(self) -> Tensor:
         """The clean latents (B, K+1, *L)."""
         self.rows = self.calls = 0
-        _, clean = sampler.staircase(
+        sampled = sampler.staircase(
             self._counted,
             self.noise[:, 0],
             self.sigmas,
             self.noise[:, 1:],
-            window=self.plan.window,
+            completion=self.plan.completion,
             kind="cps",
             noise_level=0.7,
             max_rows=self.max_rows,
-            completions=self.plan.completions,
-            solver=self.plan.solver,
         )
-        return clean
+        return sampled.clean
 
     def _counted(self, x: Tensor, step: int, rows: Tensor) -> Tensor:
         self.rows, self.calls = self.rows + len(x), self.calls + 1
@@ -146,7 +144,8 @@ def evaluations(repeats: int, quick: bool) -> list[str]:
     for (*numbers, calls, rows, seconds), guess in zip(measured, fitted, strict=True):
         cells = [*numbers, rows, calls, f"{1000 * seconds:.0f}", f"{1000 * guess:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    words = f"{1000 * costs[0]:.2f} ms a call and {1000 * costs[1]:.3f} ms a row explain {share:.1%} of the variance."
+    call, row = 1000 * costs[0], 1000 * costs[1]
+    words = f"{call:.2f} ms a call and {row:.3f} ms a row explain {share:.1%} of the variance."
     return [
         *lines,
         "",
@@ -212,7 +211,7 @@ def _worker(barrier: Any, results: Any, images: int, repeats: int) -> None:
 
 
 def memory(repeats: int, quick: bool) -> list[str]:
-    """Peak bytes that a rollout allocates beside weights and noise, fitted by so many a sample and so many a row."""
+    """Peak bytes of a rollout without weights and noise, fitted by bytes a sample and a row."""
     measured = []
     for batch in (2, 8) if quick else (2, 4, 8, 16):
         for max_rows in (4, 16) if quick else (4, 8, 16, 32, 64):
@@ -232,7 +231,7 @@ def memory(repeats: int, quick: bool) -> list[str]:
 
 
 def fit(inputs: list[list[int]], outputs: list[float]) -> tuple[list[float], list[float], float]:
-    """Least squares without a constant: coefficients, fitted values, share of the variance explained."""
+    """Least squares without a constant: coefficients, fits, share of variance explained."""
     a, y = np.array(inputs, dtype=float), np.array(outputs)
     coefficients = np.linalg.lstsq(a, y, rcond=None)[0]
     guessed = a @ coefficients

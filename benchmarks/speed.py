@@ -1,9 +1,9 @@
-"""The trainer against the plain one of naive.py: python benchmarks/speed.py [--quick] [--out TABLE.md]
+"""The trainer against naive.py: python benchmarks/speed.py [--quick] [--out TABLE.md]
 
-Both sample and update the same random SD3-class transformers from the same noise, in one process, taking turns. First
-the results must agree: images to 1e-5, the gradient's norm to 1e-4, the updated weights; then medians are compared, and
-then comes how cost grows (scaling.py) and where an epoch's seconds go (phases.py). Prints Markdown; under 10 minutes on
-2 cores, about 1 with --quick.
+Both sample and update the same random SD3-class transformers from the same noise, in one process,
+taking turns. First the results must agree: images to 1e-5, the gradient's norm to 1e-4, the updated
+weights. Then come medians, how cost grows (scaling.py) and where an epoch's seconds go (phases.py).
+Prints Markdown; under 10 minutes on 2 cores, about 1 with --quick.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.train.learner import Learner, make_optimizer
 from tp_grpo.train.rollout import velocity_of
 from tp_grpo.train.update import Updater
-from tp_grpo.types import Rollout, Trajectory
+from tp_grpo.types import Rollout
 
 COMPLETIONS = ("euler", "reuse")
 STACKED = 3  # steps in a backward pass, beside the default of one
@@ -120,30 +120,26 @@ class Real:
         self.updater = Updater(
             runtime.accelerator, self.learner, self.plan, sample=config.sample, train=config.train
         )
-        self.trajectory: Trajectory
+        self.states: Tensor
+        self.means: Tensor
 
     def roll_out(self, completion: str = "euler") -> Tensor:
-        plan, sample = replace(self.plan, completion=completion), self.config.sample
-        self.trajectory, clean = sampler.staircase(
+        sample = self.config.sample
+        self.states, self.means, clean = sampler.staircase(
             velocity_of(self.backbone, self.sigmas, self.cond, 1.0),
             self.noise[:, 0],
             self.sigmas,
             self.noise[:, 1:],
-            window=plan.window,
+            completion=replace(self.plan.completion, name=completion),
             kind=sample.kind,
             noise_level=sample.noise_level,
             max_rows=sample.max_rows,
-            completions=plan.completions,
-            solver=plan.solver,
         )
         return clean
 
     def update(self, *, fresh: bool, stacked: int = 1) -> float:
-        batch = len(self.noise)
         self.updater.plan = replace(self.plan, stacked=stacked)
-        rollout = Rollout(
-            self.cond, self.trajectory, torch.empty(batch, 0), torch.arange(batch), {}
-        )
+        rollout = Rollout(self.cond, self.states, self.means)
         return self.updater.step([rollout], [self.advantages], fresh=fresh)["grad_norm"]
 
 

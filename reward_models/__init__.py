@@ -1,4 +1,4 @@
-"""Scorers by name. A scorer is built when it is first asked for, never at import."""
+"""Scorers by name. A scorer's module is imported when the scorer is first used."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "Scores",
     "Unavailable",
     "build",
+    "factory",
     "macros",
     "names",
     "register",
@@ -39,7 +40,7 @@ _FACTORIES: dict[str, str] = {
 
 
 def register(name: str, factory: str) -> None:
-    """Make `rewards = {name: weight}` build `factory`, a "module:callable"."""
+    """Let configs use `name` for `factory`, a "module:callable"."""
     _FACTORIES[name] = factory
 
 
@@ -49,55 +50,25 @@ def names() -> list[str]:
 
 
 def target(name: str) -> str:
-    """The "module:callable" of a registered name, or the name itself if it is one; ValueError with the nearest name."""
-    found = name if ":" in name else _FACTORIES.get(name)
-    if found is None:
-        near = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"rewards: no scorer is called {name!r}{hint} Known: {', '.join(names())}."
-        )
-    return found
+    """The "module:callable" of a scorer: registered under `name`, or `name` itself.
 
-
-def macros(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The macro means that these scorers declare, "scorer/mean" -> the "scorer/extra"s that it is the mean of.
-
-    Read off the classes: nothing is built. One that is served elsewhere and unknown here has none.
+    Raises ValueError, with the nearest name, for an unknown one.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        try:
-            factory = _factory(name)
-        except ValueError:
-            continue
-        for mean, extras in getattr(factory, "macros", {}).items():
-            found[f"{name}/{mean}"] = tuple(f"{name}/{extra}" for extra in extras)
-    return found
+    if ":" in name:
+        return name
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    near = difflib.get_close_matches(name, _FACTORIES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(names())
+    raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {known}.")
 
 
-def build(name: str, /, **options: Any) -> Scorer:
-    """Build the scorer `name`: a registered name or a "module:callable" of your own.
+def factory(name: str) -> Any:
+    """The class or function that builds the scorer `name`, a registered name or "module:callable".
 
-    Raises ValueError for an unknown name (with the nearest one), a module or callable that is not there, and options
-    that the scorer does not take.
+    Raises ValueError for an unknown name, and for a module or callable that cannot be imported.
     """
-    factory = _factory(name)
-    try:
-        scorer: Scorer = factory(**options)
-    except TypeError as error:
-        raise ValueError(
-            f"rewards: the scorer {name!r} does not take the options {options}: {error}"
-        ) from error
-    return scorer
-
-
-def takes(name: str, option: str) -> bool:
-    """Whether the scorer's constructor has an argument of that name. Raises ValueError as `build` does."""
-    return option in inspect.signature(_factory(name)).parameters
-
-
-def _factory(name: str) -> Any:
     where = target(name)
     module, _, attribute = where.partition(":")
     try:
@@ -106,3 +77,40 @@ def _factory(name: str) -> Any:
         raise ValueError(
             f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}"
         ) from error
+
+
+def build(name: str, /, **options: Any) -> Scorer:
+    """Build the scorer `name`.
+
+    Raises ValueError as `factory` does, and for options that the scorer does not take.
+    """
+    make = factory(name)
+    try:
+        scorer: Scorer = make(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"rewards: the scorer {name!r} does not take the options {options}: {error}"
+        ) from error
+    return scorer
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the scorer has an option of that name. Raises ValueError as `factory` does."""
+    return option in inspect.signature(factory(name)).parameters
+
+
+def macros(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The macro means that the scorers declare: "scorer/mean" -> its "scorer/extra"s.
+
+    They are attributes of the classes, so no scorer is built. A scorer that is unknown here, as
+    one of a reward server may be, has none.
+    """
+    means: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        try:
+            declared = getattr(factory(name), "macros", {})
+        except ValueError:
+            continue
+        for mean, extras in declared.items():
+            means[f"{name}/{mean}"] = tuple(f"{name}/{extra}" for extra in extras)
+    return means

@@ -1,4 +1,4 @@
-"""What a scorer is: uint8 images, prompts and metadata in; one score an image out."""
+"""What a scorer is: uint8 images, prompts and metadata in, one score per image out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Metadata = dict[str, Any]
 
 
 class Unavailable(RuntimeError):
-    """What scores is out of reach for now (a server that is down, a timeout, too busy): worth another try later."""
+    """The scorer cannot be reached now (server down, timeout, too busy); try again later."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a scorer says of B images.
+    """The scores of B images.
 
-    score: (B,) float32, NaN where no score could be had.
+    score: (B,) float32, NaN where an image has no score.
     extras: name -> (B,) float32, parts of the score or related measures, for the logs.
     """
 
@@ -27,14 +27,18 @@ class Scores:
 
 
 class Scorer(Protocol):
-    """A callable that scores a batch; it may hold a model, loaded when it is built.
+    """A callable that scores a batch. It may hold a model, loaded when the scorer is built.
 
-    What it may offer beside: `to(device)`, which moves its model; `check(prompts, metadata)`, which raises ValueError
-    for what it could never score; `close()`; on its class `macros`, {name: extras}, figures to report as well,
-    each the mean of those extras' means. It raises `Unavailable` for what is worth another try; of any other exception
-    the caller finds out, by halving the batch, which images it is about.
+    It raises `Unavailable` if another try may succeed. After any other exception the caller halves
+    the batch to find the images that cause it. Optional methods and class attributes:
+
+    to(device): move the model.
+    check(prompts, metadata): raise ValueError for prompts that can never be scored.
+    close(): release connections and processes.
+    macros = {name: extras}: figures to report too, each the mean of the means of those extras.
+    doctor = Check(...): what `python -m reward_models.doctor` needs to know.
     """
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        """images (B, H, W, 3) uint8; prompts and metadata of length B."""
+        """images (B, H, W, 3) uint8; B prompts; B metadata."""
         ...

@@ -1,36 +1,35 @@
-"""A scorer that lives in a reward server (`python -m reward_models.server`), called like any other."""
+"""A scorer of a reward server (`python -m reward_models.server`), called like a local one."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from reward_models import wire
 from reward_models.base import Metadata, Scores, Unavailable
-
-if TYPE_CHECKING:
-    import httpx
-
-CONNECT_SECONDS = 10.0
-TRY_AGAIN = (408, 429, 502, 503, 504)
+from reward_models.connection import TRY_AGAIN, Connections, check_remote
 
 
 class Refused(TypeError):
-    """Code or settings are wrong, here or on the server: a smaller batch or another try would fare no better."""
+    """The code or settings are wrong, here or on the server: neither a smaller batch nor another
+    try would succeed."""
 
 
 class RemoteScorer:
-    """The scorer `name` of the reward server at `url`.
+    """The scorer `name` of the reward server at `url`. Threads may share one.
 
-    token: the server's; by default the environment's REWARD_TOKEN. timeout: seconds without a byte of an answer; it
-    includes the wait behind other batches. batch_size: images a request. png: send PNG files, which takes time here and
-    saves it on a slow network. Nothing is asked of the server before `check` or the first batch. Threads may share one.
-    Raises ValueError for a url that is none.
+    The server is first contacted by `check` or the first batch.
+
+    token: the server's token; by default the environment variable REWARD_TOKEN.
+    timeout: seconds without a byte of an answer; includes the time queued behind other batches.
+    batch_size: images per request.
+    png: send PNG files, which takes time here and saves it on a slow network.
+
+    Raises ValueError for a url that is not an address.
     """
 
     def __init__(
@@ -42,35 +41,32 @@ class RemoteScorer:
         png: bool = False,
         batch_size: int = 32,
     ) -> None:
-        if not str(url).startswith(("http://", "https://")):
-            raise ValueError(
-                f"{name}: remote = {url!r} must be the server's address, as in 'http://127.0.0.1:8090'"
-            )
-        if timeout <= 0 or batch_size < 1:
-            raise ValueError(
-                f"{name}: timeout = {timeout} and batch_size = {batch_size} must be above 0"
-            )
-        try:
-            import httpx
-        except ImportError as error:
-            raise ValueError(
-                f"{name}: a remote scorer needs httpx: pip install 'tp_grpo[server]'"
-            ) from error
+        example = "http://127.0.0.1:8090"
+        check_remote(name, "remote", url, example, timeout=timeout, batch_size=batch_size)
         self.url, self.name, self.png, self.batch_size = url.rstrip("/"), name, png, batch_size
-        self._token = (token or os.environ.get("REWARD_TOKEN", "")).strip()
-        self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None)
-        self._clients: dict[int, httpx.Client] = {}
-        self._lock = threading.Lock()
+        token = (token or os.environ.get("REWARD_TOKEN", "")).strip()
+        try:
+            self._connections = Connections(
+                timeout,
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                # A cluster's http_proxy leads to the internet, and no reward server is there.
+                trust_env=False,
+            )
+        except ImportError as error:
+            needs = "a remote scorer needs httpx: pip install 'tp_grpo[server]'"
+            raise ValueError(f"{name}: {needs}") from error
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        """Raises Unavailable when the server cannot be reached or is overfull, RuntimeError with the server's words
-        when the scorer failed on these images, and Refused when the code or the settings are at fault.
+        """Raises Unavailable when the server does not answer or is overloaded, RuntimeError with
+        the server's message when the scorer failed on these images, and Refused when the code or
+        the settings are wrong.
         """
         parts = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
             body = wire.encode(images[rows], prompts[rows], metadata[rows], png=self.png)
-            reply = self._ask("POST", f"/v1/score/{quote(self.name, safe='')}", body)
+            reply = self._request("POST", f"/v1/score/{quote(self.name, safe='')}", body)
             try:
                 parts.append(wire.decode_scores(reply, len(images[rows])))
             except wire.BadBody as error:
@@ -78,15 +74,17 @@ class RemoteScorer:
         return _join(parts)
 
     def check(self, prompts: Sequence[str] = (), metadata: Sequence[Metadata] = ()) -> None:
-        """Ask /health before a run: raises Unavailable when nobody answers, ValueError for a wrong token, a scorer not
-        served there, or something else than a reward server. Prompts and metadata are judged by the first batch.
+        """Query /health before a run; prompts and metadata are only checked with the first batch.
+
+        Raises Unavailable when nothing answers, and ValueError for a wrong token, a scorer that is
+        not served there, or a server of another kind.
         """
         try:
-            health = self._ask("GET", "/health")
+            health = self._request("GET", "/health")
         except Refused as error:
             raise ValueError(str(error)) from error
         if not isinstance(health, dict) or not isinstance(health.get("scorers"), dict):
-            raise ValueError(f"what answers at {self.url} is no reward server")
+            raise ValueError(f"the server at {self.url} is not a reward server")
         if self.name not in health["scorers"]:
             known = ", ".join(health["scorers"])
             raise ValueError(
@@ -95,36 +93,20 @@ class RemoteScorer:
 
     def close(self) -> None:
         """Close this process's connections."""
-        with self._lock:
-            client = self._clients.pop(os.getpid(), None)
-        if client is not None:
-            client.close()
+        self._connections.close()
 
-    def _client(self) -> httpx.Client:
-        """One pool of connections a process: a forked child must not write into its parent's sockets."""
-        import httpx
-
-        with self._lock:
-            if os.getpid() not in self._clients:
-                self._clients[os.getpid()] = httpx.Client(
-                    base_url=self.url,
-                    headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
-                    timeout=self._timeout,
-                    limits=httpx.Limits(max_connections=None),
-                    # A cluster's http_proxy is for the world outside, where no reward server is; .netrc has no say.
-                    trust_env=False,
-                )
-            return self._clients[os.getpid()]
-
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
         import httpx
 
         headers = {"Content-Type": "application/octet-stream"} if body else {}
         try:
-            response = self._client().request(method, path, content=body, headers=headers)
+            response = self._connections.client().request(
+                method, path, content=body, headers=headers
+            )
         except httpx.TransportError as error:
             raise Unavailable(
-                f"no answer from the reward server at {self.url} ({type(error).__name__}: {error}); is it running? "
+                f"no answer from the reward server at {self.url} ({type(error).__name__}: {error});"
+                " is it running? "
                 f"python -m reward_models.server --scorers '{{\"{self.name}\": {{}}}}'"
             ) from error
         try:
@@ -137,24 +119,23 @@ class RemoteScorer:
 
 
 def _error(url: str, status: int, reply: Any) -> Exception:
-    told = reply if isinstance(reply, dict) else {}
-    message = f"{url} answered {status}: {told.get('error', 'nothing that a reward server says')}"
+    refusal = reply if isinstance(reply, dict) else {}
+    message = f"{url} answered {status}: {refusal.get('error', 'not the reply of a reward server')}"
     if status in TRY_AGAIN:
         return Unavailable(message)
-    if told.get("kind") in ("data", "size"):
+    if refusal.get("kind") in ("data", "size"):
         return RuntimeError(message)
     return Refused(message)
 
 
 def _join(parts: list[Scores]) -> Scores:
-    """One Scores of several; an extra that a part does not have is NaN there."""
-    if len(parts) == 1:
-        return parts[0]
-    names = dict.fromkeys(name for part in parts for name in part.extras)
+    """The parts one after the other; an extra that a part lacks is NaN there."""
 
-    def column(part: Scores, name: str) -> np.ndarray:
-        return part.extras.get(name, np.full(len(part.score), np.nan, np.float32))
+    def join(columns: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.float32), *columns])
 
-    empty = [np.zeros(0, np.float32)]
-    extras = {name: np.concatenate([column(part, name) for part in parts]) for name in names}
-    return Scores(np.concatenate(empty + [part.score for part in parts]), extras)
+    extras = {
+        name: join([part.extras.get(name, np.full_like(part.score, np.nan)) for part in parts])
+        for name in dict.fromkeys(name for part in parts for name in part.extras)
+    }
+    return Scores(join([part.score for part in parts]), extras)

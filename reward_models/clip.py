@@ -1,19 +1,21 @@
-"""CLIP towers behind one face: unit embeddings of images and prompts, and their cosine, in chunks."""
+"""CLIP by transformers or open_clip: unit embeddings of images and prompts, and their cosines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reward_models.loading import Source, check_batch_size, chunks, pick_device, pick_dtype
+from reward_models.loading import Source
+from reward_models.model import ModelScorer
 
-# What transformers reads of a published CLIP: of its processor, of the model; and what it cannot do without.
+# The files that transformers reads of a published CLIP; a processor may lack some of its seven.
+MODEL_FILES = ("config.json", "model.safetensors")
 PROCESSOR_FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -23,198 +25,169 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
-MODEL_FILES = ("config.json", "model.safetensors")
-PROCESSOR_NEEDS = ("preprocessor_config.json", "tokenizer.json")
-_PRECISIONS = {
-    "float32": "fp32",
-    "bfloat16": "pure_bf16",
-    "float16": "pure_fp16",
-}  # open_clip's names
-CONTEXT = 77  # tokens that a CLIP text tower reads; the rest of a prompt is cut
+PROCESSOR_NEEDED = ("preprocessor_config.json", "tokenizer.json")
+CONTEXT = 77  # tokens that a CLIP reads of a prompt
+_PRECISIONS = {  # open_clip's names
+    torch.float32: "fp32",
+    torch.bfloat16: "pure_bf16",
+    torch.float16: "pure_fp16",
+}
 
 
-class Clip:
-    """The base of both: `_image` and `_text` of one chunk are theirs."""
-
-    def __init__(self, model: Any, device: str, batch_size: int) -> None:
-        self.batch_size = check_batch_size(batch_size)
-        self.model = model.eval().requires_grad_(False)
-        self.to(pick_device(device))
-
-    def to(self, device: str | torch.device) -> Clip:
-        self.device = torch.device(device)
-        self.model.to(self.device)
-        return self
-
-    @torch.inference_mode()
-    def image(self, images: np.ndarray) -> Tensor:
-        """images (B, H, W, 3) uint8 -> unit embeddings (B, D) fp32."""
-        return self._embed(self._image, images)
-
-    @torch.inference_mode()
-    def text(self, prompts: list[str]) -> Tensor:
-        """Unit embeddings (B, D) fp32; a prompt that repeats, as in a group, is embedded once."""
-        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        return self._embed(self._text, list(row))[[row[prompt] for prompt in prompts]]
-
-    def cosine(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
-        """Of each image with its own prompt, (B,) fp32 in [-1, 1]."""
-        if len(images) == 0:
-            return np.zeros(0, dtype=np.float32)
-        return (self.image(images) * self.text(prompts)).sum(-1).cpu().numpy()
-
-    def _embed(self, tower: Callable[[Any], Tensor], batch: Any) -> Tensor:
-        parts = [tower(batch[part]) for part in chunks(len(batch), self.batch_size)]
-        return normalize(torch.cat(parts).float(), dim=-1)
-
-    def _image(self, images: np.ndarray) -> Tensor:
-        raise NotImplementedError
-
-    def _text(self, prompts: list[str]) -> Tensor:
-        raise NotImplementedError
-
-
-class TransformersClip(Clip):
-    """A `transformers.CLIPModel` and its `CLIPProcessor`."""
-
-    def __init__(
-        self, model: Any, processor: Any, device: str = "auto", batch_size: int = 16
-    ) -> None:
-        self.processor = processor
-        super().__init__(model, device, batch_size)
-
-    def _image(self, images: np.ndarray) -> Tensor:
-        pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        return _features(
-            self.model.get_image_features(pixel_values=pixels.to(self.device, self.model.dtype))
-        )
-
-    def _text(self, prompts: list[str]) -> Tensor:
-        # Padded to the full length whatever the batch, so that a score does not depend on the batch's longest prompt.
-        tokens = self.processor.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
-        ).to(self.device)
-        return _features(
-            self.model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        )
-
-
-def _features(output: Any) -> Tensor:
-    """transformers 5 returns the projected embedding as the `pooler_output` of an object; 4 returned the tensor."""
-    return output if isinstance(output, Tensor) else output.pooler_output
-
-
-def load_clip(
-    weights: Source,
-    processor_source: Source | None = None,
-    *,
-    path: str = "",
-    processor_path: str = "",
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_size: int = 16,
-    model: Any = None,
-    processor: Any = None,
-) -> TransformersClip:
-    """A CLIPModel and processor, loaded where they are not given.
-
-    The processor comes from `processor_path`, else from the folder `path` where it holds one, else from
-    processor_source (default: the weights' own repository).
-    """
-    from transformers import AutoProcessor, CLIPModel
-
-    torch_dtype = pick_dtype(dtype)
-    check_batch_size(batch_size)
-    pick_device(device)
-    weights.locate(path)
-    if processor is None:
-        processor_path = processor_path or (path if _holds_processor(path) else "")
-        processor = (processor_source or weights).pretrained(
-            AutoProcessor.from_pretrained, processor_path
-        )
-    if model is None:
-        model = weights.model(CLIPModel, path, torch_dtype)
-    return TransformersClip(model, processor, device, batch_size)
-
-
-def _holds_processor(path: str) -> bool:
-    folder = Path(path).expanduser()
-    return bool(path) and any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+def openai_clip(scorer: str, option: str = "path") -> Source:
+    """OpenAI's CLIP ViT-L/14 with its processor."""
+    return Source(
+        scorer,
+        "openai/clip-vit-large-patch14",
+        "1.7 GB",
+        tuple(dict.fromkeys(MODEL_FILES + PROCESSOR_FILES)),
+        option,
+        needed=MODEL_FILES + PROCESSOR_NEEDED,
     )
 
 
-class OpenClip(Clip):
-    """An open_clip model with its preprocessing (of one PIL image) and tokenizer."""
+class Clip(ModelScorer):
+    """Embeds images and prompts with the two towers of a CLIP, which subclasses provide."""
+
+    weights: ClassVar[Source]
+
+    def embed_images(self, images: Any) -> Tensor:
+        """A chunk of images -> (B, D)."""
+        raise NotImplementedError
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """A chunk of prompts -> (B, D)."""
+        raise NotImplementedError
+
+    def score(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        return self.cosine(images, prompts)
+
+    def cosine(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        """The cosine of each image with its own prompt, (B,) fp32 in [-1, 1]."""
+        return (self.image(images) * self.text(prompts)).sum(-1)
+
+    def image(self, images: Any) -> Tensor:
+        """images (B, H, W, 3) uint8 -> unit embeddings (B, D) fp32."""
+        return self._embed(self.embed_images, images)
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """Unit embeddings (B, D) fp32. Prompts repeat within a group; each is embedded once."""
+        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        return self._embed(self.embed_prompts, list(row))[[row[prompt] for prompt in prompts]]
+
+    @torch.inference_mode()
+    def _embed(self, tower: Callable[[Any], Tensor], batch: Any) -> Tensor:
+        return normalize(torch.cat(self.in_chunks(tower, batch)).float(), dim=-1)
+
+
+class TransformersClip(Clip):
+    """A `transformers.CLIPModel` with its `CLIPProcessor`, from `weights`.
+
+    path, processor_path: a local folder or hub id of each. The processor comes from
+    processor_path, else from path if it is a folder with a processor, else from
+    `processor_weights`, else from `weights`. model, processor: both, already loaded.
+    """
+
+    processor_weights: ClassVar[Source | None] = None
 
     def __init__(
         self,
-        model: Any,
-        preprocess: Callable[[Any], Tensor],
-        tokenizer: Callable[[list[str]], Tensor],
+        path: str = "",
+        processor_path: str = "",
         device: str = "auto",
+        dtype: str = "float32",
         batch_size: int = 16,
+        model: Any = None,
+        processor: Any = None,
     ) -> None:
-        self.preprocess, self.tokenizer = preprocess, tokenizer
-        super().__init__(model, device, batch_size)
+        from transformers import AutoProcessor, CLIPModel
 
-    @torch.inference_mode()
-    def crops(self, images: list[Any]) -> Tensor:
-        """PIL images of any size -> unit embeddings (B, D) fp32."""
-        return self._embed(self._pil, images)
+        super().__init__(device, dtype, batch_size)
+        self.weights.locate(path)
+        if processor is None:
+            source = self.processor_weights or self.weights
+            processor_path = processor_path or (path if _has_processor(path) else "")
+            processor = source.pretrained(AutoProcessor.from_pretrained, processor_path)
+        self.processor = processor
+        self.hold(self.weights.model(CLIPModel, path, self.dtype) if model is None else model)
 
-    def _image(self, images: np.ndarray) -> Tensor:
+    def embed_images(self, images: np.ndarray) -> Tensor:
+        pixels = self.pixels(self.processor.image_processor, images)
+        return _features(self.model.get_image_features(pixel_values=pixels))
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        ids, mask = self.tokens(self.processor.tokenizer, prompts, CONTEXT)
+        return _features(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+
+
+def _features(output: Any) -> Tensor:
+    """transformers 5 returns an object with the embedding as `pooler_output`, 4 the embedding."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _has_processor(path: str) -> bool:
+    files = ("preprocessor_config.json", "processor_config.json")
+    return bool(path) and any((Path(path).expanduser() / file).is_file() for file in files)
+
+
+class OpenClip(Clip):
+    """A CLIP of open_clip with its preprocessing and tokenizer, from `weights`.
+
+    path: the file, a folder with it, or a hub id. architecture: open_clip's name of the model,
+    by default the one of the weights. model: (model, preprocess, tokenizer), already loaded.
+
+    Raises ValueError for an architecture that open_clip does not know, and for missing weights or
+    those of another model.
+    """
+
+    architecture: ClassVar[str]
+    # "longest" pads images to a square; None is the architecture's choice, for CLIP a centre crop.
+    resize_mode: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        path: str = "",
+        architecture: str = "",
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        model: tuple[Any, Any, Any] | None = None,
+    ) -> None:
+        super().__init__(device, dtype, batch_size)
+        clip, self.preprocess, self.tokenizer = model or self._load(
+            path, architecture or self.architecture
+        )
+        self.hold(clip)
+
+    def _load(self, path: str, architecture: str) -> tuple[Any, Any, Any]:
+        scorer = self.weights.scorer
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ValueError(f"{scorer} needs open_clip: pip install open_clip_torch") from error
+        if architecture not in open_clip.list_models():
+            known = "see open_clip.list_models()"
+            raise ValueError(f"{scorer}: open_clip has no model {architecture!r}; {known}")
+        file = str(self.weights.find(path))
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                architecture,
+                pretrained=file,
+                precision=_PRECISIONS[self.dtype],
+                image_resize_mode=self.resize_mode,
+            )
+        except Exception as error:  # open_clip passes on whatever torch or safetensors raise
+            reason = f"open_clip cannot read them as a {architecture}: {error}"
+            raise self.weights.missing(file, reason) from error
+        return model, preprocess, open_clip.get_tokenizer(architecture)
+
+    def embed_images(self, images: Sequence[Any]) -> Tensor:
+        """Images as arrays, or as PIL images of any size."""
         from PIL import Image
 
-        return self._pil([Image.fromarray(image) for image in images])
+        pictures = (i if isinstance(i, Image.Image) else Image.fromarray(i) for i in images)
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures])
+        return self.model.encode_image(pixels.to(self.device, self.dtype))
 
-    def _pil(self, images: list[Any]) -> Tensor:
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        dtype = next(self.model.parameters()).dtype
-        return self.model.encode_image(pixels.to(self.device, dtype))
-
-    def _text(self, prompts: list[str]) -> Tensor:
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
         return self.model.encode_text(self.tokenizer(prompts).to(self.device))
-
-
-def load_open_clip(
-    source: Source,
-    architecture: str,
-    *,
-    path: str = "",
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_size: int = 16,
-    resize_mode: str | None = None,
-) -> OpenClip:
-    """open_clip's `architecture` with the weights of `source` or the file `path`.
-
-    resize_mode: "longest" fits the whole image and pads; None is the architecture's own, a centre crop for CLIP.
-    Raises ValueError for an architecture that open_clip does not know, and for missing or foreign weights.
-    """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(f"{source.scorer} needs open_clip: pip install open_clip_torch") from error
-    if architecture not in open_clip.list_models():
-        raise ValueError(
-            f"{source.scorer}: open_clip has no model {architecture!r}; see open_clip.list_models()"
-        )
-    pick_dtype(dtype)
-    check_batch_size(batch_size)
-    pick_device(device)
-    file = str(source.find(path))
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            architecture,
-            pretrained=file,
-            precision=_PRECISIONS[dtype],
-            image_resize_mode=resize_mode,
-        )
-    except Exception as error:  # open_clip lets whatever torch, pickle or safetensors raise through
-        raise source.missing(
-            file, f"open_clip cannot read them as a {architecture}: {error}"
-        ) from error
-    return OpenClip(model, preprocess, open_clip.get_tokenizer(architecture), device, batch_size)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import Case, Check, Weights, golden_images
-from reward_models.clip import load_open_clip
-from reward_models.geneval_detector import SIDE, ColorClassifier, load_detector
-from reward_models.geneval_detector import WEIGHTS as DETECTOR_WEIGHTS
+from reward_models.check import Check, golden_cases
+from reward_models.geneval_detector import SIDE, ColorClassifier, ColorClip, Mask2FormerDetector
 from reward_models.geneval_logic import (
     SCORINGS,
     TAGS,
@@ -25,42 +21,48 @@ from reward_models.geneval_logic import (
     select,
     to_color,
 )
-from reward_models.loading import Source
 
-COLOR_WEIGHTS = Source(
-    "geneval",
-    "timm/vit_large_patch14_clip_224.openai",
-    "1.7 GB",
-    file="open_clip_model.safetensors",
-    option="color_path",
-)
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
 Detector = Callable[[np.ndarray], list[list[Detection]]]
 Colors = Callable[[Sequence[np.ndarray], Sequence[Detection]], list[str]]
+GIRAFFE = {"tag": "single_object", "include": [{"class": "giraffe", "count": 1}]}
 
 
 class GenEval:
-    """score: the graded training reward, in [0, 1] when scored "fixed".
+    """score: the graded training reward, in [0, 1] with "fixed" scoring.
 
-    extras: strict and nonstrict (the official metric), 0 or 1; "tag/counting" and "strict/counting" and so on, the same
-    for the rows of that tag, NaN for the others. GenEval's overall score is the macro mean of the six of nonstrict.
+    extras: strict and nonstrict (the official metric), 0 or 1; "tag/counting" and so on, nonstrict
+    for the images of that tag and NaN for others; "strict/counting" and so on, the same of strict.
+    GenEval's overall score is the macro mean over the six "tag/..." extras.
 
-    scoring: "fixed", or "reference" with the public implementation's quirks (see `geneval_logic.grade`).
-    path: folder or hub id of the Mask2Former; color_path: the CLIP's checkpoint file, a folder with it or a hub id;
-    color_model: its name in open_clip; side: pixels that the shorter side of an image is brought to before the detector
-    looks, 800 in the benchmark; detector, colors: these two, ready made.
+    scoring: "fixed", or "reference" with the quirks of the public implementation (see
+    `geneval_logic.grade`). path: local folder or hub id of the Mask2Former. color_path: the CLIP's
+    checkpoint file, a folder with it or a hub id. color_model: its name in open_clip.
+    side: pixels to which the shorter side of an image is resized for the detector; the benchmark
+    has 800. detector, colors: both, already loaded.
     """
 
     macros: ClassVar[dict[str, tuple[str, ...]]] = {
         "overall": tuple(f"tag/{tag}" for tag in TAGS),
         "overall_strict": tuple(f"strict/{tag}" for tag in TAGS),
     }
+    # No golden image shows a giraffe, so none must score more than another.
+    doctor = Check(
+        packages=("open_clip", "scipy"),
+        extra="geneval",
+        weights=(Mask2FormerDetector.weights, ColorClip.weights),
+        cases=lambda: golden_cases("a photo of a giraffe", GIRAFFE),
+    )
 
     def __init__(
         self,
         scoring: str = "fixed",
         path: str = "",
         color_path: str = "",
-        color_model: str = "ViT-L-14-quickgelu",
+        color_model: str = "",
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int = 8,
@@ -71,82 +73,46 @@ class GenEval:
         if scoring not in SCORINGS:
             raise ValueError(f"geneval: scoring = {scoring!r} is not one of {', '.join(SCORINGS)}")
         self.scoring = scoring
-        settings: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
-        self.detector = detector or load_detector(path, **settings, side=side)
+        self.detector = detector or Mask2FormerDetector(path, device, dtype, batch_size, side)
         self.colors = colors or ColorClassifier(
-            load_open_clip(COLOR_WEIGHTS, color_model, path=color_path, **settings)
+            ColorClip(color_path, color_model, device, dtype, batch_size)
         )
 
-    def to(self, device: str | torch.device) -> GenEval:
+    def to(self, device: str | torch.device) -> Self:
         for part in (self.detector, self.colors):
             if hasattr(part, "to"):
                 part.to(device)
         return self
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Task]:
-        """What the prompts ask for. Raises ValueError, naming prompt and field, for metadata missing or wrong."""
+        """What the prompts ask for. Raises ValueError, naming prompt and field, for a mistake."""
         return [parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """metadata: see `geneval_logic`. Raises ValueError as `check` does."""
         tasks = self.check(prompts, metadata)
-        detected = self.detector(images)
-        found = [select(own, task.threshold) for own, task in zip(detected, tasks, strict=True)]
-        verdicts = [
-            judge(task, own, self.scoring)
-            for task, own in zip(tasks, self._colored(images, tasks, found), strict=True)
+        found = [
+            select(detections, task.threshold)
+            for detections, task in zip(self.detector(images), tasks, strict=True)
         ]
-        columns = {
-            name: _column([getattr(v, name) for v in verdicts]) for name in ("strict", "nonstrict")
-        }
+        self._color(images, tasks, found)
+        verdicts = [judge(*pair, self.scoring) for pair in zip(tasks, found, strict=True)]
+        graded, strict, nonstrict = np.array(verdicts, dtype=np.float32).reshape(-1, 3).T
+        extras = {"strict": strict, "nonstrict": nonstrict}
         for tag in TAGS:
             rows = np.array([task.tag == tag for task in tasks], dtype=bool)
-            for prefix, name in (("tag", "nonstrict"), ("strict", "strict")):
-                columns[f"{prefix}/{tag}"] = np.where(rows, columns[name], np.float32(np.nan))
-        return Scores(_column([v.graded for v in verdicts]), columns)
+            extras[f"tag/{tag}"] = np.where(rows, nonstrict, np.float32(np.nan))
+            extras[f"strict/{tag}"] = np.where(rows, strict, np.float32(np.nan))
+        return Scores(graded, extras)
 
-    def _colored(self, images: np.ndarray, tasks: list[Task], found: list[Found]) -> list[Found]:
-        """`found` with the colours that the tasks ask for, classified in one batch."""
-        wanted = [
-            (i, d)
-            for i, (task, own) in enumerate(zip(tasks, found, strict=True))
-            for d in to_color(task, own)
+    def _color(self, images: np.ndarray, tasks: list[Task], found: list[Found]) -> None:
+        """Set the colours that the verdicts read, classified in one batch."""
+        asked = [
+            (image, detection)
+            for image, task, objects in zip(images, tasks, found, strict=True)
+            for detection in to_color(task, objects)
         ]
-        if not wanted:
-            return found
-        named = self.colors([images[i] for i, _ in wanted], [d for _, d in wanted])
-        color = {(i, id(d)): name for (i, d), name in zip(wanted, named, strict=True)}
-        return [
-            {
-                label: [replace(d, color=color.get((i, id(d)), "")) for d in own]
-                for label, own in objects.items()
-            }
-            for i, objects in enumerate(found)
-        ]
-
-
-def _column(values: list[float]) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
-
-
-def _golden() -> list[Case]:
-    """None of the images shows the object asked for, so none is above another."""
-    metadata = {"tag": "single_object", "include": [{"class": "giraffe", "count": 1}]}
-    images = golden_images().items()
-    return [
-        Case(name, image, "a photo of a giraffe", rank=0, metadata=dict(metadata))
-        for name, image in images
-    ]
-
-
-CHECKS = {
-    "geneval": Check(
-        packages=("open_clip", "scipy"),
-        extra="geneval",
-        weights=(
-            Weights(DETECTOR_WEIGHTS.repo, 0.3, DETECTOR_WEIGHTS.files),
-            Weights(COLOR_WEIGHTS.repo, 1.7, (COLOR_WEIGHTS.file,)),
-        ),
-        cases=_golden,
-    )
-}
+        if asked:
+            colors = self.colors(*zip(*asked, strict=True))
+            for (_, detection), color in zip(asked, colors, strict=True):
+                detection.color = color

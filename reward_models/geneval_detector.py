@@ -1,10 +1,10 @@
-"""GenEval's two models: a Mask2Former that finds objects, and a CLIP that names the colour of each."""
+"""GenEval's two models: a Mask2Former that finds objects, a CLIP that names their colours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,155 +13,154 @@ from torch.nn.functional import interpolate, normalize, pad
 
 from reward_models.clip import OpenClip
 from reward_models.geneval_logic import CLASSES, COLORS, THRESHOLD, Detection
-from reward_models.loading import Source, check_batch_size, chunks, pick_device, pick_dtype
+from reward_models.loading import Source
+from reward_models.model import Model
 
-WEIGHTS = Source(
-    "geneval",
-    "facebook/mask2former-swin-small-coco-instance",
-    "280 MB",
-    files=("config.json", "model.safetensors", "preprocessor_config.json"),
-)
-SIDE, LONGEST = (
-    800,
-    1333,
-)  # pixels: mmdet enlarges the shorter side to the one, the longer side to the other at most
-STRIDE = 32  # pixels of the image to one of the coarsest features; mmdet pads to whole ones
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# mmdet scales the shorter side of an image to SIDE pixels, the longer side to LONGEST at most.
+SIDE, LONGEST = 800, 1333
+STRIDE = 32  # pixels per coarsest feature; mmdet pads images to a multiple of it
 TOP = 100  # pairs of query and class that mmdet keeps of an image
 TEMPLATES = (
     "a photo of a {color} {name}",
     "a photo of a {color}-colored {name}",
     "a photo of a {color} object",
 )
-GROUND = "#999"  # what a crop shows around the object
+BACKGROUND = "#999"  # replaces what surrounds an object
 
 
 class Frame(NamedTuple):
-    """What the model looks at, (height, width) of it: padded, and shown, the upper left part that is the image."""
+    """(height, width) of the padded image, and of its upper left part that shows the image."""
 
     padded: tuple[int, int]
     shown: tuple[int, int]
 
 
-class Mask2FormerDetector:
-    """images -> detections, by a transformers Mask2Former for COCO instances and its image processor."""
+class Mask2FormerDetector(Model):
+    """images -> detections, by a Mask2Former of transformers for COCO instances.
+
+    path: a local folder or hub id. side: pixels to which the shorter side of an image is resized.
+    Raises ValueError for missing weights, and for a model of other classes than COCO's.
+    """
+
+    weights = Source(
+        "geneval",
+        "facebook/mask2former-swin-small-coco-instance",
+        "280 MB",
+        ("config.json", "model.safetensors", "preprocessor_config.json"),
+    )
 
     def __init__(
-        self, model: Any, processor: Any, device: str = "auto", batch_size: int = 8
+        self,
+        path: str = "",
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 8,
+        side: int = SIDE,
     ) -> None:
-        labels = model.config.num_labels
-        if labels != len(CLASSES):
-            raise ValueError(
-                f"geneval: the detector knows {labels} classes, not COCO's {len(CLASSES)} instance classes; use "
-                f"{WEIGHTS.repo} or one trained on the same"
-            )
-        self.model, self.processor = model.eval().requires_grad_(False), processor
-        self.batch_size = check_batch_size(batch_size)
-        self.to(pick_device(device))
+        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-    def to(self, device: str | torch.device) -> Mask2FormerDetector:
-        self.device = torch.device(device)
-        self.model.to(self.device)
-        return self
+        super().__init__(device, dtype, batch_size)
+        if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
+            expected = f"a whole number of at least {STRIDE} pixels"
+            raise ValueError(f"geneval: side = {side!r} must be {expected}")
+        # By default the checkpoint's processor makes squares of 384 pixels, and given other sides
+        # it stretches the image to a multiple of the stride.
+        size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
+        load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
+        self.processor = self.weights.pretrained(load, path)
+        # transformers 5 adds to the backbone a norm that older checkpoints lack and nothing reads.
+        unused = ("model.pixel_level_module.encoder.swin.layernorm.",)
+        model = self.weights.model(Mask2FormerForUniversalSegmentation, path, self.dtype, unused)
+        if model.config.num_labels != len(CLASSES):
+            raise ValueError(
+                f"geneval: the detector knows {model.config.num_labels} classes, not COCO's "
+                f"{len(CLASSES)} instance classes; use {self.weights.repo} or one trained on them"
+            )
+        self.hold(model)
 
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
-        """images (B, H, W, 3) uint8 RGB -> for each, the detections scored above THRESHOLD."""
-        return [
-            d for part in chunks(len(images), self.batch_size) for d in self._chunk(images[part])
-        ]
+        """images (B, H, W, 3) uint8 RGB -> for each, its detections scored above THRESHOLD."""
+        return [found for part in self.in_chunks(self._chunk, images) for found in part]
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:
-        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
+        pixels = self.pixels(self.processor, images)
         h, w = pixels.shape[2:]
         pixels = pad(pixels, (0, -w % STRIDE, 0, -h % STRIDE))
-        output = self.model(pixel_values=pixels.to(self.device, self.model.dtype))
+        output = self.model(pixel_values=pixels)
         frame = Frame((pixels.shape[2], pixels.shape[3]), (h, w))
         size = (images.shape[1], images.shape[2])
-        pairs = zip(
-            output.class_queries_logits.float(), output.masks_queries_logits.float(), strict=True
-        )
-        return [detections(classes, masks, size, frame) for classes, masks in pairs]
-
-
-def load_detector(
-    path: str = "",
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_size: int = 8,
-    side: int = SIDE,
-) -> Mask2FormerDetector:
-    """side: pixels that the shorter side of an image is brought to before the model looks.
-
-    Raises ValueError where scipy or the weights are missing.
-    """
-    from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
-
-    torch_dtype = pick_dtype(dtype)
-    check_batch_size(batch_size)
-    pick_device(device)
-    if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
-        raise ValueError(
-            f"geneval: side = {side!r} must be a whole number of at least {STRIDE} pixels"
-        )
-    # The checkpoint's own processor makes squares of 384 pixels, and where told sides would stretch to whole strides.
-    size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
-    load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
-    processor = WEIGHTS.pretrained(load, path)
-    # transformers 5 gives the backbone a last norm that older checkpoints lack and the pixel decoder never reads.
-    unused = ("model.pixel_level_module.encoder.swin.layernorm.",)
-    model = WEIGHTS.model(Mask2FormerForUniversalSegmentation, path, torch_dtype, unused)
-    return Mask2FormerDetector(model, processor, device, batch_size)
+        logits = output.class_queries_logits.float(), output.masks_queries_logits.float()
+        return [detections(*pair, size, frame) for pair in zip(*logits, strict=True)]
 
 
 def detections(
     classes: Tensor, masks: Tensor, size: tuple[int, int], frame: Frame | None = None
 ) -> list[Detection]:
-    """One image's detections scored above THRESHOLD, as mmdet makes them of Mask2Former's output.
+    """One image's detections scored above THRESHOLD, as mmdet derives them from Mask2Former.
 
-    classes (Q, C + 1), logits whose last column is "no object"; masks (Q, h, w), logits; size (H, W) of the image;
-    frame: what the masks cover, the image alone if None. Class probabilities are a softmax over all columns; the TOP
-    pairs of query and class go on; a mask is where its logit, brought to the image's size, exceeds 0; the score is the
-    class probability x the mean sigmoid in the mask.
+    classes: (Q, C + 1) logits, the last column for "no object". masks: (Q, h, w) logits.
+    size: (H, W) of the image. frame: what the masks cover; None for the image alone.
+
+    Class probabilities are a softmax over all columns; the TOP pairs of query and class are kept.
+    A mask is where its logit, resized to the image, exceeds 0; the score is the class probability
+    times the mean sigmoid within the mask.
     """
     probability = classes.softmax(-1)[:, :-1]
     top = probability.flatten().topk(min(TOP, probability.numel()))
-    # The mask's factor is below 1: a pair that does not pass by its class alone never will, and its mask is not needed.
+    # The factor from the mask is below 1, so pairs below the threshold need no mask.
     kept = top.values > THRESHOLD
-    chances, index = top.values[kept], top.indices[kept]
+    probabilities, index = top.values[kept], top.indices[kept]
     if len(index) == 0:
         return []
     queries, labels = index // probability.shape[1], index % probability.shape[1]
+    resize = partial(interpolate, mode="bilinear", align_corners=False)
     logits = masks[queries][None]
     if frame:
         h, w = frame.shown
-        logits = interpolate(logits, size=frame.padded, mode="bilinear", align_corners=False)[
-            ..., :h, :w
-        ]
-    logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+        logits = resize(logits, size=frame.padded)[..., :h, :w]
+    logits = resize(logits, size=size)[0]
     inside = logits > 0
-    sure = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-    found = zip(labels.tolist(), (chances * sure).tolist(), inside.cpu().numpy(), strict=True)
+    certainty = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    scores = (probabilities * certainty).tolist()
+    objects = zip(labels.tolist(), scores, inside.cpu().numpy(), strict=True)
     return [
         Detection(label, score, extents(mask), mask)
-        for label, score, mask in found
+        for label, score, mask in objects
         if score > THRESHOLD
     ]
 
 
 def extents(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) around the True pixels of mask (H, W), x1 and y1 one beyond the last; some pixel is True."""
+    """(x0, y0, x1, y1) around the True pixels of mask (H, W), at least one; x1, y1 exclusive."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
+class ColorClip(OpenClip):
+    """OpenAI's CLIP ViT-L/14, as GenEval uses it."""
+
+    weights = Source(
+        "geneval",
+        "timm/vit_large_patch14_clip_224.openai",
+        "1.7 GB",
+        ("open_clip_model.safetensors",),
+        option="color_path",
+    )
+    architecture = "ViT-L-14-quickgelu"
+
+
 class ColorClassifier:
-    """Zero-shot colours by CLIP: each of COLORS is the mean of three templates that name the object's class."""
+    """Zero-shot colours by CLIP: the text of each colour is the mean of three templates."""
 
     def __init__(self, clip: OpenClip) -> None:
         self.clip = clip
         self._texts: dict[int, Tensor] = {}
 
-    def to(self, device: str | torch.device) -> ColorClassifier:
+    def to(self, device: str | torch.device) -> Self:
         self.clip.to(device)
         self._texts = {label: text.to(device) for label, text in self._texts.items()}
         return self
@@ -170,30 +169,30 @@ class ColorClassifier:
         """The colour of each object, in the image (H, W, 3) uint8 of the same index."""
         if not objects:
             return []
-        seen = self.clip.crops(
-            [crop(image, found) for image, found in zip(images, objects, strict=True)]
-        )
-        named = torch.stack([self._text(found.label) for found in objects])
-        return [COLORS[i] for i in torch.einsum("nd,ncd->nc", seen, named).argmax(-1).tolist()]
+        crops = self.clip.image([crop(*pair) for pair in zip(images, objects, strict=True)])
+        texts = torch.stack([self._text(detection.label) for detection in objects])
+        return [COLORS[i] for i in torch.einsum("nd,ncd->nc", crops, texts).argmax(-1).tolist()]
 
     def _text(self, label: int) -> Tensor:
-        """(10, D) unit vectors, one a colour."""
+        """(10, D) unit vectors, one for each colour."""
         if label not in self._texts:
             prompts = [
-                t.format(color=color, name=CLASSES[label]) for color in COLORS for t in TEMPLATES
+                template.format(color=color, name=CLASSES[label])
+                for color in COLORS
+                for template in TEMPLATES
             ]
             embedded = self.clip.text(prompts).view(len(COLORS), len(TEMPLATES), -1)
             self._texts[label] = normalize(embedded.mean(1), dim=-1)
         return self._texts[label]
 
 
-def crop(image: np.ndarray, found: Detection) -> Any:
-    """The object as a PIL image: the box, with GROUND wherever its mask is not."""
+def crop(image: np.ndarray, detection: Detection) -> Any:
+    """The box of the object as a PIL image, with BACKGROUND outside its mask."""
     from PIL import Image
 
-    whole = Image.fromarray(image)
-    if found.mask is not None:
-        ground = Image.new("RGB", whole.size, GROUND)
-        whole = Image.composite(whole, ground, Image.fromarray(found.mask))
-    x0, y0, x1, y1 = (round(edge) for edge in found.box)
-    return whole.crop((x0, y0, x1, y1))
+    picture = Image.fromarray(image)
+    if detection.mask is not None:
+        background = Image.new("RGB", picture.size, BACKGROUND)
+        picture = Image.composite(picture, background, Image.fromarray(detection.mask))
+    x0, y0, x1, y1 = (round(edge) for edge in detection.box)
+    return picture.crop((x0, y0, x1, y1))

@@ -1,12 +1,11 @@
 """ImageReward: human preference by BLIP with a regression head (Xu et al. 2023, arXiv 2304.05977).
 
-The published file has Salesforce's BLIP under that repository's names. Here its tensors are renamed into those of
-`BlipVisionModel` and `BlipTextModel` of transformers; the sizes of the towers are read off the tensors.
+The published file holds Salesforce's BLIP, with that repository's names of the tensors. They are
+renamed here to those of `BlipVisionModel` and `BlipTextModel` of transformers.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,136 +14,102 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.aesthetic import Head
-from reward_models.base import Metadata, Scores
-from reward_models.check import Check, Weights, matching_cases
-from reward_models.loading import Source, check_batch_size, chunks, fill, pick_device, pick_dtype
+from reward_models.check import Check, matching_cases
+from reward_models.loading import Source
+from reward_models.model import ModelScorer
 
-WEIGHTS = Source("imagereward", "THUDM/ImageReward", "1.8 GB", file="ImageReward.pt")
-TOKENIZER = Source(
-    "imagereward",
-    "google-bert/bert-base-uncased",
-    "1 MB",
-    option="tokenizer_path",
-    files=("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-)
-MEAN, STD = (
-    0.16717362830052426,
-    1.0333394966054072,
-)  # of the raw reward, over the authors' training images
+# The sizes of the published model, as arguments of BlipVisionConfig and BlipTextConfig.
+VISION: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 30524,
+    "bos_token_id": 30522,  # BLIP's [DEC] and [ENC] end the vocabulary; no prompt contains them
+    "hidden_size": 768,
+    "encoder_hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-12,
+    "is_decoder": True,  # gives the layers cross attention; the mask stays bidirectional
+}
 CONTEXT = 35  # BERT tokens that the model was trained to read
-HEAD_WIDTH = 64  # of an attention head, in every published BLIP
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw rewards, on the authors' images
 
-# The projections serve BLIP's contrastive loss, the positions are 0 .. n-1; the reward reads neither.
-_UNREAD = re.compile(r"blip\.(vision_proj|text_proj)\.|.*\.position_ids$")
-_RENAMED = (
-    (r"^mlp\.", "head."),
-    (r"^blip\.text_encoder\.", "text."),
-    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
-    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
-    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm(\d)\.",
-        r"vision.encoder.layers.\1.layer_norm\2.",
-    ),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
-        r"vision.encoder.layers.\1.self_attn.projection.",
-    ),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.", r"vision.encoder.layers.\1.self_attn."),
-    (r"^blip\.visual_encoder\.blocks\.", "vision.encoder.layers."),
-)
+# The projections serve BLIP's contrastive loss, the positions are 0 .. n-1: neither is needed.
+_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+_RENAMED = {  # replaced one after the other
+    "mlp.layers.": "head.layers.",
+    "blip.text_encoder.": "text.",
+    "blip.visual_encoder.": "vision.",
+    "vision.cls_token": "vision.embeddings.class_embedding",
+    "vision.pos_embed": "vision.embeddings.position_embedding",
+    "vision.patch_embed.proj.": "vision.embeddings.patch_embedding.",
+    "vision.norm.": "vision.post_layernorm.",
+    "vision.blocks.": "vision.encoder.layers.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.proj.": ".self_attn.projection.",
+    ".attn.": ".self_attn.",
+}
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published tensors under RewardNet's names, without those that it does not use."""
+    result = {}
+    for key, tensor in state.items():
+        if not key.startswith(_UNUSED):
+            for old, new in _RENAMED.items():
+                key = key.replace(old, new)
+            result[key] = tensor
+    return result
 
 
 class RewardNet(nn.Module):
-    """The text encoder reads the prompt and, by cross attention, the image; its first token feeds the head."""
+    """The text encoder reads the prompt and, by cross attention, the image.
 
-    def __init__(self, vision: Any, text: Any) -> None:
-        from transformers import BlipTextModel, BlipVisionModel
+    Its first token feeds the head.
+    """
+
+    def __init__(self) -> None:
+        from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
         super().__init__()
-        self.vision = BlipVisionModel(vision)
-        self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.head = Head(text.hidden_size)
+        self.vision = BlipVisionModel(BlipVisionConfig(**VISION))
+        self.text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
+        self.head = Head(TEXT["hidden_size"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """pixels (B, 3, H, W), tokens and mask (B, L) -> raw reward (B,) fp32."""
         image = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.text(
-            input_ids=tokens, attention_mask=mask, encoder_hidden_states=image
-        ).last_hidden_state
-        return self.head(read[:, 0].float()).squeeze(-1)
+        text = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=image)
+        return self.head(text.last_hidden_state[:, 0].float()).squeeze(-1)
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors under RewardNet's names, without those that it does not read."""
-    result = {}
-    for key, tensor in state.items():
-        if _UNREAD.match(key):
-            continue
-        for old, new in _RENAMED:
-            key, found = re.subn(old, new, key)
-            if found:
-                break
-        result[key] = tensor
-    return result
+class ImageReward(ModelScorer):
+    """score = (raw reward - 0.167) / 1.033: mean 0 and deviation 1 over the authors' images.
 
-
-def configs(state: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """The BlipVisionConfig and BlipTextConfig that renamed tensors belong to. Raises KeyError where one is absent."""
-    from transformers import BlipTextConfig, BlipVisionConfig
-
-    patch = state["vision.embeddings.patch_embedding.weight"]
-    positions = state["vision.embeddings.position_embedding"].shape[1] - 1
-    words = state["text.embeddings.word_embeddings.weight"]
-    vision = BlipVisionConfig(
-        hidden_size=patch.shape[0],
-        intermediate_size=state["vision.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=_layers(state, "vision.encoder.layers."),
-        num_attention_heads=patch.shape[0] // HEAD_WIDTH,
-        image_size=round(positions**0.5) * patch.shape[-1],
-        patch_size=patch.shape[-1],
-        layer_norm_eps=1e-6,
-    )
-    text = BlipTextConfig(
-        vocab_size=words.shape[0],
-        hidden_size=words.shape[1],
-        encoder_hidden_size=patch.shape[0],
-        intermediate_size=state["text.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        num_hidden_layers=_layers(state, "text.encoder.layer."),
-        num_attention_heads=words.shape[1] // HEAD_WIDTH,
-        max_position_embeddings=state["text.embeddings.position_embeddings.weight"].shape[0],
-        layer_norm_eps=1e-12,
-        # The vocabulary ends with BLIP's [DEC] and [ENC], which no prompt becomes.
-        bos_token_id=words.shape[0] - 2,
-        is_decoder=True,  # this is what gives the layers cross attention; the mask stays bidirectional
-    )
-    return vision, text
-
-
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
-
-
-def load_net(path: str = "") -> RewardNet:
-    """RewardNet with the weights of the file or folder `path`, else the published ones; eval mode, fp32."""
-    state = renamed(WEIGHTS.state(path))
-    try:
-        vision, text = configs(state)
-    except KeyError as error:
-        raise WEIGHTS.missing(
-            path or WEIGHTS.repo, f"they are not ImageReward's: there is no {error}."
-        ) from error
-    net = RewardNet(vision, text)
-    fill(WEIGHTS, net, state, path)
-    return net.eval().requires_grad_(False)
-
-
-class ImageReward:
-    """score = (raw reward - 0.167) / 1.033: mean 0 and deviation 1 over the authors' images, about -2.3 to 2.
-
-    path: ImageReward.pt, a folder with it or a hub id; tokenizer_path: folder or hub id of BERT's uncased tokenizer.
+    About -2.3 to 2. path: ImageReward.pt, a folder with it or a hub id. tokenizer_path: a local
+    folder or hub id of BERT's uncased tokenizer. model, tokenizer: both, already loaded.
     """
+
+    weights = Source("imagereward", "THUDM/ImageReward", "1.8 GB", ("ImageReward.pt",))
+    tokenizer_files = Source(
+        "imagereward",
+        "google-bert/bert-base-uncased",
+        "1 MB",
+        ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+        option="tokenizer_path",
+        needed=("tokenizer.json",),
+    )
+    doctor = Check(weights=(weights, tokenizer_files), cases=matching_cases)
 
     def __init__(
         self,
@@ -158,53 +123,30 @@ class ImageReward:
     ) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor
 
-        self.batch_size = check_batch_size(batch_size)
-        torch_dtype, torch_device = pick_dtype(dtype), pick_device(device)
-        WEIGHTS.locate(path)
-        self.tokenizer = tokenizer or TOKENIZER.pretrained(
+        super().__init__(device, dtype, batch_size)
+        self.weights.locate(path)
+        self.tokenizer = tokenizer or self.tokenizer_files.pretrained(
             AutoTokenizer.from_pretrained, tokenizer_path
         )
-        self.model = (model or load_net(path)).eval()
-        self.model.vision.to(torch_dtype)
-        self.model.text.to(torch_dtype)
-        side = self.model.vision.config.image_size
+        net = model or self._load(path)
+        net.vision.to(self.dtype)
+        net.text.to(self.dtype)
+        self.hold(net)
+        side = net.vision.config.image_size
+        # BLIP normalises pixels by the same mean and deviation as CLIP.
         self.processor = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )  # BLIP shares CLIP's mean and deviation of the pixels
-        self.to(torch_device)
-
-    def to(self, device: str | torch.device) -> ImageReward:
-        self.device = torch.device(device)
-        self.model.to(self.device)
-        return self
-
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        if len(images) == 0:
-            return Scores(np.zeros(0, dtype=np.float32))
-        raw = torch.cat(
-            [
-                self._chunk(images[part], prompts[part])
-                for part in chunks(len(images), self.batch_size)
-            ]
         )
-        return Scores(((raw - MEAN) / STD).cpu().numpy())
 
-    def _chunk(self, images: np.ndarray, prompts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
-        ).to(self.device)
-        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(self.device, self.model.vision.dtype)
-        return self.model(pixels, tokens["input_ids"], tokens["attention_mask"])
+    def _load(self, path: str) -> RewardNet:
+        state = renamed(self.weights.state(path))
+        net = RewardNet()
+        self.weights.fill(net, state, path)
+        return net
 
+    def score(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        return (torch.cat(self.in_chunks(self._raw, images, prompts)) - MEAN) / STD
 
-CHECKS = {
-    "imagereward": Check(
-        weights=(
-            Weights(WEIGHTS.repo, 1.8, (WEIGHTS.file,)),
-            Weights(TOKENIZER.repo, 0.01, ("tokenizer.json",), TOKENIZER.files),
-        ),
-        cases=matching_cases,
-    )
-}
+    def _raw(self, images: np.ndarray, prompts: list[str]) -> Tensor:
+        ids, mask = self.tokens(self.tokenizer, prompts, CONTEXT)
+        return self.model(self.pixels(self.processor, images), ids, mask)

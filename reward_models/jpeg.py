@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import Case, Check, golden_images
+from reward_models.check import Check, golden_cases
 
 
 class Jpeg:
@@ -15,6 +15,9 @@ class Jpeg:
 
     quality: of the JPEG, 1 to 95; scale: kB for a score of -1 (Black et al. 2023, arXiv 2305.13301, use 95 and 500).
     """
+
+    # A plain image makes the smallest file, noise the largest.
+    doctor = Check(cases=lambda: golden_cases(plain=2, text=1))
 
     def __init__(self, quality: int = 95, scale: float = 500.0) -> None:
         if not 1 <= quality <= 95:
@@ -33,12 +36,3 @@ class Jpeg:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
         return buffer.tell()
-
-
-def _golden() -> list[Case]:
-    """A plain image is the smallest, noise the largest."""
-    ranks = {"plain": 2, "text": 1, "noise": 0}
-    return [Case(name, image, "", rank=ranks[name]) for name, image in golden_images().items()]
-
-
-CHECKS = {"jpeg": Check(cases=_golden)}

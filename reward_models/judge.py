@@ -1,52 +1,58 @@
-"""Scores by a vision-language model behind an OpenAI-compatible endpoint (vLLM, sglang): `deqa` and `unifiedreward`.
+"""`deqa` and `unifiedreward`: a vision-language model behind an OpenAI-compatible endpoint.
 
-The model is asked, an image at a time and in words of our own, for a mark from 1 to 5 after `Final Score:`; the score
-is the last such mark / 5, so in [0.2, 1]. An answer without a mark on the scale is NaN, never 0.
+The model (served by vLLM, sglang, ...) sees one image per question and is asked for a mark from 1
+to 5 after `Final Score:`. The score is the last such mark / 5, so it lies in [0.2, 1]; an answer
+without a mark on the scale gives NaN, never 0.
 
-Named after what they stand in for: DeQA-Score (arXiv 2501.11599), how good the picture is whatever it shows, and
-UnifiedReward (arXiv 2503.05236), whether it shows what the prompt asks for, and how well. The latter's checkpoints
-(CodeGoat24/UnifiedReward-*) speak this format; any other instruction-tuned vision-language model can be asked as well.
+The names are those of the models these scorers stand in for: DeQA-Score (arXiv 2501.11599) rates
+the technical quality of a picture, UnifiedReward (arXiv 2503.05236) how well it shows the prompt.
+The questions are this project's, and any instruction-tuned vision-language model can answer them;
+the UnifiedReward checkpoints (CodeGoat24/UnifiedReward-*) were trained on this form of answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 import os
-import random
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from reward_models.base import Metadata, Scores, Unavailable
 from reward_models.check import Check
+from reward_models.connection import TRY_AGAIN, Connections, check_remote
 from reward_models.wire import encode_png
 
 if TYPE_CHECKING:
-    import httpx
+    from openai import OpenAI
+
+T = TypeVar("T")
 
 LOWEST, HIGHEST = 1, 5
-# "Final Score: 4", "**Final Score (1-5):** 4,5/5", "final score is <3>"; the last group is the scale where one is told.
+# Matches "Final Score: 4", "**Final Score (1-5):** 4,5/5" and "final score is <3>". The groups are
+# the mark and, where the answer names one, the top of the scale.
 MARK = re.compile(
     r"final\s+score\s*(?:\([^)\n]*\)(?=[\s*_]*(?:[:=]|is\b)))?"
     r"(?:</?\w+>|[\s*_:=\[($`<\"'“]|\\boxed\{|is\b)*(-?\d+(?:[.,]\d+)?)"
     r"(?:[\s*_>\"'”\])}$`]*(?:/|out\s+of)\s*(\d+))?",
     re.IGNORECASE,
 )
-TRY_AGAIN = (408, 429, 502, 503, 504)
 SETTINGS = (301, 302, 307, 308, 401, 403, 404, 405)
 SCALE = "1 = very poor, 2 = poor, 3 = fair, 4 = good, 5 = excellent; steps of a tenth are allowed"
-ENDING = (
-    "Give your reasons in two sentences at most. Then end with one line of exactly this form, with your own number:"
-    "\nFinal Score: 3.5"
-)
+# Other words, or other line breaks, would give other marks.
+ENDING = """Give your reasons in two sentences at most. Then end with one line of exactly this \
+form, with your own number:
+Final Score: 3.5"""
 
-QUALITY = f"""You judge the technical quality of pictures. What the picture shows does not matter, nor does taste.
-Look for blur, noise, compression blocks, banding, wrong exposure, garish or dull colours, and for broken or melted
+QUALITY = f"""You judge the technical quality of pictures. What the picture shows does not matter, \
+nor does taste.
+Look for blur, noise, compression blocks, banding, wrong exposure, garish or dull colours, and for \
+broken or melted
 detail such as a generated picture may have. Give one mark from {LOWEST} to {HIGHEST}: {SCALE}.
 {ENDING}"""
 
@@ -54,14 +60,16 @@ ALIGNMENT = f"""A picture was generated for the prompt between the lines of dash
 -----
 {{prompt}}
 -----
-Judge two things with equal weight. Faithfulness: is everything there that the prompt asks for, in the number,
-colours, places, actions and style it asks for, and nothing that contradicts it? Quality: is the picture sharp, coherent
+Judge two things with equal weight. Faithfulness: is everything there that the prompt asks for, in \
+the number,
+colours, places, actions and style it asks for, and nothing that contradicts it? Quality: is the \
+picture sharp, coherent
 and free of distorted shapes? Give one mark from {LOWEST} to {HIGHEST} for both together: {SCALE}.
 {ENDING}"""
 
 
 def parse_mark(answer: str) -> float:
-    """The last `Final Score:` of an answer, divided by 5; NaN when there is none or it is not from 1 to 5."""
+    """The last `Final Score:` of an answer, divided by 5; NaN if none or not between 1 and 5."""
     marks = MARK.findall(answer)
     if not marks:
         return float("nan")
@@ -71,16 +79,30 @@ def parse_mark(answer: str) -> float:
     return mark / HIGHEST if on_scale else float("nan")
 
 
-class Judge:
-    """Asks `question`, in which "{prompt}" stands for the image's prompt, about each image.
+class OutOfReach(Unavailable):
+    """The endpoint accepts no connection, so no image of the batch can be scored now."""
 
-    url: the endpoint's, up to and with /v1. model: the name it serves. api_key: the NAME of the environment variable
-    that holds the key; keys do not belong into configs. concurrency: questions under way at once. timeout: seconds an
-    answer may take. attempts: tries of one question before Unavailable is raised. max_tokens: of an answer.
+
+class RefusedImage(RuntimeError):
+    """The endpoint refuses this question: the image or the prompt is too large, or filtered."""
+
+
+class Judge:
+    """Asks `question`, with the prompt in place of "{prompt}", about each image.
+
+    url: the endpoint, up to and including /v1. model: the name under which it is served.
+    api_key: the NAME of the environment variable with the key; keys do not belong in configs.
+    concurrency: questions asked at once. timeout: seconds an answer may take.
+    attempts: tries of one question before it counts as unanswered. max_tokens: of an answer.
     """
 
     name = "judge"
     question = ""
+    doctor = Check(
+        packages=("openai", "httpx"),
+        extra="judge",
+        needs="an OpenAI-compatible endpoint: its url and model",
+    )
 
     def __init__(
         self,
@@ -93,180 +115,134 @@ class Judge:
         max_tokens: int = 512,
     ) -> None:
         if not model:
-            raise ValueError(
-                f"{self.name}: model = '' must name the model that {url} serves; {url}/models lists them"
-            )
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"{self.name}: url = {url!r} must be an address, as in 'http://127.0.0.1:8000/v1'"
-            )
-        numbers = {
-            "concurrency": concurrency,
-            "timeout": timeout,
-            "attempts": attempts,
-            "max_tokens": max_tokens,
-        }
-        for option, value in numbers.items():
-            if value <= 0:
-                raise ValueError(f"{self.name}: {option} = {value} must be above 0")
+            advice = f"must name the model that {url} serves; {url}/models lists them"
+            raise ValueError(f"{self.name}: model = '' {advice}")
+        limits = {"concurrency": concurrency, "attempts": attempts, "max_tokens": max_tokens}
+        check_remote(self.name, "url", url, "http://127.0.0.1:8000/v1", timeout=timeout, **limits)
         try:
-            import httpx  # noqa: F401
+            import openai  # noqa: F401
+
+            # A cluster's http_proxy is meant for endpoints on the internet.
+            local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+            self._connections = Connections(timeout, trust_env=not local)
         except ImportError as error:
-            raise ValueError(
-                f"{self.name}: a judge needs httpx: pip install 'tp_grpo[server]'"
-            ) from error
+            needs = "a judge needs openai and httpx: pip install 'tp_grpo[judge]'"
+            raise ValueError(f"{self.name}: {needs}") from error
         self.url, self.model, self.api_key = url.rstrip("/"), model, api_key
-        self.concurrency, self.timeout, self.attempts, self.max_tokens = (
-            concurrency,
-            timeout,
-            attempts,
-            max_tokens,
-        )
+        self.concurrency, self.attempts, self.max_tokens = concurrency, attempts, max_tokens
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
-        """Raises Unavailable when the endpoint is out of reach or too busy for every image, TypeError for settings it
-        refuses, RuntimeError when it refuses every image; one image among others that it refuses, is too busy or slow
-        for, or gives no mark is NaN.
+        """A single image that the endpoint refuses, does not answer in time or gives no mark is
+        NaN. If that holds for all images, raises Unavailable when some got no answer in time, else
+        RuntimeError; if the endpoint is out of reach, Unavailable; for wrong settings, TypeError.
         """
-        return Scores(np.array(asyncio.run(self._marks(images, prompts)), dtype=np.float32))
+        client = self._client()
+
+        def mark(image: np.ndarray, prompt: str) -> float | Exception:
+            try:
+                return parse_mark(self._answer(client, image, prompt))
+            except OutOfReach:
+                raise
+            except (RefusedImage, Unavailable) as error:
+                return error
+
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name) as pool:
+            marks = list(pool.map(mark, images, prompts))
+        failures = [result for result in marks if isinstance(result, Exception)]
+        if failures and len(failures) == len(marks):
+            raise next((e for e in failures if isinstance(e, Unavailable)), failures[0])
+        if failures:
+            log = logging.getLogger(__name__)
+            log.warning("%d of %d images: %s", len(failures), len(marks), failures[0])
+        scores = [np.nan if isinstance(result, Exception) else result for result in marks]
+        return Scores(np.array(scores, dtype=np.float32))
 
     def check(self, prompts: Sequence[str] = (), metadata: Sequence[Metadata] = ()) -> None:
-        """Ask the endpoint which models it serves, before a run: raises Unavailable when nobody answers, ValueError for
-        a key or a model that will not do. Any prompt will do.
+        """Query the models that the endpoint serves, before a run; every prompt is accepted.
+
+        Raises Unavailable when nothing answers, ValueError for a wrong key, url or model.
         """
         try:
-            served = asyncio.run(self._models())
+            models = self._request(self._client().models.list)
+            served = [model.id for model in getattr(models, "data", None) or []]
         except (TypeError, RefusedImage) as error:
             raise ValueError(str(error)) from error
         if self.model not in served:
+            known = ", ".join(served)
             raise ValueError(
-                f"{self.name}: {self.url} does not serve {self.model!r}; it serves {', '.join(served)}"
+                f"{self.name}: {self.url} does not serve {self.model!r}; it serves {known}"
             )
 
-    async def _models(self) -> list[str]:
-        async with self._client() as client:
-            reply = await self._send(client, "GET", "/models")
-        return [str(entry["id"]) for entry in reply.get("data", []) if "id" in entry]
+    def close(self) -> None:
+        """Close this process's connections."""
+        self._connections.close()
 
-    async def _marks(self, images: np.ndarray, prompts: list[str]) -> list[float]:
-        gate = asyncio.Semaphore(self.concurrency)
-        failures: list[RefusedImage | Unavailable] = []
+    def _client(self) -> OpenAI:
+        """A client that ignores the OPENAI_* variables: they are for another endpoint."""
+        from openai import OpenAI
 
-        async def mark(client: httpx.AsyncClient, image: np.ndarray, prompt: str) -> float:
-            async with gate:
-                try:
-                    return parse_mark(await self._answer(client, image, prompt))
-                except OutOfReach:
-                    raise
-                except (RefusedImage, Unavailable) as error:
-                    failures.append(error)
-                    return float("nan")
+        http_client: Any = self._connections.client()  # openai 3 takes it, but declares httpx2's
+        client = OpenAI(
+            base_url=self.url,
+            api_key=os.environ.get(self.api_key) or "none",
+            max_retries=self.attempts - 1,
+            http_client=http_client,
+        )
+        client.organization = client.project = None
+        client._custom_headers = {}
+        return client
 
-        async with self._client() as client:
-            marks = await asyncio.gather(
-                *(mark(client, *pair) for pair in zip(images, prompts, strict=True))
-            )
-        if failures and len(failures) == len(images):
-            too_busy = next((error for error in failures if isinstance(error, Unavailable)), None)
-            raise too_busy or RuntimeError(str(failures[0]))
-        if failures:
-            logging.getLogger(__name__).warning(
-                "%d of %d images: %s", len(failures), len(images), failures[0]
-            )
-        return marks
-
-    async def _answer(self, client: httpx.AsyncClient, image: np.ndarray, prompt: str) -> str:
-        address = "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+    def _answer(self, client: OpenAI, image: np.ndarray, prompt: str) -> str:
+        picture = "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
         content = [
-            {"type": "image_url", "image_url": {"url": address}},
+            {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": self.question.replace("{prompt}", prompt)},
         ]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        reply = await self._send(client, "POST", "/chat/completions", body)
+        reply = self._request(
+            client.chat.completions.create,
+            model=self.model,
+            messages=[{"role": "user", "content": content}],
+            temperature=0,
+            max_tokens=self.max_tokens,
+        )
         try:
-            return str(reply["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError) as error:
+            return str(reply.choices[0].message.content or "")
+        except (AttributeError, IndexError, TypeError) as error:
             raise TypeError(
-                f"{self.name}: {self.url} answered something else than a chat completion"
+                f"{self.name}: {self.url} answered with something other than a chat completion"
             ) from error
 
-    async def _send(
-        self, client: httpx.AsyncClient, method: str, path: str, body: Any = None
-    ) -> dict[str, Any]:
-        """One question, asked again after a pause while the endpoint is out of reach or overloaded."""
-        for attempt in range(self.attempts):
-            try:
-                return await self._try(client, method, path, body)
-            except Unavailable:
-                if attempt == self.attempts - 1:
-                    raise
-                # The jitter keeps the questions of a batch from coming back all at once.
-                await asyncio.sleep(2**attempt * random.uniform(0.25, 0.75))
-        raise AssertionError("the last try returns or raises")
-
-    async def _try(
-        self, client: httpx.AsyncClient, method: str, path: str, body: Any
-    ) -> dict[str, Any]:
+    def _request(self, request: Callable[..., T], **arguments: Any) -> T:
+        """Raises OutOfReach, Unavailable, TypeError for wrong settings, or RefusedImage."""
         import httpx
+        import openai
 
+        headers = {} if os.environ.get(self.api_key) else {"Authorization": openai.Omit()}
+        kind: type[Exception]
         try:
-            response = await client.request(method, self.url + path, json=body)
-        except httpx.TransportError as error:
-            away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            said = f"{self.name}: no answer from {self.url} ({type(error).__name__}: {error})"
-            raise (OutOfReach if away else Unavailable)(said) from error
-        said = f"{self.name}: {self.url} answered {response.status_code}: {response.text[:300]}"
-        if response.status_code in TRY_AGAIN:
-            raise Unavailable(said)
-        if response.status_code in SETTINGS:
-            raise TypeError(said)
-        if response.status_code != 200:
-            raise RefusedImage(said)
-        try:
-            return dict(response.json())
-        except (ValueError, TypeError) as error:
-            raise TypeError(f"{said}, which is no JSON object") from error
-
-    def _client(self) -> httpx.AsyncClient:
-        """One a call: an AsyncClient belongs to one event loop, and every call has its own."""
-        import httpx
-
-        key = os.environ.get(self.api_key, "")
-        return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
-            limits=httpx.Limits(max_connections=None),
-            # A cluster's http_proxy is for endpoints in the world outside.
-            trust_env=urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"),
-        )
-
-
-class OutOfReach(Unavailable):
-    """Nobody takes the connection: no image of the batch has a chance, and all of them another one later."""
-
-
-class RefusedImage(Exception):
-    """The endpoint will not answer this question: too large an image, too long a prompt, a filter."""
+            return request(extra_headers=headers, **arguments)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__
+            away = isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout)
+            kind = OutOfReach if away else Unavailable
+            reason = f"({type(cause).__name__}: {cause})"
+            raise kind(f"{self.name}: no answer from {self.url} {reason}") from error
+        except openai.APIStatusError as error:
+            status, words = error.status_code, error.response.text[:300]
+            kind = TypeError if status in SETTINGS else RefusedImage
+            kind = Unavailable if status in TRY_AGAIN else kind
+            raise kind(f"{self.name}: {self.url} answered {status}: {words}") from error
+        except ValueError as error:
+            raise TypeError(f"{self.name}: {self.url} did not answer with JSON: {error}") from error
 
 
 class DeQA(Judge):
-    """Technical quality of the image alone; the prompt is not looked at."""
+    """Technical quality of the image alone; the prompt is not read."""
 
     name, question = "deqa", QUALITY
 
 
 class UnifiedReward(Judge):
-    """Faithfulness to the prompt and quality, together."""
+    """Faithfulness to the prompt and quality, with equal weight."""
 
     name, question = "unifiedreward", ALIGNMENT
-
-
-_CHECK = Check(
-    packages=("httpx",), extra="server", needs="an OpenAI-compatible endpoint: its url and model"
-)
-CHECKS = {"deqa": _CHECK, "unifiedreward": _CHECK}

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import GOLDEN_TEXT, Case, Check, golden_images
+from reward_models.check import GOLDEN_TEXT, Check, golden_cases
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
 CPU = "CPUExecutionProvider"
@@ -36,7 +36,6 @@ SWITCHES = {
     "CoreMLExecutionProvider": "coreml",
 }
 MOST_WORKERS = 16
-EXTRA = "ocr"
 
 
 def target_text(prompt: str) -> str:
@@ -93,6 +92,13 @@ class OcrScorer:
 
     Raises ValueError when a package or a model is missing, or onnxruntime does not offer the provider.
     """
+
+    doctor = Check(
+        packages=("rapidocr", "onnxruntime", "rapidfuzz"),
+        extra="ocr",
+        cases=lambda: golden_cases(f'a white sign with the black text "{GOLDEN_TEXT}"', text=1),
+        options={"workers": 0},
+    )
 
     def __init__(
         self,
@@ -221,11 +227,9 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _models(path: str) -> Path:
     """The folder of the models; raises ValueError, with the command that mends it, for a missing package."""
-    missing = [
-        name for name in CHECKS["general_ocr"].packages if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in OcrScorer.doctor.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[{EXTRA}]"')
+        raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[ocr]"')
     if path:
         return Path(path).expanduser()
     (root,) = importlib.util.find_spec("rapidocr").submodule_search_locations or [""]  # type: ignore[union-attr]
@@ -258,23 +262,3 @@ def _share_of_cores() -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MOST_WORKERS)
-
-
-def _golden() -> list[Case]:
-    images = golden_images()
-    prompt = f'a white sign with the black text "{GOLDEN_TEXT}"'
-    return [
-        Case("its text", images["text"], prompt, rank=1),
-        Case("a plain colour", images["plain"], prompt, rank=0),
-        Case("noise", images["noise"], prompt, rank=0),
-    ]
-
-
-CHECKS = {
-    "general_ocr": Check(
-        packages=("rapidocr", "onnxruntime", "rapidfuzz"),
-        extra=EXTRA,
-        cases=_golden,
-        options={"workers": 0},
-    )
-}

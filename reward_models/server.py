@@ -1,8 +1,8 @@
-"""A server for scorers that live in another process, on another GPU or on another machine.
+"""A server for scorers in another process, on another GPU or on another machine.
 
     python -m reward_models.server --scorers '{"general_ocr": {}, "geneval": {"scoring": "fixed"}}'
 
-The run's config then says {"geneval": {"remote": "http://127.0.0.1:8090"}}. docs/reward_server.md tells the rest.
+A run's config then names {"geneval": {"remote": "http://127.0.0.1:8090"}}: docs/reward_server.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from reward_models.wire import MEBIBYTE
 
 TOKEN_VARIABLE = "REWARD_TOKEN"
 TOKEN_LENGTH = 16
-GRACE_SECONDS = 30  # for batches in work when the server is told to stop
+GRACE_SECONDS = 30  # to finish running batches after SIGTERM
+EXAMPLE = """as in --scorers '{"general_ocr": {}}'"""
 
 
 def is_loopback(host: str) -> bool:
@@ -32,7 +33,10 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(file: str = "") -> str:
-    """The token of the file, else of the environment's REWARD_TOKEN, else "". Raises ValueError for a weak one."""
+    """The token of the file, else of the environment's REWARD_TOKEN, else "".
+
+    Raises ValueError for a weak token.
+    """
     token, source = (
         os.environ.get(TOKEN_VARIABLE, "").strip(),
         f"the environment's {TOKEN_VARIABLE}",
@@ -42,41 +46,35 @@ def read_token(file: str = "") -> str:
             token, source = Path(file).read_text().strip(), file
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"the token file cannot be read: {error}") from error
-    if (file or token) and (
-        len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable()
-    ):
+    weak = len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable()
+    if (file or token) and weak:
         raise ValueError(
-            f"the token of {source} must be one line of {TOKEN_LENGTH} or more ASCII characters; make one with "
-            f'python -c "import secrets; print(secrets.token_urlsafe())"'
+            f"the token of {source} must be one line of {TOKEN_LENGTH} or more ASCII characters; "
+            'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return token
 
 
 def check_binding(host: str, token: str) -> None:
-    """Raises ValueError when other machines could reach the server and no token would be asked for."""
+    """Raises ValueError if other machines could reach the server without a token."""
     if not token and not is_loopback(host):
         raise ValueError(
-            f"--host {host} opens the server to other machines, so it needs a token: --token-file or the environment's "
-            f"{TOKEN_VARIABLE}; without one it binds to 127.0.0.1 only"
+            f"--host {host} opens the server to other machines, so it needs a token: --token-file "
+            f"or the environment's {TOKEN_VARIABLE}; without one it binds to 127.0.0.1 only"
         )
 
 
 def read_scorers(text: str) -> dict[str, dict[str, Any]]:
     """{name: options} from JSON. Raises ValueError for anything else."""
-    example = """as in --scorers '{"general_ocr": {}}'"""
     try:
         scorers = json.loads(text)
     except ValueError as error:
+        message = f"--scorers is not JSON ({error}); it takes names with options, {EXAMPLE}"
+        raise ValueError(message) from error
+    names = isinstance(scorers, dict) and scorers
+    if not names or not all(isinstance(options, dict) for options in scorers.values()):
         raise ValueError(
-            f"--scorers is not JSON ({error}); it takes names with options, {example}"
-        ) from error
-    if (
-        not isinstance(scorers, dict)
-        or not scorers
-        or not all(isinstance(given, dict) for given in scorers.values())
-    ):
-        raise ValueError(
-            f"--scorers = {text} must be an object of names with their options, {example}"
+            f"--scorers = {text} must be an object of names with their options, {EXAMPLE}"
         )
     return scorers
 
@@ -85,34 +83,23 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Argu
     parser = argparse.ArgumentParser(
         prog="python -m reward_models.server", description="Serve scorers over HTTP."
     )
-    parser.add_argument("--scorers", required=True, help="""JSON, {"name": {options}, ...}""")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to bind to (default: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8090)
-    parser.add_argument(
-        "--token-file", default="", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})"
-    )
-    parser.add_argument(
-        "--max-body",
-        type=float,
-        default=256,
-        metavar="MB",
-        help="largest body taken (default: 256)",
-    )
-    parser.add_argument(
-        "--queue", type=int, default=256, help="requests held before 503 is answered (default: 256)"
-    )
+    add = parser.add_argument
+    add("--scorers", required=True, help="""JSON, {"name": {options}, ...}""")
+    add("--host", default="127.0.0.1", help="address to bind to (default: this machine only)")
+    add("--port", type=int, default=8090)
+    add("--token-file", default="", help=f"file with the token (default: ${TOKEN_VARIABLE})")
+    add("--max-body", type=float, default=256, metavar="MB", help="largest body (default: 256)")
+    add("--queue", type=int, default=256, help="requests held at once (default: 256)")
     return parser.parse_args(argv), parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build the scorers and serve them until SIGTERM or Ctrl-C; batches in work are finished first."""
+    """Build the scorers and serve them until SIGTERM or Ctrl-C; running batches are finished."""
     args, parser = parse(argv)
     try:
         token = read_token(args.token_file)
         check_binding(args.host, token)
-        given = read_scorers(args.scorers)
+        options = read_scorers(args.scorers)
         if args.max_body <= 0 or args.queue < 1:
             raise ValueError(
                 f"--max-body {args.max_body:g} and --queue {args.queue} must be above 0"
@@ -122,23 +109,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             from reward_models.service import create_app
         except ImportError as error:
-            raise ValueError(
-                f"the server's packages are missing ({error}): pip install 'tp_grpo[server]'"
-            ) from error
-        scorers = {name: build(name, **options) for name, options in given.items()}
+            install = "pip install 'tp_grpo[server]'"
+            raise ValueError(f"the server's packages are missing ({error}): {install}") from error
+        scorers = {name: build(name, **given) for name, given in options.items()}
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    asked = "a token is asked for" if token else "no token is asked for"
-    logging.getLogger(__name__).info("scorers: %s; %s", ", ".join(scorers), asked)
-    app = create_app(
-        scorers, given, token=token, max_body=int(args.max_body * MEBIBYTE), queue=args.queue
-    )
+    access = "a token is required" if token else "no token is required"
+    logging.getLogger(__name__).info("scorers: %s; %s", ", ".join(scorers), access)
+    max_body = int(args.max_body * MEBIBYTE)
     uvicorn.run(
-        app,
+        create_app(scorers, options, token=token, max_body=max_body, queue=args.queue),
         host=args.host,
         port=args.port,
-        # h11 reads on, and throws away, what a client still sends after a refusal: the client gets to see the sentence.
+        # h11 reads and discards what a client still sends after a refusal, so that the client
+        # receives the refusal.
         http="h11",
         access_log=False,
         proxy_headers=False,

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from reward_models.base import Metadata, Scores
-from reward_models.check import Case, Check, golden_images
+from reward_models.check import Case, Check, golden_cases
 
 COLORS = {
     "red": (0.86, 0.16, 0.16),
@@ -151,8 +151,21 @@ def _relation(name: str, matched: list[Component]) -> tuple[float, bool]:
     return _ramp(cosine, -AXIS, AXIS), cosine >= AXIS
 
 
+def _golden_cases() -> list[Case]:
+    v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
+    red = np.array(COLORS["red"]) * 255
+    circle = np.where(inside("circle", u, v)[..., None], red, 240).astype(np.uint8)
+    prompt, metadata = "a red circle", {"objects": [{"color": "red", "shape": "circle"}]}
+    return [
+        Case("circle", circle, prompt, rank=1, metadata=metadata),
+        *golden_cases(prompt, metadata, side=48),
+    ]
+
+
 class ShapesScorer:
     """score = exact_share x exact + (1 - exact_share) x graded, in [0, 1]; extras: exact, graded and the parts."""
+
+    doctor = Check(cases=_golden_cases)
 
     def __init__(self, exact_share: float = 0.5) -> None:
         if not 0 <= exact_share <= 1:
@@ -176,20 +189,3 @@ class ShapesScorer:
         }
         score = self.exact_share * extras["exact"] + (1 - self.exact_share) * extras["graded"]
         return Scores(score.astype(np.float32), extras)
-
-
-def _golden() -> list[Case]:
-    v, u = np.meshgrid(_centers(48) * 2, _centers(48) * 2, indexing="ij")
-    circle = np.where(inside("circle", u, v)[..., None], np.array(COLORS["red"]) * 255, 240).astype(
-        np.uint8
-    )
-    asked = {"objects": [{"color": "red", "shape": "circle"}]}
-    images = golden_images(48)
-    return [
-        Case("a red circle", circle, "a red circle", rank=1, metadata=asked),
-        Case("a plain colour", images["plain"], "a red circle", rank=0, metadata=asked),
-        Case("noise", images["noise"], "a red circle", rank=0, metadata=asked),
-    ]
-
-
-CHECKS = {"shapes": Check(cases=_golden)}

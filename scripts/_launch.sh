@@ -1,37 +1,34 @@
 # shellcheck shell=bash
 # Sourced by single_node/*.sh and multi_node/*.sh: checks, then accelerate's launcher.
 #
-# MODEL_NAME sd3 | flux | shapes (the embedded model, which needs no GPU); REWARD pickscore | geneval | general_ocr,
-# of shapes tiny | smoke; NUM_GPUS of this machine (default: all; without CUDA, processes: 1); BETA the weight of the
-# KL; MASTER_PORT; LAUNCH a file of accelerate_configs/ (ddp | fsdp2 | cpu).
+# MODEL_NAME   sd3 | flux | shapes (the embedded model, which needs no GPU)
+# REWARD       pickscore | geneval | general_ocr; for shapes tiny | smoke
+# NUM_GPUS     of this machine (default: all); without CUDA the number of processes (default: 1)
+# BETA         weight of the KL
+# MASTER_PORT  where the processes meet
+# LAUNCH       a file of accelerate_configs/: ddp | fsdp2 | cpu
 
-# The caller's own first lines, for --help; a sourced file has the caller's arguments.
-case " $* " in
-    *" --help "* | *" -h "*)
-        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-        exit 0
-        ;;
-esac
-
-LAUNCH_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-if [ -d "$LAUNCH_ROOT/.venv/bin" ]; then PATH="$LAUNCH_ROOT/.venv/bin:$PATH"; fi
+# shellcheck source=scripts/_setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+if [ -d "$VENV/bin" ]; then PATH="$VENV/bin:$PATH"; fi
 
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 2
 }
 
-# whole NAME LOWEST: the variable NAME is a whole number from LOWEST on.
-whole() {
-    [[ "${!1}" =~ ^[0-9]+$ ]] && [ "${!1}" -ge "$2" ] || fail "$1 = '${!1}' is not a whole number from $2 on"
+# positive NAME: the variable NAME is a whole number from 1 on.
+positive() {
+    [[ "${!1}" =~ ^[0-9]+$ ]] && [ "${!1}" -ge 1 ] || fail "$1 = '${!1}' is not a whole number from 1 on"
 }
 
 port() {
-    whole MASTER_PORT 1
-    [ "$MASTER_PORT" -le 65535 ] || fail "MASTER_PORT = $MASTER_PORT is no port: they end at 65535"
+    MASTER_PORT="${MASTER_PORT:-19001}"
+    positive MASTER_PORT
+    [ "$MASTER_PORT" -le 65535 ] || fail "MASTER_PORT = $MASTER_PORT: ports end at 65535"
 }
 
-# GPUs that the processes may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists.
+# The number of GPUs in CUDA_VISIBLE_DEVICES, or of all that nvidia-smi lists.
 gpus() {
     local listed
     listed="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)"
@@ -41,13 +38,14 @@ gpus() {
     echo "$listed"
 }
 
-# The recipe of MODEL_NAME and REWARD. A batch of the embedded model is what one of its processes has to itself.
+# recipe PROCESSES: that of MODEL_NAME and REWARD; the embedded model's batch is split over the processes.
 recipe() {
-    local model="${MODEL_NAME:-sd3}" reward="${REWARD:-}"
-    case "$model/${reward:-default}" in
-        shapes/default | shapes/tiny) echo shapes_tiny "--config.sample.batch_size=$((48 / $1 > 0 ? 48 / $1 : 1))" ;;
-        shapes/smoke) echo shapes_smoke "--config.sample.batch_size=$((4 / $1 > 0 ? 4 / $1 : 1))" ;;
-        shapes/*) fail "REWARD = '$reward': the embedded model has its own reward; leave REWARD out, or give tiny or smoke" ;;
+    local model="${MODEL_NAME:-sd3}" reward="${REWARD:-default}"
+    local batch="--config.sample.batch_size"
+    case "$model/$reward" in
+        shapes/default | shapes/tiny) echo shapes_tiny "$batch=$((48 / $1 > 0 ? 48 / $1 : 1))" ;;
+        shapes/smoke) echo shapes_smoke "$batch=$((4 / $1 > 0 ? 4 / $1 : 1))" ;;
+        shapes/*) fail "REWARD = '$reward': the embedded model has its own reward; omit REWARD, or give tiny or smoke" ;;
         sd3/default | flux/default) echo "pickscore_$model" ;;
         sd3/pickscore | sd3/geneval | sd3/general_ocr | flux/pickscore | flux/geneval | flux/general_ocr)
             echo "${reward}_$model" ;;
@@ -60,7 +58,7 @@ recipe() {
 launch() {
     local algorithm="$1" machines="$2" rank="$3" processes="$4" present config chosen
     shift 4
-    cd "$LAUNCH_ROOT"
+    cd "$ROOT" || exit 2
     present="$(gpus)"
     chosen="$(recipe "$processes")" || exit 2
     if [ "$present" -gt 0 ] && [ "${LAUNCH:-}" != cpu ]; then
@@ -68,30 +66,30 @@ launch() {
             fail "$((processes / machines)) processes on this machine are more than its $present GPUs"
         export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
     else
-        [ "${MODEL_NAME:-sd3}" = shapes ] || fail "MODEL_NAME=${MODEL_NAME:-sd3} needs CUDA GPUs, and there are none"
+        [ "${MODEL_NAME:-sd3}" = shapes ] || fail "MODEL_NAME=${MODEL_NAME:-sd3} needs CUDA GPUs, and this machine has none"
         export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
         LAUNCH="${LAUNCH:-cpu}"
     fi
     case "${LAUNCH:-}" in
         *zero* | *deepspeed* | *DeepSpeed*)
-            fail "LAUNCH = '$LAUNCH': DeepSpeed's engine casts the fp32 adapters and steps on its own schedule, beside the \
+            fail "LAUNCH = '$LAUNCH': DeepSpeed's engine casts the fp32 adapters and steps on its own schedule, not the \
 trainer's; take ddp, or fsdp2, which shards the frozen weights (docs/scaling.md)" ;;
     esac
     config="scripts/accelerate_configs/${LAUNCH:-ddp}.yaml"
-    [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': there is no $config; there are ddp, fsdp2 and cpu"
+    [ -f "$config" ] || fail "LAUNCH = '$LAUNCH': no file $config; known: ddp, fsdp2, cpu"
     if [ "$machines" -gt 1 ]; then reach_master "$rank"; fi
-    # shellcheck disable=SC2086 # the recipe is a name and, of the embedded model, an argument
+    # shellcheck disable=SC2086 # the recipe is a name and, for the embedded model, an argument
     set -- --config="config/$algorithm.py:"$chosen ${BETA:+--config.train.beta="$BETA"} "$@"
     export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
-    trap '' USR1 # is for the ranks, who take it back
+    trap '' USR1 # until the ranks handle it
     exec python3 scripts/_accelerate.py launch --config_file "$config" \
         --num_machines "$machines" --machine_rank "$rank" --num_processes "$processes" \
         --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "$MASTER_PORT" \
         --rdzv_conf "timeout=$MASTER_WAIT" scripts/train.py "$@"
 }
 
-# Machine 0 is there, by MASTER_WAIT seconds at the latest; gloo is told the interface that leads to it, which it would
-# look for behind the machine's own name.
+# Waits up to MASTER_WAIT seconds for machine 0. Tells gloo the interface to it, or gloo would resolve
+# this machine's own name.
 reach_master() {
     local interface
     interface="$(python3 scripts/_reach.py "$1" "$MASTER_ADDR" "$MASTER_PORT" "$MASTER_WAIT")" || exit 2
@@ -101,28 +99,25 @@ reach_master() {
 single_node() {
     local algorithm="$1"
     shift
-    MASTER_PORT="${MASTER_PORT:-19001}" MASTER_ADDR="" MASTER_WAIT=60
-    NUM_GPUS="${NUM_GPUS:-$(gpus)}"
+    MASTER_ADDR="" MASTER_WAIT=60 NUM_GPUS="${NUM_GPUS:-$(gpus)}"
     if [ "$NUM_GPUS" = 0 ]; then NUM_GPUS=1; fi
-    whole NUM_GPUS 1
+    positive NUM_GPUS
     port
     launch "$algorithm" 1 0 "$NUM_GPUS" "$@"
 }
 
 multi_node() {
-    local algorithm="$1" RANK="${2:-}"
+    local algorithm="$1" RANK="${2:-}" name
     [[ "$RANK" =~ ^[0-9]+$ ]] ||
-        fail "RANK = '$RANK': give this machine's number first, as in bash $0 0, from 0 (that of MASTER_ADDR) on"
+        fail "RANK = '$RANK': give this machine's number first, as in bash $0 0 (0 is the machine of MASTER_ADDR)"
     shift 2
-    MASTER_PORT="${MASTER_PORT:-19001}" MASTER_WAIT="${MASTER_WAIT:-600}" NUM_MACHINES="${NUM_MACHINES:-4}"
+    MASTER_WAIT="${MASTER_WAIT:-600}" NUM_MACHINES="${NUM_MACHINES:-4}"
     NUM_PROCESSES="${NUM_PROCESSES:-$((NUM_MACHINES * 8))}"
     port
-    whole MASTER_WAIT 1
-    whole NUM_MACHINES 1
-    whole NUM_PROCESSES 1
-    [ -n "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR is not set: the address of machine 0, at which the others reach it"
+    for name in MASTER_WAIT NUM_MACHINES NUM_PROCESSES; do positive "$name"; done
+    [ -n "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR is not set: the address of machine 0, as the others reach it"
     [ "$RANK" -lt "$NUM_MACHINES" ] || fail "RANK = $RANK is not below NUM_MACHINES = $NUM_MACHINES (they count from 0)"
     [ $((NUM_PROCESSES % NUM_MACHINES)) = 0 ] ||
-        fail "NUM_PROCESSES = $NUM_PROCESSES, which is over all machines, does not divide by NUM_MACHINES = $NUM_MACHINES"
+        fail "NUM_PROCESSES = $NUM_PROCESSES, over all machines, does not divide by NUM_MACHINES = $NUM_MACHINES"
     launch "$algorithm" "$NUM_MACHINES" "$RANK" "$NUM_PROCESSES" "$@"
 }

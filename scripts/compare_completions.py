@@ -15,10 +15,13 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
@@ -28,19 +31,21 @@ _BATCHES = flags.DEFINE_integer("batches", 6, "batches, of other prompts and noi
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timings of each batch", lower_bound=1)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "`euler`": {"completion": "euler"},
-    "`reuse`": {"completion": "reuse"},
-    "`multistep`, 4": {"completion": "multistep", "completion_steps": 4},
-    "`multistep`, 3": {"completion": "multistep", "completion_steps": 3},
-    "`strided`, 2": {"completion": "strided", "completion_stride": 2},
-    "`tweedie`": {"completion": "tweedie"},
+    "`euler`": {"name": "euler"},
+    "`reuse`": {"name": "reuse"},
+    "`multistep`, 4": {"name": "multistep", "evaluations": 4},
+    "`multistep`, 3": {"name": "multistep", "evaluations": 3},
+    "`strided`, 2": {"name": "strided", "stride": 2},
+    "`tweedie`": {"name": "tweedie"},
 }
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.settings import Settings
+
     quiet()
     try:
-        ladders, seconds, plans = measure(CONFIG.value)
+        ladders, seconds, plans = measure(Settings.read(CONFIG.value))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,7 +53,9 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], dict[str, Any]]:
+def measure(
+    config: Settings,
+) -> tuple[dict[str, list[Any]], dict[str, list[float]], dict[str, Any]]:
     """By variant: the ladders (B, J) of each batch, all its timings, its plan. The variants take turns."""
     import torch
 
@@ -63,12 +70,15 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
-    rewards = RewardSet(config.rewards.scorers.to_dict())
+    rewards = RewardSet(config.rewards.scorers)
     backbone = policy_on_base.PolicyOnBase(
         config.model, Runtime(config.model.dtype, (), config.output_dir), policy
     ).backbone
     plan = plan.at(backbone.sigmas(plan.steps).tolist())
-    plans = {name: replace(plan, **fields) for name, fields in VARIANTS.items()}
+    plans = {
+        name: replace(plan, completion=replace(plan.completion, **fields))
+        for name, fields in VARIANTS.items()
+    }
     ladders: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
     for number in range(_BATCHES.value):
@@ -90,10 +100,10 @@ def measure(config: Any) -> tuple[dict[str, list[Any]], dict[str, list[float]], 
                     "key": key,
                     "keep_images": False,
                 }
-                rollout, _ = roll_out(backbone, rewards, batch, cond, **options).finish()
+                scored = roll_out(backbone, rewards, batch, cond, **options).finish()
                 seconds[name].append(time.perf_counter() - start)
                 if repeat == 0:
-                    ladders[name].append(rollout.ladder.double())
+                    ladders[name].append(scored.total.double())
     rewards.close()
     return ladders, seconds, plans
 

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, every field of a config with its default and meaning, from config/base.py.
+"""Write what tp_grpo/settings states into docs/configuration.md and the comments of config/base.py.
 
 python scripts/config_docs.py
 python scripts/config_docs.py --check
@@ -7,138 +7,99 @@ python scripts/config_docs.py --check
 from __future__ import annotations
 
 import argparse
-import ast
-import io
+import re
 import sys
-import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+import textwrap
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tp_grpo.settings import Settings
+from tp_grpo.settings.setting import stated
+
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE, PAGE = ROOT / "config" / "base.py", ROOT / "docs" / "configuration.md"
+BASE, PAGE = ROOT / "config" / "base.py", ROOT / "docs" / "configuration.md"
+DEFAULT = re.compile(r"    c\.(?P<name>[\w.]+) = (?P<default>.+?)(?:  # .*)?")
+STATED = {name: (setting, kind) for name, setting, kind in stated(Settings)}
+WIDTH = 100
+HEAD = "| setting | default | type, unit | range or choices | meaning |\n|---|---|---|---|---|\n"
 INTRODUCTION = """# Configuration
 
-Every field, with its default. Made from [config/base.py](../config/base.py) by `python scripts/config_docs.py`.
+Every setting, with its default. Made from [tp_grpo/settings](../tp_grpo/settings/sections.py) and
+[config/base.py](../config/base.py) by `python scripts/config_docs.py`.
 
 A run is a recipe and what is changed of it on the command line, by dotted name:
 
 <!-- not run: minutes; tests/scripts/test_train_script.py runs such commands -->
 ```bash
-python scripts/train.py --config=config/tp_grpo.py:shapes_tiny --config.epochs=20 --config.sample.group_size=16
+python scripts/train.py --config=config/tp_grpo.py:shapes_tiny \\
+    --config.epochs=20 --config.sample.group_size=16
 ```
 
-A field that does not exist is refused, with the nearest name. A value that cannot work is refused with the numbers
-that make it so, before any weights load. Recipes are in [config/recipes.py](../config/recipes.py); in one of your own
-a field is set as `c.sample.steps = 8`.
+A setting that does not exist is refused, with the nearest name. Values that cannot work are all
+refused together, with numbers, before any weights load. Recipes, in which a setting is changed as
+`c.sample.steps = 8`, are in [config/recipes.py](../config/recipes.py).
 """
-
-
-@dataclass(frozen=True)
-class Field:
-    """A dotted name, the default as the source has it, and what the comments say."""
-
-    name: str
-    default: str
-    meaning: str
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit code 1 when the page is out of date",
-    )
-    text = page(SOURCE.read_text())
-    if not parser.parse_args().check:
-        PAGE.write_text(text)
-        return 0
-    if PAGE.read_text() == text:
-        return 0
-    print(
-        f"error: {PAGE.relative_to(ROOT)} is not what config/base.py says; run python scripts/config_docs.py"
-    )
-    return 1
+    parser.add_argument("--check", action="store_true", help="only report what is out of date")
+    check, source = parser.parse_args().check, BASE.read_text()
+    texts = {BASE: commented(source), PAGE: page(source)}
+    outdated = [path for path, text in texts.items() if path.read_text() != text]
+    for path in outdated:
+        if check:
+            name = path.relative_to(ROOT)
+            print(f"error: {name} is out of date; run python scripts/config_docs.py")
+        else:
+            path.write_text(texts[path])
+    return int(check and bool(outdated))
+
+
+def commented(source: str) -> str:
+    """config/base.py with a sentence at each setting: behind it if it fits, else above."""
+    lines: list[str] = []
+    for line in source.splitlines():
+        match = DEFAULT.fullmatch(line)
+        if match is None or match["name"] not in STATED:
+            lines.append(line)
+            continue
+        while lines[-1].startswith("    # "):
+            lines.pop()
+        code, text = f"    c.{match['name']} = {match['default']}", sentence(match["name"])
+        if len(code) + len(text) + 4 <= WIDTH:
+            code += f"  # {text}"
+        else:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="    # ", subsequent_indent="    # ")
+        lines.append(code)
+    return "\n".join(lines) + "\n"
+
+
+def sentence(name: str) -> str:
+    """The meaning, and the choices that it does not name."""
+    setting, kind = STATED[name]
+    if all(choice in setting.meaning for choice in setting.choices):
+        return setting.meaning
+    return f"{setting.meaning} {'Any' if kind.startswith('tuple') else 'One'} of: {setting.bounds}."
 
 
 def page(source: str) -> str:
-    """The whole page; a section for each part of the config, in the order of the source."""
-    sections: dict[str, list[Field]] = {}
-    for field in fields(source):
-        sections.setdefault(field.name.rpartition(".")[0], []).append(field)
-    parts = [INTRODUCTION]
-    for section, own in sections.items():
-        rows = [
-            f"| `{field.name}` | `{field.default}` | {field.meaning.replace('|', chr(92) + '|')} |"
-            for field in own
-        ]
-        parts.append(
-            "\n".join(
-                [
-                    f"## {section or 'The run'}\n",
-                    "| field | default | meaning |",
-                    "|---|---|---|",
-                    *rows,
-                ]
-            )
-        )
-    return "\n".join(parts[:1]) + "\n" + "\n\n".join(parts[1:]) + "\n"
-
-
-def fields(source: str) -> Iterator[Field]:
-    """In the order of the source; `c.model = _model()` stands for the fields that `_model` sets."""
-    comments = _comments(source)
-    functions = {
-        node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)
-    }
-    yield from _of(functions["get_config"], "", functions, comments, source)
-
-
-def _of(
-    function: ast.FunctionDef,
-    prefix: str,
-    functions: dict[str, ast.FunctionDef],
-    comments: dict[int, str],
-    source: str,
-) -> Iterator[Field]:
-    for node in function.body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)):
+    """A table for each section, in the order of config/base.py."""
+    parts, section = [INTRODUCTION], None
+    for match in filter(None, map(DEFAULT.fullmatch, source.splitlines())):
+        if (name := match["name"]) not in STATED:
             continue
-        name = prefix + ast.unparse(node.targets[0]).removeprefix("c.")
-        called = (
-            node.value.func.id
-            if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
-            else ""
-        )
-        if called in functions:
-            yield from _of(functions[called], f"{name}.", functions, comments, source)
-        elif called != "ConfigDict" or (isinstance(node.value, ast.Call) and node.value.keywords):
-            default = "{}" if called else ast.get_source_segment(source, node.value)
-            yield Field(name, str(default), _meaning(node, comments, source))
-
-
-def _meaning(node: ast.stmt, comments: dict[int, str], source: str) -> str:
-    """The comment lines right above, then the comments at the end of its own lines."""
-    lines = source.splitlines()
-    first = node.lineno
-    while lines[first - 2].lstrip().startswith("#"):
-        first -= 1
-    return " ".join(
-        comments[i] for i in range(first, (node.end_lineno or node.lineno) + 1) if i in comments
-    )
-
-
-def _comments(source: str) -> dict[int, str]:
-    """By line number."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
+        if section != (section := name.rpartition(".")[0]):
+            parts.append(f"\n## {section or 'The run'}\n\n{HEAD}")
+        setting, kind = STATED[name]
+        default = match["default"].replace("ConfigDict(allow_dotted_keys=True)", "{}")
+        accepts = f"{kind}, {setting.unit}" if setting.unit else kind
+        meaning = setting.meaning.replace("|", "\\|")
+        parts.append(f"| `{name}` | `{default}` | {accepts} | {setting.bounds} | {meaning} |\n")
+    return "".join(parts)
 
 
 if __name__ == "__main__":

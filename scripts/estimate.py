@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse
@@ -16,6 +17,7 @@ from absl import app, flags
 
 if TYPE_CHECKING:
     from tp_grpo.cost.estimate import Estimate
+    from tp_grpo.settings import Settings
 
 _WORLD_SIZE = flags.DEFINE_integer("world-size", 1, "GPUs", lower_bound=1)
 _GPU_MEMORY = flags.DEFINE_float(
@@ -53,18 +55,20 @@ REMEDIES = {
 def main(_: list[str]) -> int:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     from tp_grpo.cost.estimate import estimate
+    from tp_grpo.settings import Settings
 
     try:
-        found = estimate(CONFIG.value, _WORLD_SIZE.value)
+        settings = Settings.read(CONFIG.value)
+        found = estimate(settings, _WORLD_SIZE.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    said = warnings(CONFIG.value, found, _GPU_MEMORY.value)
+    said = warnings(settings, found, _GPU_MEMORY.value)
     if _JSON.value:
         print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
     else:
         parts = [
-            _plan(CONFIG.value, found),
+            _plan(settings, found),
             _flops(found),
             _network(found),
             _memory(found),
@@ -74,7 +78,7 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def warnings(config: Any, found: Estimate, gpu_memory: float) -> list[str]:
+def warnings(config: Settings, found: Estimate, gpu_memory: float) -> list[str]:
     """A line for each phase that does not fit, with the fields that would make it smaller."""
     lines = []
     usable = gpu_memory * GB * (1 - SPARE)
@@ -98,7 +102,16 @@ def as_json(found: Estimate) -> dict[str, Any]:
     plan = {
         name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")
     }
-    plan |= asdict(found.plan) | {"window": list(found.plan.window)}
+    completion = found.plan.completion
+    plan |= {name: value for name, value in vars(found.plan).items() if name != "completion"} | {
+        "steps": completion.steps,
+        "window": list(completion.window),
+        "branches": completion.branches,
+        "completion": completion.name,
+        "completion_steps": completion.evaluations,
+        "completion_stride": completion.stride,
+        "small": completion.small,
+    }
     return {
         "plan": plan,
         "parameters": asdict(found.counts),
@@ -111,7 +124,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
     }
 
 
-def _plan(config: Any, found: Estimate) -> str:
+def _plan(config: Settings, found: Estimate) -> str:
     counts, rank = found.counts, config.lora.rank
     how = (
         f"LoRA of rank {rank} on {counts.adapted_modules} modules"
@@ -124,7 +137,7 @@ def _plan(config: Any, found: Estimate) -> str:
             f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
         ),
         ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        *found.plan.rows,
+        *found.plan.summary,
     ]
     return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
 
@@ -202,9 +215,8 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
 
 
-def _get(config: Any, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return config[section][field]
+def _get(config: Settings, name: str) -> Any:
+    return attrgetter(name)(config)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
@@ -33,13 +36,14 @@ def main(_: list[str]) -> int:
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.evaluate.standing import assess
     from tp_grpo.rewards.reward_set import RewardError
+    from tp_grpo.settings import Settings
 
     quiet()
-    config = CONFIG.value
-    own = config.rewards.scorers.to_dict()
-    scorers = {name: own.get(name, 1.0) for name in _REWARDS.value} or own
-    source = _PROMPTS.value or config.prompts.eval
     try:
+        config = Settings.read(CONFIG.value)
+        known_scorers = config.rewards.scorers
+        scorers = {name: known_scorers.get(name, 1.0) for name in _REWARDS.value} or known_scorers
+        source = _PROMPTS.value or config.prompts.eval
         policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
         known = prompts.load(source, field="--prompts" if _PROMPTS.value else "prompts.eval")
         assess(
@@ -58,7 +62,7 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def _default_out(config: Any, policy: Path | None, source: str) -> Path:
+def _default_out(config: Settings, policy: Path | None, source: str) -> Path:
     """`OUTPUT_DIR/evaluate/POLICY-PROMPTS`: another policy or prompt file gets a folder of its own."""
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
     return (

@@ -12,10 +12,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _config import CONFIG, parse, quiet
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import Settings
 
 Images = dict[tuple[int, int], Any]  # PIL images by (prompt, member)
 
@@ -34,9 +37,13 @@ _GRID = flags.DEFINE_boolean(
 
 
 def main(_: list[str]) -> int:
+    from tp_grpo.settings import Settings
+
     quiet()
     try:
-        return generate(CONFIG.value)
+        if _SEED.value is not None:
+            CONFIG.value.seed = _SEED.value
+        return generate(Settings.read(CONFIG.value))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,13 +54,11 @@ def main(_: list[str]) -> int:
         return 130
 
 
-def generate(config: Any) -> int:
+def generate(config: Settings) -> int:
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
-    from tp_grpo.plan import check_sampling
     from tp_grpo.ranks.runtime import Runtime
 
-    check_sampling(config)
     policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
     text = _PROMPTS.value
     named = text.endswith((".txt", ".jsonl")) or re.fullmatch(r"[\w.]+:\w+", text)
@@ -65,8 +70,6 @@ def generate(config: Any) -> int:
         raise ValueError(
             "generate.py works in one process; scripts/evaluate.py shares its work between several"
         )
-    if _SEED.value is not None:
-        config.seed = _SEED.value
     loaded = policy_on_base.PolicyOnBase(config.model, runtime, policy)
     sheets: dict[str, Images] = {}
     with loaded.base():
@@ -79,15 +82,15 @@ def generate(config: Any) -> int:
     return 0
 
 
-def draw(config: Any, runtime: Any, backbone: Any, known: Any, out: Path, kind: str) -> Images:
+def draw(config: Settings, runtime: Any, backbone: Any, known: Any, out: Path, kind: str) -> Images:
     """Each image is on disk as soon as its batch is drawn."""
     from PIL import Image
 
     from tp_grpo.evaluate.held_out import sample_images, samples
 
     images = {}
-    ids, members = samples(len(known), _MEMBERS.value)
-    for batch, pixels, _ in sample_images(runtime, backbone, known, ids, members, config=config):
+    chosen = samples(len(known), _MEMBERS.value)
+    for batch, pixels, _ in sample_images(runtime, backbone, known, chosen, config=config):
         for prompt, member, image in zip(
             batch.group_id.tolist(), batch.member.tolist(), pixels, strict=True
         ):

@@ -24,16 +24,18 @@ def main(_: list[str]) -> int:
     import torch
 
     from tp_grpo.cost.probe import probe
+    from tp_grpo.settings import Settings
 
     quiet()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
-        found = probe(CONFIG.value, repeats=_REPEATS.value)
+        settings = Settings.read(CONFIG.value)
+        found = probe(settings, repeats=_REPEATS.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    model = CONFIG.value.model
+    model = settings.model
     print(
         f"{model.path}, {model.dtype}, {model.height} x {model.width}, batch {found.batch_size}; {device}, ",
         end="",

@@ -1,102 +1,102 @@
-"""Draw one trajectory of a run with its ladder: the completed images, their rewards, the turning points.
+"""Draw one trajectory of a run: the completed images, their rewards, the turning points.
 
-python scripts/ladder_figure.py runs/quickstart ladder.png --epoch 35 --row 3
+python scripts/ladder_figure.py runs/quickstart ladder.png --epoch 20 --row 1
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from safetensors import safe_open
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#888888"
+GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#666666"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("out", type=Path, metavar="OUT.png", help="the picture to write")
-    parser.add_argument(
-        "--epoch", type=int, help="whose ladders to take; default: the newest that are kept"
-    )
-    parser.add_argument(
-        "--row", type=int, help="of the trajectory; default: the first with most turning points"
-    )
-    arguments = parser.parse_args()
-    folder = arguments.run / "ladders"
-    epochs = [int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.safetensors")]
-    epoch = max(epochs) if arguments.epoch is None else arguments.epoch
-    with safe_open(folder / f"epoch-{epoch}.safetensors", framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        prompts = json.loads(file.metadata()["prompts"])
+    parser.add_argument("--epoch", type=int, help="of the ladders; default: the newest kept")
+    about = "of the trajectory; default: the first with most turning points"
+    parser.add_argument("--row", type=int, help=about)
+    options = parser.parse_args()
+
+    from tp_grpo.report.data import by_epoch, tensors
+
+    name = "*" if options.epoch is None else options.epoch
+    paths = [p for p in by_epoch(options.run / "ladders") if p.match(f"epoch-{name}.*")]
+    if not paths:
+        parser.error(f"{options.run} holds no ladders of epoch {name}")
+    kept, prompts = tensors(paths[-1])
     entries, steps = kept["ladder"].shape[1], kept["turning"].shape[1]
     if entries != steps + 1:
-        parser.error(
-            f"the ladders have {entries} rewards for {steps} steps: the figure needs one before and after each"
-        )
-    count = kept["turning"][: len(kept["images"])].sum(1)
-    row = count.tolist().index(count.max()) if arguments.row is None else arguments.row
-    draw(
-        {name: value[row] for name, value in kept.items() if name != "states"},
-        prompts[row],
-        arguments.out,
-    )
+        needed = "the figure needs one before and after each step"
+        parser.error(f"the ladders have {entries} rewards for {steps} steps: {needed}")
+    turns = kept["turning"][: len(kept["images"])].sum(1)
+    row = int(turns.argmax()) if options.row is None else options.row
+    trajectory = {name: value[row] for name, value in kept.items() if name != "states"}
+    draw(trajectory, prompts[row]).savefig(options.out, dpi=110)
 
 
-def draw(kept: dict, prompt: str, out: Path) -> None:
-    """Completions above, their rewards as a line below, an arrow a step."""
-    ladder = kept["ladder"].tolist()
-    n = len(ladder)
-    figure = plt.figure(figsize=(1.7 * n, 4.6), layout="constrained")
-    grid = figure.add_gridspec(2, n, height_ratios=[1, 1.7])
-    for k in range(n):
+def draw(trajectory: dict[str, Any], prompt: str) -> Figure:
+    """The completions, below them their rewards as a line, below that what each step added."""
+    from matplotlib.figure import Figure
+
+    n = len(trajectory["ladder"])
+    figure = Figure(figsize=(2 * n, 5.4), layout="constrained")
+    grid = figure.add_gridspec(2, n, height_ratios=[1, 1.1])
+    for k, image in enumerate(trajectory["images"]):
         axes = figure.add_subplot(grid[0, k])
-        axes.imshow(kept["images"][k].numpy(), interpolation="nearest")
-        axes.set_title(
-            ["ODE only", *[f"{i} SDE step{'s' * (i > 1)}, ODE" for i in range(1, n)]][k], fontsize=9
-        )
+        axes.imshow(image.numpy(), interpolation="nearest")
+        axes.set_title(f"{k} random step{'s' * (k != 1)},\nthen the ODE", fontsize=10)
         axes.axis("off")
     axes = figure.add_subplot(grid[1, :])
     for k in range(n - 1):
-        turning, reward = bool(kept["turning"][k]), float(kept["reward"][k])
-        color = (GOOD if reward > 0 else BAD) if turning else PLAIN
-        axes.plot([k, k + 1], ladder[k : k + 2], color=color, linewidth=3 if turning else 1.5)
-        label = f"step {k}: {float(kept['increment'][k]):+.2f}"
-        if turning:
-            label += f"\nturning point\ncredit {reward:+.2f}"
-        # To the right of a steep line, above a flat one.
-        steep = abs(ladder[k + 1] - ladder[k]) > 0.3 * (max(ladder) - min(ladder))
-        offset, va = ((24, -8), "top") if steep else ((0, 8), "bottom")
-        at = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
-        ha = "left" if steep else "center"
-        axes.annotate(
-            label, at, offset, textcoords="offset points", ha=ha, va=va, fontsize=9, color=color
-        )
-    axes.scatter(range(n), ladder, color="black", zorder=3)
-    for k, reward in enumerate(ladder):
-        axes.annotate(
-            f"$R_{k}$ = {reward:.2f}",
-            (k, reward),
-            (0, -16),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        _step(axes, trajectory, k)
+    _rewards(axes, trajectory["ladder"].tolist())
     axes.set_xlim(-0.5, n - 0.5)
-    axes.margins(y=0.35)
+    axes.margins(y=0.25)
     axes.set_xticks([])
-    axes.set_ylabel("reward")
+    axes.set_ylabel("reward", fontsize=11)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.suptitle(f"“{prompt}”", fontsize=11)
-    figure.savefig(out, dpi=110)
+    figure.suptitle(f"“{prompt}”", fontsize=13)
+    return figure
+
+
+def _step(axes: Axes, trajectory: dict[str, Any], k: int) -> None:
+    ladder, turning = trajectory["ladder"].tolist(), bool(trajectory["turning"][k])
+    credit = float(trajectory["reward"][k])
+    color = (GOOD if credit > 0 else BAD) if turning else PLAIN
+    axes.plot([k, k + 1], ladder[k : k + 2], color=color, linewidth=4 if turning else 2)
+    label = f"step {k}: {ladder[k + 1] - ladder[k]:+.2f}"
+    if turning:
+        axes.axvspan(k, k + 1, color=color, alpha=0.1, linewidth=0)
+        label += f"\nturning point: $R_{{{len(ladder) - 1}}} - R_{{{k}}}$ = {credit:+.2f}"
+    label = label.replace("-0", "−0").replace("-1", "−1")
+    below = axes.get_xaxis_transform()
+    style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 11, "color": color}
+    axes.text(k + 0.5, -0.03, label, transform=below, **style)
+
+
+def _rewards(axes: Axes, ladder: list[float]) -> None:
+    """Points, labelled where the line leaves room: below a valley, else above, beside a slope."""
+    axes.scatter(range(len(ladder)), ladder, color="black", s=45, zorder=3)
+    for k, reward in enumerate(ladder):
+        before, after = reward - ladder[max(k - 1, 0)], reward - ladder[min(k + 1, len(ladder) - 1)]
+        slope = before * after < 0
+        side = ("right" if before > 0 else "left") if slope else "center"
+        offset, edge = (10, "bottom") if slope or before + after >= 0 else (-10, "top")
+        style: dict[str, Any] = {"ha": side, "va": edge, "fontsize": 11}
+        text = f"$R_{{{k}}}$ = {reward:.2f}"
+        axes.annotate(text, (k, reward), (0, offset), textcoords="offset points", **style)
 
 
 if __name__ == "__main__":

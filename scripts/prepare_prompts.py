@@ -1,12 +1,12 @@
-"""Make prompt files for training and evaluation, into one folder a set: dataset/NAME/train.* and test.*
+"""Make prompt files for training and evaluation: dataset/NAME/train.* and test.*
 
-    python scripts/prepare_prompts.py geneval        objects, numbers, colors and positions, for the GenEval reward
-    python scripts/prepare_prompts.py general_ocr    pictures with a text in them, for the OCR reward
-    python scripts/prepare_prompts.py pickscore      what people ask image models for, for the PickScore reward
-    python scripts/prepare_prompts.py text FILE --name NAME    an evaluation set from a list of prompts of your own
+    python scripts/prepare_prompts.py geneval        objects, numbers, colors, positions (GenEval)
+    python scripts/prepare_prompts.py general_ocr    pictures with a text in them (OCR)
+    python scripts/prepare_prompts.py pickscore      what people ask image models for (PickScore)
+    python scripts/prepare_prompts.py text FILE --name NAME    an evaluation set from your own list
 
 The same command makes the same files again. Then train with --config.prompts.train=dataset/NAME
---config.prompts.eval=dataset/NAME, or name a file. `COMMAND --help` explains each. Formats: docs/prompts.md.
+--config.prompts.eval=dataset/NAME. `COMMAND --help` explains each. Formats: docs/prompts.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import argparse
 import json
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tp_grpo.data import lines
 from tp_grpo.data.sets import files, general_ocr, geneval, pickscore, text
 
+Files = dict[Path, files.Prompts]  # of a set, by their names in its folder
 EXAMPLES = {
     "geneval": (
         "geneval",
@@ -41,196 +44,137 @@ EXAMPLES = {
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        make: Callable[[argparse.Namespace], dict[Path, files.Prompts]] = options.make
-        told = files.write(make(options), force=options.force)
+        sets = {options.out / options.name / name: p for name, p in options.make(options).items()}
+        report = files.write(sets, force=options.force)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(told))
+    print("\n".join(report))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_geneval(commands)
-    ocr = _add(commands, "general_ocr", _general_ocr, general_ocr.__doc__)
-    _add_sizes(ocr, general_ocr.TRAIN_SIZE, general_ocr.TEST_SIZE)
-    _add_pickscore(commands)
-    own = _add(commands, "text", _text, text.__doc__)
-    own.add_argument("file", type=Path, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8")
-    own.add_argument("--name", required=True, help="of the folder below --out, such as drawbench")
+
+    def add(name: str, make: Callable[[Namespace], Files], doc: str) -> argparse.ArgumentParser:
+        examples = [f"    python scripts/prepare_prompts.py {line}" for line in EXAMPLES[name]]
+        command = commands.add_parser(
+            name,
+            help=doc.splitlines()[0],
+            description=doc,
+            epilog="\n".join(["Examples:", *examples]),
+            formatter_class=raw,
+        )
+        command.set_defaults(make=make, name=name)
+        about = "folder of the sets (default: dataset)"
+        command.add_argument("--out", type=Path, default="dataset", help=about)
+        command.add_argument("--force", action="store_true", help="replace files that differ")
+        if name != "text":
+            about = "another seed, other prompts (default: 42)"
+            command.add_argument("--seed", type=int, default=42, help=about)
+        return command
+
+    command = add("geneval", _geneval, str(geneval.__doc__))
+    for split, sizes in (("train", geneval.TRAIN_SIZES), ("test", geneval.TEST_SIZES)):
+        default = " ".join(f"{tag}={count}" for tag, count in sizes.items())
+        about = f"prompts of a tag; tags not named keep {default}"
+        command.add_argument(
+            f"--{split}", type=_tag_count, nargs="+", default=[], metavar="TAG=N", help=about
+        )
+    about = "leave out the scenes of these files, such as the official evaluation_metadata.jsonl"
+    command.add_argument(
+        "--keep-out", type=Path, nargs="+", default=[], metavar="FILE.jsonl", help=about
+    )
+    for module, make in ((general_ocr, _general_ocr), (pickscore, _pickscore)):
+        command = add(module.__name__.rpartition(".")[2], make, str(module.__doc__))
+        for split, size in (("train", module.TRAIN_SIZE), ("test", module.TEST_SIZE)):
+            about = f"prompts (default: {size})"
+            command.add_argument(f"--{split}", type=_count, default=size, metavar="N", help=about)
+    about = (
+        f"hub: {pickscore.HUB}; grammar: our own, offline; auto (default): the hub, or the "
+        "grammar if the hub cannot be reached; anything else: a hub data set or a folder with a "
+        "column caption"
+    )
+    command.add_argument("--source", default="auto", help=about)
+    command = add("text", _text, str(text.__doc__))
+    command.add_argument("file", type=Path, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8")
+    command.add_argument("--name", required=True, help="of the folder, such as drawbench")
     return parser
 
 
-def _add(commands, name: str, make: Callable, about: str | None) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    examples = "\n".join(
-        ["Examples:", *(f"    python scripts/prepare_prompts.py {line}" for line in EXAMPLES[name])]
-    )
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=(about or "").strip().split("\n")[0],
-        description=about,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(make=make)
-    command.add_argument(
-        "--out", type=Path, default=Path("dataset"), help="folder of the sets (default: dataset)"
-    )
-    command.add_argument(
-        "--force", action="store_true", help="replace files that are there with other content"
-    )
-    return command
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of prompts")
+    return int(text)
 
 
-def _add_sizes(command: argparse.ArgumentParser, train: int, test: int) -> None:
-    command.add_argument(
-        "--train", type=_count, default=train, metavar="N", help=f"prompts (default: {train})"
-    )
-    command.add_argument(
-        "--test", type=_count, default=test, metavar="N", help=f"prompts (default: {test})"
-    )
-    _add_seed(command)
-
-
-def _add_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--seed", type=int, default=42, help="another seed, other prompts (default: 42)"
-    )
-
-
-def _add_geneval(commands) -> None:  # type: ignore[no-untyped-def]
-    command = _add(commands, "geneval", _geneval, geneval.__doc__)
-    for split, sizes in (("train", geneval.TRAIN_SIZES), ("test", geneval.TEST_SIZES)):
-        default = " ".join(f"{tag}={count}" for tag, count in sizes.items())
-        command.add_argument(
-            f"--{split}",
-            type=_tag_count,
-            nargs="+",
-            default=[],
-            metavar="TAG=N",
-            help=f"prompts of a tag; the tags not named keep the default: {default}",
-        )
-    command.add_argument(
-        "--keep-out",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE.jsonl",
-        help="leave out what these files ask to see, such as the official evaluation_metadata.jsonl",
-    )
-    _add_seed(command)
-
-
-def _add_pickscore(commands) -> None:  # type: ignore[no-untyped-def]
-    command = _add(commands, "pickscore", _pickscore, pickscore.__doc__)
-    command.add_argument(
-        "--source",
-        default="auto",
-        help=f"hub: {pickscore.HUB}; grammar: our own, offline; auto (default): the hub, and the grammar where it "
-        "cannot be reached; anything else: a hub data set or a folder with a column named caption",
-    )
-    _add_sizes(command, pickscore.TRAIN_SIZE, pickscore.TEST_SIZE)
-
-
-def _count(said: str) -> int:
-    if not said.isdecimal():
-        raise argparse.ArgumentTypeError(f"{said!r} is not a number of prompts")
-    return int(said)
-
-
-def _tag_count(said: str) -> tuple[str, int]:
-    tag, equals, count = said.partition("=")
+def _tag_count(text: str) -> tuple[str, int]:
+    tag, equals, count = text.partition("=")
     if not equals or tag not in geneval.TAGS:
-        raise argparse.ArgumentTypeError(
-            f"{said!r} is not TAG=N with TAG one of {', '.join(geneval.TAGS)}"
-        )
+        tags = ", ".join(geneval.TAGS)
+        raise argparse.ArgumentTypeError(f"{text!r} is not TAG=N with TAG one of {tags}")
     return tag, _count(count)
 
 
-def _geneval(options: argparse.Namespace) -> dict[Path, files.Prompts]:
+def _geneval(options: Namespace) -> Files:
     train, test = geneval.build(
         seed=options.seed,
         train={**geneval.TRAIN_SIZES, **dict(options.train)},
         test={**geneval.TEST_SIZES, **dict(options.test)},
         keep_out={scene for path in options.keep_out for scene in _scenes(path)},
     )
-    folder = options.out / "geneval"
-    return {folder / "train.jsonl": train, folder / "test.jsonl": test}
+    return {Path("train.jsonl"): train, Path("test.jsonl"): test}
 
 
 def _scenes(path: Path) -> list[tuple]:
     scenes = []
-    try:
-        content = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(lines.read(path).splitlines(), start=1):
         try:
             scenes += [geneval.scene(json.loads(line))] if line.strip() else []
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{path}:{number}: not a line of GenEval metadata ({error!r})"
-            ) from error
+            message = f"{path}:{number}: not a line of GenEval metadata ({error!r})"
+            raise ValueError(message) from error
     return scenes
 
 
-def _general_ocr(options: argparse.Namespace) -> dict[Path, files.Prompts]:
+def _general_ocr(options: Namespace) -> Files:
     train, test = general_ocr.build(seed=options.seed, train=options.train, test=options.test)
-    folder = options.out / "general_ocr"
-    return {folder / "train.txt": train, folder / "test.txt": test}
+    return {Path("train.txt"): train, Path("test.txt"): test}
 
 
-def _pickscore(options: argparse.Namespace) -> dict[Path, files.Prompts]:
+def _pickscore(options: Namespace) -> Files:
     sizes = {"seed": options.seed, "train": options.train, "test": options.test}
-    if options.source == "grammar":
-        train, test = pickscore.from_grammar(**sizes)
-    else:
-        source = pickscore.HUB if options.source in ("auto", "hub") else options.source
+    source = pickscore.HUB if options.source in ("auto", "hub") else options.source
+    prompts = None
+    if source != "grammar":
         try:
-            train, test = pickscore.from_hub(source, **sizes)
+            prompts = pickscore.from_hub(source, **sizes)
         except pickscore.Unreachable as error:
             if options.source != "auto":
-                raise ValueError(
-                    f"{error}\n--source grammar makes prompts without the hub"
-                ) from error
-            print(
-                f"{error}\nSo these prompts are made by our own grammar (--source grammar).",
-                file=sys.stderr,
-            )
-            train, test = pickscore.from_grammar(**sizes)
-    folder = options.out / "pickscore"
-    return {folder / "train.txt": train, folder / "test.txt": test}
+                message = f"{error}\n--source grammar makes prompts without the hub"
+                raise ValueError(message) from error
+            print(f"{error}\nUsing our own grammar instead (--source grammar).", file=sys.stderr)
+    train, test = prompts or pickscore.from_grammar(**sizes)
+    return {Path("train.txt"): train, Path("test.txt"): test}
 
 
-def _tell(file: Path, what: str, numbers: list[int]) -> None:
-    if numbers:
-        shown = ", ".join(map(str, numbers[: text.SHOWN]))
-        print(
-            f"{file}: {what}: {len(numbers)} (line {shown}{', ...' if len(numbers) > text.SHOWN else ''})"
-        )
-
-
-def _text(options: argparse.Namespace) -> dict[Path, files.Prompts]:
+def _text(options: Namespace) -> Files:
     if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in EXAMPLES:
-        raise ValueError(
-            f"--name {options.name!r}: letters, digits, . _ - only, and not {', '.join(EXAMPLES)}"
-        )
+        names = ", ".join(EXAMPLES)
+        raise ValueError(f"--name {options.name!r}: letters, digits, . _ - only, and not {names}")
     cleaned = text.read(options.file)
-    _tell(options.file, "left out as repeats", cleaned.repeated)
-    _tell(options.file, "left out, for the prompt is empty", cleaned.empty)
-    _tell(
-        options.file,
-        f"kept, but of more than {text.LONG_WORDS} words, of which CLIP reads the first",
-        cleaned.long,
-    )
-    folder = options.out / options.name
-    if cleaned.tagged:
-        return {folder / "test.jsonl": cleaned.entries}
-    return {folder / "test.txt": [entry["prompt"] for entry in cleaned.entries]}
+    for what, numbers in (
+        ("duplicates dropped", cleaned.repeated),
+        ("empty prompts dropped", cleaned.empty),
+        (f"kept with more than {lines.CLIP_WORDS} words, which CLIP cuts", cleaned.long),
+    ):
+        if numbers:
+            print(f"{options.file}: {what}: {len(numbers)} ({lines.name(numbers)})")
+    if any(len(entry) > 1 for entry in cleaned.entries):
+        return {Path("test.jsonl"): cleaned.entries}
+    return {Path("test.txt"): [entry["prompt"] for entry in cleaned.entries]}
 
 
 if __name__ == "__main__":

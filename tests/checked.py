@@ -1,4 +1,4 @@
-"""Scorers that tell the doctor of themselves, each in another condition."""
+"""Scorers with a declaration for the doctor, each with something else the matter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from reward_models import Scores
-from reward_models.check import Case, Check, Weights, golden_images
+from reward_models.check import Check, golden_cases
+from reward_models.loading import Source
 
 
-class Jpeg:
-    """The fewer bytes an image takes, the higher its score; `sign` -1 turns that round."""
+class Undeclared:
+    """The fewer bytes an image takes as JPEG, the higher its score; the lower if `sign` is -1."""
 
     def __init__(self, sign: int = 1, path: str = "") -> None:
         self.sign = sign
@@ -28,13 +29,13 @@ class Jpeg:
         return Scores(-self.sign * np.array(sizes, dtype=np.float32))
 
 
-class Unsaid(Jpeg):
-    """Without an entry in CHECKS."""
+class Jpeg(Undeclared):
+    doctor = Check(cases=lambda: golden_cases(side=64, plain=2, text=1))
 
 
 class Blind(Jpeg):
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
-        return Scores(np.array([1.0, np.nan, 1.0], dtype=np.float32))
+        return Scores(np.array([np.nan, 1.0, 1.0], dtype=np.float32))
 
 
 class Dies(Jpeg):
@@ -43,33 +44,29 @@ class Dies(Jpeg):
 
 
 class Hungry(Jpeg):
-    """Needs 30 MB an image."""
+    """Needs 30 MB per image."""
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
-        held = np.ones((len(images), 30 * 2**20), dtype=np.uint8)
-        time.sleep(0.1)  # memory is looked at every 5 ms, where the looking thread gets a turn
+        memory = np.ones((len(images), 30 * 2**20), dtype=np.uint8)
+        time.sleep(0.1)  # memory is measured every 5 ms, if the measuring thread gets a turn
         scores = super().__call__(images, prompts, metadata)
-        assert held.all()
+        assert memory.all()
         return scores
 
 
-def _by_size() -> list[Case]:
-    images = golden_images(64)
-    return [
-        Case(name, images[name], "", rank) for rank, name in enumerate(("noise", "text", "plain"))
-    ]
+class Absent(Undeclared):
+    doctor = Check(packages=("numpy", "no_such_package"), extra="ocr")
 
 
-CHECKS = {
-    "Jpeg": Check(cases=_by_size),
-    "Blind": Check(cases=_by_size),
-    "Dies": Check(cases=_by_size),
-    "Hungry": Check(cases=_by_size),
-    "Absent": Check(packages=("numpy", "no_such_package"), extra="ocr"),
-    "Plain": Check(packages=("no_such_package",)),
-    "Heavy": Check(
-        cases=_by_size, weights=(Weights("someone/heavy", 3.9, files=("config.json", "model.bin")),)
-    ),
-    "Judge": Check(cases=_by_size, needs="needs a judge: an OpenAI-compatible endpoint"),
-}
-Absent = Plain = Heavy = Judge = Jpeg
+class Plain(Undeclared):
+    doctor = Check(packages=("no_such_package",))
+
+
+class Heavy(Undeclared):
+    doctor = Check(
+        weights=(Source("heavy", "someone/heavy", "3.9 GB", ("config.json", "model.bin")),)
+    )
+
+
+class Judge(Undeclared):
+    doctor = Check(needs="needs a judge: an OpenAI-compatible endpoint")

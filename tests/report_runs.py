@@ -1,4 +1,4 @@
-"""Run folders written by hand, for the report: what a trainer leaves behind, with numbers easy to check."""
+"""Run folders as a trainer leaves them, with numbers that are easy to check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
     | {"groups_per_epoch": 2, "group_size": 3},
     "train": {"inner_epochs": 1, "beta": 0.0},
 }
-# Three trajectories of two steps; the second has no turning point, the third one for the worse and one for the better.
+# Three trajectories of two steps: the second has no turning point, the third one of each kind.
 LADDER = [[0.0, 0.25, 1.0], [0.5, 0.5, 0.5], [0.75, 0.5, 0.625]]
 INCREMENT = [[0.25, 0.75], [0.0, 0.0], [-0.25, 0.125]]
 CREDIT = [[0.25, 0.75], [0.0, 0.0], [-0.125, 0.125]]
@@ -30,7 +30,7 @@ ADVANTAGE = [[1.0, 1.5], [0.0, -0.75], [-1.0, -0.75]]
 
 
 def make(folder: Path, *, epochs: int = 4, lift: float = 0.0, **changes: Any) -> Path:
-    """A run whose reward is 0.5, 0.6, ... + `lift`, evaluated before the first and after the last epoch.
+    """A run whose reward is 0.5, 0.6, ... + `lift`, evaluated before and after all epochs.
 
     Ladders after every epoch; `changes`: fields of the config, "credit" that credit's name.
     """
@@ -51,42 +51,20 @@ def make(folder: Path, *, epochs: int = 4, lift: float = 0.0, **changes: Any) ->
 
 def train_line(epoch: int, lift: float = 0.0) -> dict[str, Any]:
     reward = 0.4 + 0.1 * epoch + lift
-    line = {
-        "kind": "train",
-        "epoch": epoch,
-        "reward": reward,
-        "reward_se": 0.05,
-        "shapes": reward,
-        "shapes_se": 0.05,
-    }
-    line |= {
-        "shapes/exact": 0.1 * epoch,
-        "shapes/exact_se": None,
-        "loss": 0.001,
-        "policy": 0.001,
-        "kl": 0.0,
-    }
+    line: dict[str, Any] = {"kind": "train", "epoch": epoch}
+    line |= {"reward": reward, "reward_se": 0.05, "shapes": reward, "shapes_se": 0.05}
+    line |= {"shapes/exact": 0.1 * epoch, "shapes/exact_se": None}
+    line |= {"loss": 0.001, "policy": 0.001, "kl": 0.0}
     line |= {"turning_2": 0.25 * (epoch % 2), "turning_3": 0.5, "zero_std": 0.125, "group_std": 0.3}
-    line |= {
-        "clip_high": 0.1,
-        "clip_low": 0.2,
-        "failed": 0.0,
-        "updates": 2 * epoch,
-        "nfe": 48 * epoch,
-    }
+    line |= {"clip_high": 0.1, "clip_low": 0.2, "failed": 0.0}
+    line |= {"updates": 2 * epoch, "nfe": 48 * epoch}
     return line | {"seconds": 10.0, "seconds_rollout": 7.0, "seconds_update": 3.0}
 
 
 def eval_line(epoch: int, total: float) -> dict[str, Any]:
     scores = {"total": total, "total_se": 0.02, "shapes": total, "shapes_se": 0.02}
-    return {
-        "kind": "eval",
-        "epoch": epoch,
-        **scores,
-        "shapes/exact": total / 2,
-        "shapes/exact_se": 0.01,
-        "seconds": 5.0,
-    }
+    scores |= {"shapes/exact": total / 2, "shapes/exact_se": 0.01}
+    return {"kind": "eval", "epoch": epoch, **scores, "seconds": 5.0}
 
 
 def evaluation(

@@ -1,4 +1,4 @@
-"""The benchmarks' own claims: the yardstick computes the same and costs what it should; curves are read rightly."""
+"""The benchmarks: the yardstick computes the same and costs what it should; curves are right."""
 
 from __future__ import annotations
 

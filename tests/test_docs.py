@@ -1,8 +1,9 @@
-"""The pages under docs/ and README.md: their commands work, their example computes, their quotations are real."""
+"""README.md and docs/: commands work, examples compute, quotations and figures are real."""
 
 from __future__ import annotations
 
 import ast
+import fnmatch
 import importlib
 import os
 import re
@@ -14,17 +15,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from config import base
+from config import base, recipes
+from reward_models.pickscore import PickScore
+from tp_grpo.cost.estimate import estimate
 from tp_grpo.method import advantage, credit
+from tp_grpo.models import pretrained
 from tp_grpo.observe import alarms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
-    path.name: path.read_text()
+    path.relative_to(ROOT).as_posix(): path.read_text()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-# What a block that is not run here must say of itself: why, or which test runs it.
+# A block that is not run here begins with one of these: why, or which test runs it.
 REASONS = (
     "needs a GPU",
     "needs weights",
@@ -89,7 +94,7 @@ def test_there_are_commands_and_what_is_not_run_says_why() -> None:
     assert len(RUN) >= 8 and len(ALL) > 20
     for page, reason, words in blocks():
         assert reason is None or reason.startswith(REASONS), f"{page}: {words}: {reason}"
-        for test in re.findall(r"tests/\w+\.py", reason or ""):
+        for test in re.findall(r"tests/[\w/]+\.py", reason or ""):
             assert (ROOT / test).is_file(), test
 
 
@@ -97,11 +102,11 @@ def test_there_are_commands_and_what_is_not_run_says_why() -> None:
 def test_every_command_names_programs_options_and_fields_that_exist(
     page: str, reason: str | None, words: list[str]
 ) -> None:
-    found = program(words)
-    if found is None:
+    ours = program(words)
+    if ours is None:
         assert reason is not None, f"{page}: {words} is not ours: say why it is not run"
         return
-    file, arguments = found
+    file, arguments = ours
     assert file.is_file(), file
     source = file.read_text() + (ROOT / "scripts" / "_config.py").read_text()
     config = base.get_config()
@@ -109,7 +114,10 @@ def test_every_command_names_programs_options_and_fields_that_exist(
         option, _, value = argument.partition("=")
         if option == "--config":
             module, _, recipe = value.partition(":")
-            if recipe.isupper():  # a place-holder
+            if recipe.isupper():  # a placeholder
+                continue
+            if module == "my_credit.py":  # the reader's file, which the README shows
+                assert recipe in recipes.RECIPES
                 continue
             config = importlib.import_module(
                 module.removesuffix(".py").replace("/", ".")
@@ -167,11 +175,86 @@ def test_commands_run(
 ) -> None:
     if any("runs/quickstart" in word for word in words):
         request.getfixturevalue("quickstart")
-    found = program(words)
-    assert found is not None and found[0].name in CHEAP, (
+    ours = program(words)
+    assert ours is not None and ours[0].name in CHEAP, (
         f"{page}: {words} has no cheap form: mark it as not run"
     )
-    run(checkout, [*words, *CHEAP[found[0].name]])
+    run(checkout, [*words, *CHEAP[ours[0].name]])
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].split()) <= 1000
+
+
+def test_the_index_lists_every_page() -> None:
+    for page in PAGES.keys() - {"README.md", "docs/README.md"}:
+        assert f"]({page.removeprefix('docs/')})" in PAGES["docs/README.md"], page
+
+
+def section(page: str, heading: str) -> str:
+    return PAGES[page].split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_each_line_of_the_first_real_run_fits_the_next() -> None:
+    block = BLOCK.search(section("README.md", "A first real run"))
+    assert block is not None
+    lines = list(commands(block["body"]))
+    download = {words[2]: words[3:] for words in lines if words[:2] == ["hf", "download"]}
+    config = recipes.build("tp_grpo", "turning_point", "pickscore_sd3_80gb")
+    assert config.model.path in download
+    assert download[config.model.path] == [
+        word for name in pretrained.PUBLISHED[config.model.path][1] for word in ("--exclude", name)
+    ]
+    assert download[PickScore.weights.repo] == list(PickScore.weights.files)
+    patterns = download[PickScore.processor_weights.repo][1::2]
+    for file in PickScore.processor_weights.files:
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
+    programs = [program(words) for words in lines]
+    names = [ours[0].stem for ours in programs if ours is not None]
+    assert names == ["prepare_prompts", "doctor", "estimate", "train", "report"]
+    arguments = {ours[0].stem: ours[1] for ours in programs if ours is not None}
+    for prompts in (config.prompts.train, config.prompts.eval):
+        assert Path(prompts).parent == Path("dataset") / arguments["prepare_prompts"][0]
+    assert arguments["doctor"] == list(config.rewards.scorers)
+    assert arguments["estimate"][0] == arguments["train"][0]
+    assert arguments["report"] == [f"{config.output_dir}/{config.run_name}"]
+
+
+@pytest.mark.slow
+def test_the_credit_method_of_the_readme_trains(checkout: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", section("README.md", "Add your own"), re.DOTALL)
+    assert code is not None
+    (checkout / "my_credit.py").write_text(code[1])
+    cheap = ["--config.epochs=1", "--config.eval.prompts=4", "--config.tracking.groups=2"]
+    run(checkout, ["python", "scripts/train.py", "--config=my_credit.py:shapes_smoke", *cheap])
+    folder = checkout / "runs" / "halfway-shapes_smoke"
+    assert "the credit method `halfway`" in (folder / "adapter" / "README.md").read_text()
+    kept = load_file(folder / "ladders" / "epoch-1.safetensors")
+    R = kept["ladder"]
+    long_term = R[:, -1:] - R[:, :-1]
+    torch.testing.assert_close(kept["reward"], (R.diff(dim=1) + long_term) / 2)
+
+
+def test_the_page_on_the_method_shows_the_yardstick() -> None:
+    naive = (ROOT / "benchmarks" / "naive.py").read_text()
+    assert f"```python\n{naive}```" in PAGES["docs/method.md"], (
+        "copy benchmarks/naive.py into method.md"
+    )
+
+
+# GPUs by recipe of docs/recipes.md, whose memory the README quotes.
+MEMORY = re.findall(
+    r"^\| `(pickscore_\w+)` \| (\d+) \| ([\d.]+) \|", PAGES["docs/recipes.md"], re.MULTILINE
+)
+
+
+@pytest.mark.slow
+def test_the_memory_of_each_recipe_is_what_the_estimate_says() -> None:
+    assert len(MEMORY) == 7
+    for recipe, gpus, gigabytes in MEMORY:
+        counted = estimate(recipes.build("tp_grpo", "turning_point", recipe), int(gpus))
+        assert f"{max(map(counted.peak, counted.memory)) / 2**30:.1f}" == gigabytes, recipe
+        assert f"`{recipe.replace('pickscore', 'REWARD')}`: {gigabytes} GB" in PAGES["README.md"]
 
 
 def test_configuration_is_what_the_source_says_and_complete() -> None:
@@ -183,7 +266,9 @@ def test_configuration_is_what_the_source_says_and_complete() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = dict(
-        re.findall(r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", PAGES["configuration.md"], re.MULTILINE)
+        re.findall(
+            r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", PAGES["docs/configuration.md"], re.MULTILINE
+        )
     )
     fields = {
         name for name, value in flat(base.get_config().to_dict()) if not isinstance(value, dict)
@@ -195,34 +280,36 @@ def test_configuration_is_what_the_source_says_and_complete() -> None:
 
 
 def table(heading: str) -> list[list[float]]:
-    """The numbers of the table of method.md whose first column is called so, without the column of D."""
-    body = PAGES["method.md"].split(f"\n| {heading} |")[1].split("\n\n")[0].splitlines()[2:]
+    """The numbers of the table of method.md whose first column has this heading."""
+    body = PAGES["docs/method.md"].split(f"\n| {heading} |")[1].split("\n\n")[0].splitlines()[2:]
     return [[float(cell.strip(" *")) for cell in row.split("|")[2:-1]] for row in body]
 
 
 def test_the_worked_example_computes() -> None:
     R = torch.tensor(table("ladder"), dtype=torch.float64)
     increments = torch.tensor(table("increment"), dtype=torch.float64)
-    found, same = credit.turning_point(R), torch.zeros(4, dtype=torch.int64)
-    torch.testing.assert_close(found.increment, increments[:, :4])
+    steps, same = credit.turning_point(R), torch.zeros(4, dtype=torch.int64)
+    torch.testing.assert_close(steps.increment, increments[:, :4])
     torch.testing.assert_close(R[:, -1] - R[:, 0], increments[:, 4])
     torch.testing.assert_close(
-        found.reward, torch.tensor(table("step reward"), dtype=torch.float64)
+        steps.reward, torch.tensor(table("step reward"), dtype=torch.float64)
     )
-    assert found.turning.nonzero().tolist() == [[0, 1], [1, 1]], "bold in the page"
-    assert re.findall(r"\*\*([+-]0\.\d\d)\*\*", PAGES["method.md"]) == ["+0.40", "-0.30"]
+    assert steps.turning.nonzero().tolist() == [[0, 1], [1, 1]], "bold in the page"
+    assert re.findall(r"\*\*([+-]0\.\d\d)\*\*", PAGES["docs/method.md"]) == ["+0.40", "-0.30"]
     unbalanced = credit.turning_point(R, balance=False)
     assert unbalanced.turning.nonzero().tolist() == [[0, 1], [1, 1], [2, 2]]
     assert unbalanced.reward[2, 2].item() == pytest.approx(0.20)
-    given = advantage.group_normalize(found.reward, same)
+    advantages = advantage.group_normalize(steps.reward, same)
     torch.testing.assert_close(
-        given, torch.tensor(table("advantage"), dtype=torch.float64), rtol=0, atol=5.1e-3
+        advantages, torch.tensor(table("advantage"), dtype=torch.float64), rtol=0, atol=5.1e-3
     )
     flow = advantage.group_normalize(credit.terminal(R).reward, same)[:, 0].tolist()
-    said = re.search(
-        r"a ([+-][\d.]+), b ([+-][\d.]+), c ([+-][\d.]+), d ([+-][\d.]+)\.", PAGES["method.md"]
+    printed = re.search(
+        r"a ([+-][\d.]+), b ([+-][\d.]+), c ([+-][\d.]+), d ([+-][\d.]+)\.", PAGES["docs/method.md"]
     )
-    assert said and [float(number) for number in said.groups()] == pytest.approx(flow, abs=5.1e-3)
+    assert printed and [float(number) for number in printed.groups()] == pytest.approx(
+        flow, abs=5.1e-3
+    )
 
 
 def strings() -> Iterator[str]:
@@ -241,7 +328,7 @@ def strings() -> Iterator[str]:
 
 
 def test_quoted_messages_are_those_of_the_code() -> None:
-    quoted = re.findall(r"^> (.+)$", PAGES["troubleshooting.md"], re.MULTILINE)
+    quoted = re.findall(r"^> (.+)$", PAGES["docs/troubleshooting.md"], re.MULTILINE)
     known = list(strings())
     assert len(quoted) > 10
     for quote in quoted:
@@ -250,10 +337,9 @@ def test_quoted_messages_are_those_of_the_code() -> None:
 
 
 def test_every_alarm_and_every_field_named_in_troubleshooting_exists() -> None:
-    page = PAGES["troubleshooting.md"]
-    source = (ROOT / "tp_grpo" / "alarms.py").read_text()
-    names = set(re.findall(r'Alarm\(\s*"([^"]+)"', source))
-    assert len(names) == len(alarms.RULES)
+    page = PAGES["docs/troubleshooting.md"]
+    names = {rule.name for rule in alarms.RULES}
+    assert len(names) == 8
     assert all(f"| {name} |" in page for name in names), names
     fields = dict(flat(base.get_config().to_dict()))
     sections = "|".join(
@@ -263,8 +349,18 @@ def test_every_alarm_and_every_field_named_in_troubleshooting_exists() -> None:
         assert field in fields, field
 
 
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    folder = ROOT if page == "README.md" else ROOT / "docs"
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", PAGES[page]):
-        assert "://" in target or (folder / target).exists(), f"{page}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", PAGES[page]):
+        if "://" in target:
+            continue
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in slugs(file.read_text()), f"{target}#{anchor}"

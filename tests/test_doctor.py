@@ -9,18 +9,20 @@ import pytest
 
 import reward_models
 from reward_models import doctor
-from reward_models.check import GOLDEN_TEXT, Case, Weights, golden_images
+from reward_models.check import GOLDEN_TEXT, Case, golden_images
 from reward_models.doctor import (
     FAILED,
     MISSING,
     OK,
     Report,
+    check_of,
     examine,
     exit_code,
     main,
     out_of_order,
     table,
 )
+from reward_models.loading import Source
 
 MODULE = "tests.checked"
 
@@ -34,13 +36,12 @@ def test_the_scorers_whose_weights_are_here_pass(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line.split()[1] for line in lines[3:]}
     assert shown == {"general_ocr": "ok", "shapes": "ok", f"{MODULE}:Jpeg": "ok"}
-    assert "its text 1.000, a plain colour 0.000, noise 0.000" in lines[3]
+    assert "text 1.000, plain 0.000, noise 0.000" in lines[3]
 
 
 def test_every_registered_scorer_has_an_importable_check() -> None:
     for name in reward_models.names():
-        module, _, attribute = reward_models.target(name).partition(":")
-        check = doctor._check_of(name, f"{module}:{attribute}")
+        check = check_of(name)
         assert all(
             case.image.dtype == np.uint8 and case.image.ndim == 3 for case in check.cases()
         ), name
@@ -64,13 +65,13 @@ def test_out_of_order_by_hand() -> None:
 
 
 def test_a_scorer_without_a_check_is_asked_for_finite_scores_only() -> None:
-    assert look("Unsaid", sign=-1).state == OK
+    assert look("Undeclared", sign=-1).state == OK
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it() -> None:
     absent, plain, judge = look("Absent"), look("Plain"), look("Judge")
     assert absent.state == MISSING and absent.why == "not installed: no_such_package"
-    assert absent.mend == ('pip install "tp_grpo[ocr]"',) and plain.mend == (
+    assert absent.advice == ('pip install "tp_grpo[ocr]"',) and plain.advice == (
         "pip install no_such_package",
     )
     assert judge.state == MISSING and "OpenAI-compatible endpoint" in judge.why
@@ -86,8 +87,8 @@ def test_weights_are_looked_for_in_the_cache(
         report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
     )
     assert (
-        report.mend[0] == "hf download someone/heavy config.json model.bin"
-        and "path=FOLDER" in report.mend[1]
+        report.advice[0] == "hf download someone/heavy config.json model.bin"
+        and "path=FOLDER" in report.advice[1]
     )
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)
@@ -100,16 +101,14 @@ def test_weights_are_looked_for_in_the_cache(
     assert look("Heavy", path="/models/heavy").state == OK
 
 
-def scorers_with_weights() -> list[tuple[str, Weights]]:
-    checks = {
-        name: doctor._check_of(name, reward_models.target(name)) for name in reward_models.names()
-    }
+def scorers_with_weights() -> list[tuple[str, Source]]:
+    checks = {name: check_of(name) for name in reward_models.names()}
     return [(name, weights) for name, check in checks.items() for weights in check.weights]
 
 
 @pytest.mark.parametrize("name, weights", scorers_with_weights())
 def test_a_config_alone_is_no_weights_and_the_command_names_files(
-    name: str, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, weights: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repo = tmp_path / f"models--{weights.repo.replace('/', '--')}"
@@ -117,9 +116,11 @@ def test_a_config_alone_is_no_weights_and_the_command_names_files(
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert not doctor.in_cache(weights), name
+    assert not weights.in_cache(), name
     words = weights.command.split()
-    assert words[:3] == ["hf", "download", weights.repo] and set(weights.files) <= set(words[3:])
+    assert words[:3] == ["hf", "download", weights.repo] and set(
+        weights.needed or weights.files
+    ) <= set(words[3:])
 
 
 def test_memory_is_measured_per_image() -> None:

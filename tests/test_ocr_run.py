@@ -1,4 +1,4 @@
-"""The published OCR recipe trains for two epochs with the real engine: in its own process, and through the server."""
+"""The published OCR recipe trains two epochs with the real engine, in process and by server."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def train(random_sd3: Path, dataset: Path, out: Path, *more: str) -> list[dict]:
 def test_in_process_and_through_the_server_train_alike(
     random_sd3: Path, dataset: Path, server: str, tmp_path: Path
 ) -> None:
-    # Images of random weights hold no text: without jpeg beside it every reward would be 0, and nothing would train.
+    # Images of random weights hold no text: without jpeg every reward would be 0.
     both = {"general_ocr": {"weight": 1.0}, "jpeg": {"weight": 1.0}}
     here = train(random_sd3, dataset, tmp_path / "here", f"--config.rewards.scorers={both}")
     remote = {name: {**options, "remote": server} for name, options in both.items()}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from config import base
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.settings import Settings
 
 Smoke = Callable[..., ConfigDict]
 
@@ -18,7 +19,8 @@ def plan(world_size: int = 1, *, branches: bool = True, **fields: object) -> Pla
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in fields.items()}
     )
-    return make_plan(config, world_size, branches=branches)
+    config.run_name = "plan"
+    return make_plan(Settings.read(config), world_size, branches=branches)
 
 
 def test_the_published_settings() -> None:
@@ -78,7 +80,7 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         (1, {"sample__window_start": 4}, "largest window_size from there is 5"),
         (1, {"sample__window_start": -1}, "sample.window_start = -1"),
         (1, {"sample__group_size": 1}, "at least 2 images"),
-        (1, {"sample__steps": 0}, "sample.steps = 0 must be above 0"),
+        (1, {"sample__steps": 0}, "sample.steps = 0 must be at least 1"),
         (1, {"sample__noise_level": 0.0}, "needs noise above 0"),
         (1, {"sample__noise_level": 1.2}, "at most 1"),
         (1, {"sample__kind": "ode"}, "'ode' is not one of sde, cps"),
@@ -100,7 +102,7 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         ),
         (1, {"epochs": 0}, "epochs = 0"),
         (1, {"seed": -1}, "seed = -1"),
-        (1, {"train__beta": -0.1}, "train.beta = -0.1 must lie between 0 and inf"),
+        (1, {"train__beta": -0.1}, "train.beta = -0.1 must be at least 0"),
         (1, {"advantage__clip": 0.0}, "advantage.clip = 0.0"),
         (1, {"train__updates_per_epoch": 5000}, "no value near it does"),
     ],

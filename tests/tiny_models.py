@@ -12,12 +12,12 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from ml_collections import ConfigDict
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from config import base
 from tp_grpo.method import sampler
+from tp_grpo.settings import ModelSettings, Settings
 from tp_grpo.shapes import card
 from tp_grpo.shapes.model import build_clip_tokenizer, build_pipeline, build_t5, build_t5_tokenizer
 from tp_grpo.train.rollout import velocity_of
@@ -99,11 +99,12 @@ def _stir(transformer: torch.nn.Module) -> None:
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
-def settings(path: Path, kind: str, **fields: object) -> ConfigDict:
-    config = base.get_config().model
-    config.update({"type": kind, "path": str(path), "dtype": "fp32", "height": 48, "width": 48})
-    config.update({"max_sequence_length": 12, **fields})
-    return config
+def settings(path: Path, kind: str, **fields: object) -> ModelSettings:
+    config = base.get_config()
+    config.run_name = "tiny"
+    tiny = {"type": kind, "path": str(path), "dtype": "fp32", "height": 48, "width": 48}
+    config.model.update({**tiny, "max_sequence_length": 12, **fields})
+    return Settings.read(config).model
 
 
 def ode(backbone: Any, guidance: float, steps: int = 5) -> Tensor:

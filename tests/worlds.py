@@ -1,4 +1,4 @@
-"""Runs on several ranks of this machine, one after another: python tests/worlds.py '[{"name": ..., "ranks": 2}]'.
+"""Runs on several ranks of this machine, one after another: tests/worlds.py '[{"name", "ranks"}]'.
 
 The ranks are forked, so that the libraries load once for all of them.
 """
@@ -25,7 +25,7 @@ from tp_grpo.trainer import Trainer
 
 
 def main(runs: list[dict[str, Any]]) -> int:
-    """A run: its name, ranks, scorer, fields {dotted name: value}, env for its ranks, and whether that shards."""
+    """A run: name, ranks, scorer, fields {dotted name: value}, env, sharding or not."""
     torch.set_num_threads(1)
     for library, name in (
         (diffusers, "StableDiffusion3Pipeline"),

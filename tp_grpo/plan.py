@@ -1,50 +1,46 @@
-"""Config and world size -> checked integers. No torch, nothing of ours: a plan can be made anywhere.
+"""Config and world size -> checked integers.
 
-The config states global units; the plan derives what each rank does, or refuses with the numbers that would work.
+The config states global units; the plan derives what each rank does, or refuses with the numbers
+that would work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
+
+from tp_grpo.method.completion import Completion
+
+if TYPE_CHECKING:
+    from tp_grpo.settings import SampleSettings, Settings, TrainSettings
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
-SMALL_SIGMA = 0.02  # below it a completion that saves evaluations makes none: v moves the image by sigma times its error
-CHOICES = (
-    ("model", "text_encoders", ("offload", "resident", "drop")),
-    ("model", "vae_dtype", ("fp32", "bf16")),
-    ("sample", "kind", ("sde", "cps")),
-    ("sample", "completion", ("euler", "reuse", "multistep", "strided", "tweedie")),
-    ("train", "optimizer", ("adamw", "adamw_8bit")),
-    ("train", "step_weight", ("uniform", "velocity")),
-    ("tracking", "alarms", ("warn", "stop", "rollback", "off")),
-)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an epoch does. T = steps, K = len(window); images and evaluations are counted over all ranks."""
+    """What an epoch does. T = steps, K = len(window); images and evaluations are over all ranks."""
 
     world_size: int
-    steps: int
-    window: range
-    branches: tuple[
-        int, ...
-    ]  # states of the window, by SDE steps before them, that are completed by the ODE; ascending
+    completion: Completion  # of a rollout: its steps, its SDE window, the states it completes
     groups: int  # an epoch
     group_size: int
     updates: int  # an epoch
     batch_size: int  # rows of a rollout call
     batches_per_update: int  # on each rank
     stacked: int = 1  # rollout batches, each at one step, in a training micro-batch
-    completion: str = "euler"
-    completion_steps: int = 1  # of `multistep`
-    completion_stride: int = 1  # of `strided`
     same_latent: bool = False
-    small: int | None = (
-        None  # the first step that starts below SMALL_SIGMA; None until the schedule is known
-    )
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.completion.steps
+
+    @property
+    def window(self) -> range:
+        """The K SDE steps."""
+        return self.completion.window
 
     @property
     def images(self) -> int:
@@ -53,36 +49,19 @@ class Plan:
 
     @property
     def ladder(self) -> int:
-        """Clean images a trajectory, the length J of its reward ladder: K + 1 with all branches, 1 with none."""
-        return len(self.branches) + 1
-
-    @property
-    def states(self) -> tuple[int, ...]:
-        """The states (J,) that the ladder's columns stand for, by the SDE steps before them; the last is K."""
-        return (*self.branches, len(self.window))
-
-    @property
-    def solver(self) -> str:
-        """Of the completions, as the sampler names it."""
-        return "adams_bashforth" if self.completion == "multistep" else "euler"
-
-    @property
-    def completions(self) -> dict[int, tuple[int, ...]]:
-        """For each of `states` the steps at which its completion evaluates the velocity, beside a branch's first."""
-        return {state: self._evaluated(state) for state in self.states}
+        """Clean images a trajectory, the length J of its reward ladder: 1 without branches."""
+        return len(self.completion.states)
 
     @property
     def nfe(self) -> int:
-        """Model evaluations a trajectory while sampling, a shared baseline counted for each.
-
-        T + K (T - s - 1) - K (K - 1) / 2 with `euler` and all branches.
-        """
-        return self.window.stop + sum(map(len, self.completions.values()))
+        """Model evaluations a trajectory while sampling, a shared baseline counted for each."""
+        return self.completion.nfe
 
     @property
     def epoch_nfe(self) -> int:
-        """Model evaluations of an epoch's sampling; the baseline of one latent is computed once a rollout batch."""
-        return self.images * self.nfe - self._shared * len(self.completions.get(0, ()))
+        """Model evaluations of an epoch's sampling; a baseline that is shared counts once."""
+        baseline = self.completion.evaluated.get(0, ())
+        return self.images * self.nfe - self._shared * len(baseline)
 
     @property
     def epoch_images(self) -> int:
@@ -91,34 +70,15 @@ class Plan:
 
     @property
     def _shared(self) -> int:
-        """Baselines an epoch that another member of the group in the same rollout batch has made already."""
-        if not (self.same_latent and 0 in self.branches):
+        """Baselines an epoch that another member of the group in the same batch has made."""
+        if not (self.same_latent and 0 in self.completion.states[:-1]):
             return 0
         batches = [batch for rank in range(self.world_size) for batch in self.batches(rank)]
         return sum(len(batch) - len({group for group, _ in batch}) for batch in batches)
 
-    def _evaluated(self, state: int) -> tuple[int, ...]:
-        start, end = self.window.start + state, state == len(self.window)
-        stop = self.steps if self.small is None else self.small
-        if self.completion == "reuse" and end and start >= stop:
-            return ()  # the velocity of the last SDE step serves once more
-        steps = self._visited(start, max(stop, start + 1))
-        return tuple(steps if end else steps[1:])
-
-    def _visited(self, start: int, stop: int) -> Sequence[int]:
-        """The steps at which a completion from `start` needs the velocity; `stop`: the first that starts too low."""
-        if self.completion == "tweedie":
-            return [start]
-        if self.completion == "strided":
-            return range(start, stop, self.completion_stride)
-        if self.completion == "multistep":
-            count = min(self.completion_steps, stop - start)
-            return [start + i * (stop - start) // count for i in range(count)]
-        return range(start, self.steps if self.completion == "euler" else stop)
-
     def at(self, sigmas: Sequence[float]) -> Plan:
-        """The plan for a model's own schedule (T+1,), on which it depends which steps a completion can spare."""
-        return replace(self, small=next(i for i, sigma in enumerate(sigmas) if sigma < SMALL_SIGMA))
+        """The plan on a model's own schedule (T+1,); see `Completion.at`."""
+        return replace(self, completion=self.completion.at(sigmas))
 
     @property
     def micro_batches(self) -> int:
@@ -131,187 +91,106 @@ class Plan:
         return self.batch_size * self.stacked
 
     @property
-    def rows(self) -> list[tuple[str, str]]:
-        """The plan in words: a short name and what there is of it."""
-        images = f"{self.images} an epoch: {self.groups} prompts x {self.group_size}"
-        sampled = (
-            f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; {self.steps} steps"
-        )
-        scored = f"{self.epoch_images} images an epoch in {self.images // self.batch_size} calls of each scorer"
+    def summary(self) -> list[tuple[str, str]]:
+        """The plan in words: rows of a name and a sentence."""
         batches = f"{self.batches_per_update} rollout batches x {len(self.window)} steps"
+        calls = self.images // self.batch_size
         return [
             ("ranks", f"{self.world_size}"),
-            ("images", images),
-            ("sampling", sampled),
-            ("scored", scored),
+            ("images", f"{self.images} an epoch: {self.groups} prompts x {self.group_size}"),
+            (
+                "sampling",
+                f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; "
+                f"{self.steps} steps",
+            ),
+            ("scored", f"{self.epoch_images} images an epoch in {calls} calls of each scorer"),
             ("update", f"{self.updates} an epoch, each of {self.images // self.updates} images"),
             (
                 "",
-                f"a rank: {self.micro_batches} micro-batches of {self.train_rows} accumulated ({batches})",
+                f"a rank: {self.micro_batches} micro-batches of {self.train_rows} accumulated "
+                f"({batches})",
             ),
         ]
 
-    def batches(self, rank: int) -> list[list[Slot]]:
-        """The rank's samples, update by update, in batches. An update holds the same groups for any world size."""
+    def rows(self, rank: int) -> list[range]:
+        """The rank's samples by batch, update by update, as rows of all samples in order.
+
+        Row `group * group_size + member`. An update holds the same groups for any world size.
+        """
         per_update = self.images // self.updates
-        own = self.batch_size * self.batches_per_update
+        on_rank = self.batch_size * self.batches_per_update
         starts = [
-            update * per_update + rank * own + batch * self.batch_size
+            update * per_update + rank * on_rank + batch * self.batch_size
             for update in range(self.updates)
             for batch in range(self.batches_per_update)
         ]
-        return [
-            [divmod(start + i, self.group_size) for i in range(self.batch_size)] for start in starts
-        ]
+        return [range(start, start + self.batch_size) for start in starts]
+
+    def batches(self, rank: int) -> list[list[Slot]]:
+        """The rank's samples by batch, as `rows`, each by its group and member."""
+        return [[divmod(row, self.group_size) for row in rows] for rows in self.rows(rank)]
 
 
-def make_plan(config: Any, world_size: int, *, branches: bool) -> Plan:
-    """Raises ValueError with the numbers and the nearest that work, for what does not fit together."""
+def make_plan(config: Settings, world_size: int, *, branches: bool) -> Plan:
+    """Raises ValueError with the numbers and the nearest that work, for what does not divide."""
     sample, train = config.sample, config.train
-    _positive(
-        sample,
-        "sample",
-        ("steps", "window_size", "groups_per_epoch", "group_size", "batch_size", "max_rows"),
-    )
-    _positive(sample, "sample", ("branch_every", "completion_steps", "completion_stride"))
-    _within(config.credit, "credit", "lam", 0, 1)
-    _positive(config.advantage, "advantage", ("clip",))
-    _within(train, "train", "beta", 0, float("inf"))
-    _within(train, "train", "batch_size", 0, float("inf"))
-    _within(config.ema, "ema", "decay", 0, 1)
-    _within(config.rewards, "rewards", "max_failed", 0, 1)
-    _positive(
-        train,
-        "train",
-        ("updates_per_epoch", "inner_epochs", "clip_range", "learning_rate", "max_grad_norm"),
-    )
-    _positive(config, "config", ("epochs",))
-    _positive(config.eval, "eval", ("every",))
-    check_sampling(config)
-    _positive(config.ema, "ema", ("every",))
-    _within(config.lora, "lora", "rank", 0, float("inf"))
-    _positive(config.tracking, "tracking", ("images_every",))
-    _positive(config.runtime, "runtime", ("timeout_s",))
-    _positive(config.checkpoint, "checkpoint", ("keep", "keep_every"))
-    _within(config.checkpoint, "checkpoint", "grace", 0, float("inf"))
-    _within(train, "train", "max_skipped", 0, float("inf"))
-    for section, field, choices in CHOICES:
-        if config[section][field] not in choices:
-            raise ValueError(
-                f"{section}.{field} = {config[section][field]!r} is not one of {', '.join(choices)}"
-            )
-    _check_window(sample)
-    _check_noise(sample)
-    if sample.group_size < 2:
-        raise ValueError(
-            f"sample.group_size = {sample.group_size}: an advantage compares at least 2 images of a prompt"
-        )
     _check_geometry(sample, train, world_size)
     per_rank = sample.groups_per_epoch * sample.group_size // train.updates_per_epoch // world_size
+    start, size = sample.window_start, sample.window_size
+    completion = Completion(
+        steps=sample.steps,
+        window=range(start, start + size),
+        branches=tuple(range(sample.branch_from, size, sample.branch_every)) if branches else (),
+        name=sample.completion,
+        evaluations=sample.completion_steps,
+        stride=sample.completion_stride,
+    )
     return Plan(
         world_size=world_size,
-        steps=sample.steps,
-        window=range(sample.window_start, sample.window_start + sample.window_size),
-        branches=tuple(range(sample.branch_from, sample.window_size, sample.branch_every))
-        if branches
-        else (),
+        completion=completion,
         groups=sample.groups_per_epoch,
         group_size=sample.group_size,
         updates=train.updates_per_epoch,
         batch_size=sample.batch_size,
         batches_per_update=per_rank // sample.batch_size,
         stacked=max(1, train.batch_size // sample.batch_size),
-        completion=sample.completion,
-        completion_steps=sample.completion_steps,
-        completion_stride=sample.completion_stride,
         same_latent=sample.same_latent,
     )
 
 
-def check_sampling(config: Any) -> None:
-    """What drawing images takes, without training. Raises ValueError."""
-    _positive(
-        config.model, "model", ("height", "width", "max_sequence_length", "decode_batch_size")
-    )
-    _positive(config.eval, "eval", ("steps", "members", "batch_size"))
-    _within(config.eval, "eval", "prompts", 0, float("inf"))
-    _within(config, "config", "seed", 0, 2**63 - 1)
-
-
-def _positive(section: Any, name: str, fields: Iterable[str]) -> None:
-    for field in fields:
-        if not section[field] > 0:
-            raise ValueError(f"{name}.{field} = {section[field]} must be above 0")
-
-
-def _within(section: Any, name: str, field: str, low: float, high: float) -> None:
-    if not low <= section[field] <= high:
-        raise ValueError(f"{name}.{field} = {section[field]} must lie between {low:g} and {high:g}")
-
-
-def _check_window(sample: Any) -> None:
-    stop = sample.window_start + sample.window_size
-    if sample.window_start < 0 or stop > sample.steps - 1:
-        raise ValueError(
-            f"sample.window_start = {sample.window_start} and sample.window_size = {sample.window_size}: the window "
-            f"covers steps {sample.window_start} to {stop - 1} of {sample.steps}, but the last step "
-            f"({sample.steps - 1}) ends at sigma 0, where no noise is left to act on; the largest window_size "
-            f"from there is {max(0, sample.steps - 1 - max(0, sample.window_start))}"
-        )
-    if not 0 <= sample.branch_from < sample.window_size:
-        raise ValueError(
-            f"sample.branch_from = {sample.branch_from}: the first state to be completed must be one of the window's, "
-            f"0 to {sample.window_size - 1} (window_size = {sample.window_size})"
-        )
-
-
-def _check_noise(sample: Any) -> None:
-    if sample.noise_level <= 0:
-        raise ValueError(
-            f"sample.noise_level = {sample.noise_level}: a policy needs noise above 0; published: 0.7"
-        )
-    if sample.kind == "cps" and sample.noise_level > 1:
-        raise ValueError(
-            f"sample.noise_level = {sample.noise_level}: cps turns by noise_level x 90 degrees; at most 1"
-        )
-
-
-def _check_geometry(sample: Any, train: Any, world_size: int) -> None:
+def _check_geometry(sample: SampleSettings, train: TrainSettings, world_size: int) -> None:
     groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
+    batch, images = sample.batch_size, groups * size
+    share = images // updates // world_size
     if groups % updates:
         raise ValueError(
-            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = {updates} updates of "
-            f"whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
+            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = "
+            f"{updates} updates of whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
         )
-    images = groups * size
     if images // updates % world_size:
         raise ValueError(
-            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = {images} images in "
-            f"{updates} updates do not split over {world_size} ranks; "
+            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = "
+            f"{images} images in {updates} updates do not split over {world_size} ranks; "
             f"{_nearest(size, lambda g: g > 1 and groups * g // updates % world_size == 0)}"
         )
-    own = images // updates // world_size
-    if own % sample.batch_size:
+    if share % batch:
         raise ValueError(
-            f"sample.batch_size = {sample.batch_size}: a rank's {own} images of an update ({images} images, {updates} "
-            f"updates, {world_size} ranks) do not split into batches of it; "
-            f"{_nearest(sample.batch_size, lambda b: b <= own and own % b == 0)}"
+            f"sample.batch_size = {batch}: a rank's {share} images of an update ({images} images, "
+            f"{updates} updates, {world_size} ranks) do not split into batches of it; "
+            f"{_nearest(batch, lambda b: b <= share and share % b == 0)}"
         )
-    if train.batch_size % sample.batch_size:
+    if train.batch_size % batch:
         raise ValueError(
-            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches of sample.batch_size "
-            f"= {sample.batch_size}; {_nearest(train.batch_size, lambda b: b % sample.batch_size == 0)}, or 0 for one"
+            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches "
+            f"of sample.batch_size = {batch}; "
+            f"{_nearest(train.batch_size, lambda b: b % batch == 0)}, or 0 for one"
         )
 
 
 def _nearest(value: int, works: Callable[[int], bool]) -> str:
     below = next((v for v in range(value - 1, 0, -1) if works(v)), None)
     above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
-    found = [str(v) for v in (below, above) if v is not None]
-    if not found:
+    near = [str(v) for v in (below, above) if v is not None]
+    if not near:
         return "no value near it does"
-    return (
-        f"the nearest that do are {' and '.join(found)}"
-        if len(found) == 2
-        else f"the nearest that does is {found[0]}"
-    )
+    return f"the nearest that {'do are' if len(near) == 2 else 'does is'} {' and '.join(near)}"

@@ -1,17 +1,17 @@
 """One trainer for every algorithm: the epoch, told as a story.
 
-prompts -> rollout (sample, decode, score on a thread) -> ladder -> gather -> credit -> advantage -> update -> EMA.
+prompts -> rollout (sample, decode, score on threads) -> gather the reward ladders -> credit ->
+advantage -> update -> EMA.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from tp_grpo import models
@@ -24,55 +24,50 @@ from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.ranks import agreement, sharding
-from tp_grpo.ranks.agreement import DisagreementError
+from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError, RewardSet
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
-from tp_grpo.train.gather import gather
+from tp_grpo.settings import Settings
+from tp_grpo.train.gather import Gathered, gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
-from tp_grpo.train.update import GradientError, RatioError, Updater
+from tp_grpo.train.update import Updater
 from tp_grpo.types import Credit, PromptBatch, Rollout
-
-AGREED = (RewardError, RatioError, GradientError, DisagreementError)  # raised on all ranks alike
 
 
 class Trainer:
-    """Built from a config alone. What is wrong with it is a ValueError, before weights load where that can be known."""
+    """Built from a config alone; its mistakes are ValueErrors, before weights load if possible."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.folder = Path(config.output_dir) / config.run_name
-        if not config.run_name:
-            raise ValueError("run_name is empty: it names the run's folder below output_dir")
-        trackers = tracking.check_trackers(config.tracking.trackers)
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = settings = Settings.read(config)
+        self.folder = Path(settings.output_dir) / settings.run_name
+        tracking.go_offline_without_login(settings.tracking.trackers)
         self.runtime = Runtime(
-            config.model.dtype,
-            trackers,
+            settings.model.dtype,
+            settings.tracking.trackers,
             str(self.folder),
-            timeout_s=config.runtime.timeout_s,
-            shard=sharding.asked(os.environ, config),
+            timeout_s=settings.runtime.timeout_s,
+            shard=sharding.asked(os.environ, settings),
         )
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
-        settings = json.loads(config.to_json_best_effort())
-        content = {f"{name} (content)": used.digest for name, used in self._prompt_sets().items()}
-        self.preemption = Preemption(self.runtime, config.checkpoint.grace)
+        stored = settings.as_dict()
+        content = {f"{name} (content)": known.digest for name, known in self._prompt_sets().items()}
+        self.preemption = Preemption(self.runtime, settings.checkpoint.grace)
         self.run_folder = RunFolder(
-            self.runtime, self.folder, config.checkpoint, settings | content, self.preemption
+            self.runtime, self.folder, settings.checkpoint, stored | content, self.preemption
         )
         self.checkpoints = self.run_folder.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.all_sum)
-        with (
-            self.preemption.watching()
-        ):  # loading takes minutes; what is asked meanwhile counts at the first batch
-            self._build(settings)
+        with self.preemption.watching():  # a signal while weights load counts at the first batch
+            self._build(stored)
         self.clock.lap()  # loading is no part of the first epoch
 
     def _read(self) -> None:
-        """What the config names, before any weights load."""
+        """Read what the config names, before any weights load."""
         config = self.config
         self.plan: Plan = make_plan(
             config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name)
@@ -81,18 +76,14 @@ class Trainer:
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
-        self.rewards = RewardSet(config.rewards.scorers.to_dict())
-        if not any(self.rewards.weights.values()):
-            raise ValueError(
-                "rewards.scorers: every weight is 0, so there is nothing to train on; give one a weight"
-            )
-        for chosen in self._prompt_sets().values():
-            self.rewards.check_prompts(chosen.prompts, chosen.metadata)
+        self.rewards = RewardSet(config.rewards.scorers)
+        for known in self._prompt_sets().values():
+            self.rewards.check_prompts(known.prompts, known.metadata)
 
     def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
         return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}
 
-    def _build(self, settings: dict[str, Any]) -> None:
+    def _build(self, stored: dict[str, Any]) -> None:
         c = self.config
         self.runtime.seed(c.seed)
         self.backbone = self.runtime.together(lambda: models.load(c.model, self.runtime.device))
@@ -114,38 +105,36 @@ class Trainer:
         self.tracker = tracking.Tracker(
             self.runtime.accelerator,
             self.folder,
-            settings,
-            self.plan.rows,
+            stored,
+            self.plan.summary,
             c.tracking.project,
-            self.run_folder.found,
+            self.run_folder.origin,
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.alarm_guard = AlarmGuard(self.runtime, self.folder, self.run_folder, c)
 
     def _encode_ahead(self) -> None:
-        """Every prompt of the run into the cache on disk, each rank its share."""
-        together = list(dict.fromkeys(self.prompts.prompts + self.eval_prompts.prompts))
-        self.runtime.say(
-            f"encoding {len(together)} prompts into {self.config.model.embeddings_cache}, once"
-        )
-        self.backbone.encode_ahead(together[self.runtime.rank :: self.runtime.world_size])
+        """Encode every prompt of the run into the cache on disk, each rank its share."""
+        texts = list(dict.fromkeys(self.prompts.prompts + self.eval_prompts.prompts))
+        cache = self.config.model.embeddings_cache
+        self.runtime.say(f"encoding {len(texts)} prompts into {cache}, once")
+        self.backbone.encode_ahead(texts[self.runtime.rank :: self.runtime.world_size])
         self.runtime.accelerator.wait_for_everyone()
 
     def run(self) -> Path:
         """Train to `config.epochs` and write the report; returns its path.
 
-        Raises Preempted when a signal stopped it: the newest checkpoint is whole, and another Trainer goes on from it.
+        Raises Preempted when a signal stopped it; another Trainer resumes from its checkpoint.
         """
         with self.preemption.watching(), contextlib.closing(self.run_folder):
             try:
                 self._train()
             except Preempted:
-                self.run_folder.settle()  # where the checkpoint is not there, that is the news
+                self.run_folder.settle()  # a checkpoint that was not written is the worse news
                 raise
-            except AGREED:
-                self.runtime.on_main(
-                    self.run_folder.close
-                )  # or the launcher would kill rank 0 for the others' leaving
+            except MustStop:
+                # A rank that left now would make the launcher kill rank 0 while it writes.
+                self.runtime.on_main(self.run_folder.close)
                 raise
             return self._finish()
 
@@ -161,17 +150,16 @@ class Trainer:
                 self.preemption.between_epochs()
 
     def _resume(self) -> int:
-        """Load the checkpoint found and make up for evaluations that are missing; returns the epoch to begin with."""
+        """Load the checkpoint, run the evaluations that are missing; returns the first epoch."""
         start = self.run_folder.restore(self.learner)
         self.tracker.rewind(start if start else -1)
         self._check_weights("at the start")
-        first, here = self.runtime.all_gather_object(
-            [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
-        )[0]
-        if not first:
+        evaluated = [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
+        base_done, start_done = self.runtime.all_gather_object(evaluated)[0]
+        if not base_done:
             with self.learner.policy.reference():
                 self.run_folder.check_best(self._evaluate(0))
-        if start and not here and self._evaluation_due(start):
+        if start and not start_done and self._evaluation_due(start):
             self.run_folder.add_scores(start, self._evaluate(start))
         return start
 
@@ -179,23 +167,20 @@ class Trainer:
         return epoch % self.config.eval.every == 0 or epoch == self.config.epochs
 
     def _close(self, epoch: int) -> None:
-        """Evaluate if it is due, and save; an evaluation that is stopped or fails costs itself, not the epoch."""
+        """Evaluate if it is due, and save; a failed evaluation does not cost the epoch."""
         scores, stopped = {}, None
         if self._evaluation_due(epoch):
             try:
                 scores = self._evaluate(epoch)
-            except (Preempted, RewardError) as why:
-                stopped = why
-        self._save(epoch, scores)
+            except (Preempted, RewardError) as error:
+                stopped = error
+        with self.clock.phase("checkpoint"):
+            self.run_folder.save(self.learner, epoch, scores, self.tracker.run_id)
         if stopped:
             raise stopped
 
-    def _save(self, epoch: int, scores: dict[str, float]) -> None:
-        with self.clock.phase("checkpoint"):
-            self.run_folder.save(self.learner, epoch, scores, self.tracker.run_id)
-
     def _epoch(self, epoch: int) -> float:
-        """Returns the mean reward."""
+        """One epoch; returns its mean reward."""
         done = epoch + 1
         keep = self.journal.keeps_ladders(done)
         groups = self._groups(epoch)
@@ -203,36 +188,29 @@ class Trainer:
         with self.clock.phase("rollout"):
             pending = self._roll_out(epoch, groups, keep_images=keep)
         with self.clock.phase("score_wait"):
-            finished = [p.finish() for p in self.preemption.between(pending)]
+            rewards = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.all_gather_object)
-        samples = gather(self.runtime, self.plan, groups, finished, self.rewards.extras)
-        step_credit, advantages = self._credit(samples.ladder, samples.group_id)
-        failed = self.rewards.check_failed(samples.scores, self.config.rewards.max_failed)
+        samples = gather(self.runtime, self.plan, groups, rewards, self.rewards.extras)
+        steps, advantages = self._credit(samples)
+        stats = {
+            "failed": self.rewards.check_failed(samples.scores, self.config.rewards.max_failed),
+            "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
+            "zero_std": zero_std_share(steps.reward, samples.group_id).item(),
+        }
         following = self._batches(self._groups(done)) if done < self.config.epochs else []
-        with (
-            self.clock.phase("update"),
-            self.conditions.making([p for batch in following for p in batch.prompts]),
-        ):
-            stats = self._update(done, [rollout for rollout, _ in finished], advantages)
+        texts = [prompt for batch in following for prompt in batch.prompts]
+        with self.clock.phase("update"), self.conditions.making(texts):
+            stats |= self._update(done, [p.rollout for p in pending], advantages)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            self.journal.ladders(
-                done, samples, step_credit, advantages, pending, self.prompts.prompts
-            )
-        stats |= {
-            "failed": failed,
-            "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
-        }
-        stats["zero_std"] = zero_std_share(step_credit.reward, samples.group_id).item()
-        stats |= self.journal.image_stats(pending, samples.group_id) | {
-            "updates": self.learner.updates
-        }
-        return self.journal.epoch(done, samples, step_credit, stats)
+            self.journal.ladders(done, samples, steps, advantages, pending, self.prompts.prompts)
+        stats |= self.journal.image_stats(pending, samples.group_id)
+        return self.journal.epoch(done, samples, steps, stats | {"updates": self.learner.updates})
 
     def _groups(self, epoch: int) -> list[int]:
-        return prompts.epoch_groups(
-            len(self.prompts), seed=self.config.seed, epoch=epoch, groups=self.plan.groups
-        )
+        """The epoch's prompts, by their index in the prompt set."""
+        count, groups = len(self.prompts), self.plan.groups
+        return prompts.epoch_groups(count, seed=self.config.seed, epoch=epoch, groups=groups)
 
     def _batches(self, groups: list[int]) -> list[PromptBatch]:
         """This rank's share of an epoch of these groups."""
@@ -242,31 +220,25 @@ class Trainer:
         ]
 
     def _check_plan(self, epoch: int, groups: list[int]) -> None:
-        """All ranks are about to do the same: an epoch of the same prompts and window."""
+        """Raise DisagreementError unless all ranks are about to run the same epoch."""
         texts = [self.prompts.prompts[group] for group in groups]
-        own = {
-            f"plan.{field.name}": getattr(self.plan, field.name)
-            for field in dataclasses.fields(self.plan)
-        }
-        own |= {"as epoch": epoch + 1, "as prompt ids": groups, "as prompts": texts}
-        advice = (
-            "every node must have the same prompt files and the same version of this repository"
-        )
-        agreement.check(self.runtime, own, advice)
+        parts = vars(self.plan) | vars(self.plan.completion)
+        mine = {f"plan.{name}": value for name, value in parts.items() if name != "completion"}
+        mine |= {"as epoch": epoch + 1, "as prompt ids": groups, "as prompts": texts}
+        advice = "every node must have the same prompt files and the same version of the code"
+        agreement.check(self.runtime, mine, advice)
 
     def _check_weights(self, when: str) -> None:
         agreement.check_weights(self.runtime, self.learner.policy.parameters, when)
 
     def _roll_out(self, epoch: int, groups: list[int], *, keep_images: bool) -> list[Pending]:
-        """This rank's share of the epoch; scoring goes on beside it."""
+        """This rank's share of the epoch; scoring runs at the same time."""
         c, batches = self.config, self._batches(groups)
         with self.clock.phase("encode"):
-            conditions = self.conditions.of(
-                [prompt for batch in batches for prompt in batch.prompts]
-            )
-        bar = self.runtime.bar(
-            batches, "sample", unit="images", each=self.plan.batch_size * self.plan.world_size
-        )
+            texts = [prompt for batch in batches for prompt in batch.prompts]
+            conditions = self.conditions.of(texts)
+        each = self.plan.batch_size * self.plan.world_size
+        bar = self.runtime.bar(batches, "sample", unit="images", each=each)
         return [
             roll_out(
                 self.backbone,
@@ -282,49 +254,41 @@ class Trainer:
             for batch in self.preemption.between(bar)
         ]
 
-    def _credit(self, ladder: Tensor, group_id: Tensor) -> tuple[Credit, Tensor]:
+    def _credit(self, samples: Gathered) -> tuple[Credit, Tensor]:
         """Credit and advantages (N, K) of all ranks' samples."""
-        c = self.config
-        options = {name: c.credit[name] for name in credit.METHODS[c.credit.name].options}
+        c, norm = self.config.credit, self.config.advantage
         steps = credit.assign(
-            c.credit.name,
-            ladder,
+            c.name,
+            samples.ladder,
             steps=len(self.plan.window),
-            states=self.plan.states,
-            group_id=group_id,
-            **options,
+            states=self.plan.completion.states,
+            group_id=samples.group_id,
+            **{option: getattr(c, option) for option in credit.METHODS[c.name].options},
         )
-        norm = c.advantage
-        return steps, group_normalize(
-            steps.reward, group_id, global_std=norm.global_std, clip=norm.clip
+        advantages = group_normalize(
+            steps.reward, samples.group_id, global_std=norm.global_std, clip=norm.clip
         )
+        return steps, advantages
 
     def _update(self, epoch: int, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
-        """All updates of the epoch; returns their mean statistics, ratio_dev that of the unmoved policy."""
-        per_update = self.plan.batches_per_update
-        own = [
-            advantages[[slot * self.plan.group_size + member for slot, member in slots]].to(
-                self.runtime.device
-            )
-            for slots in self.plan.batches(self.runtime.rank)
-        ]
-        rounds = range(self.config.train.inner_epochs * self.plan.updates)
+        """All updates of the epoch; returns their mean statistics."""
+        device, rows = self.runtime.device, self.plan.rows(self.runtime.rank)
+        mine = [advantages[part.start : part.stop].to(device) for part in rows]
         reports = []
-        for number in self.runtime.bar(rounds, "update", unit="updates"):
-            first = number % self.plan.updates * per_update
-            part = slice(first, first + per_update)
-            reports.append(self.updater.step(rollouts[part], own[part], fresh=number == 0))
-            if reports[-1]["skipped"]:
-                self.runtime.say(
-                    f"update {self.learner.updates + 1} is left out: its gradient is not finite"
-                )
+        rounds = self.config.train.inner_epochs * self.plan.updates
+        for number in self.runtime.bar(range(rounds), "update", unit="updates"):
+            first = number % self.plan.updates * self.plan.batches_per_update
+            part = slice(first, first + self.plan.batches_per_update)
+            report = self.updater.step(rollouts[part], mine[part], fresh=number == 0)
+            reports.append(report)
+            if report["skipped"]:
+                update = self.learner.updates + 1
+                self.runtime.say(f"update {update} is skipped: its gradient is not finite")
             self.learner.updated()
-            self.tracker.write("update", epoch, {"update": self.learner.updates} | reports[-1])
+            self.tracker.write("update", epoch, {"update": self.learner.updates} | report)
         means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
-        return means | {
-            "ratio_dev": reports[0]["ratio_dev"],
-            "ratio_dev_moved": reports[-1]["ratio_dev"],
-        }
+        first_dev, last_dev = reports[0]["ratio_dev"], reports[-1]["ratio_dev"]
+        return means | {"ratio_dev": first_dev, "ratio_dev_moved": last_dev}
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Held-out prompts, seeded noise, EMA weights; returns the mean scores."""

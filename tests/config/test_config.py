@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from config import base, flow_grpo, recipes, tp_grpo
 from tp_grpo.method import credit
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.settings import Settings
 
 ALGORITHMS = [flow_grpo, tp_grpo]
 PUBLISHED = [
@@ -20,7 +22,7 @@ ONE_GPU = [name for name in recipes.RECIPES if name.endswith("gb")]
 
 
 def plan(algorithm: ModuleType, recipe: str, world_size: int) -> Plan:
-    config = algorithm.get_config(recipe)
+    config = Settings.read(algorithm.get_config(recipe))
     return make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
 
 
@@ -120,6 +122,23 @@ def test_the_docstring_has_the_papers_figures_and_what_was_not_reproduced() -> N
 def test_the_algorithms_differ_in_credit_alone(recipe: str) -> None:
     one, other = (a.get_config(recipe).to_json_best_effort() for a in (flow_grpo, tp_grpo))
     assert other.replace("turning_point", "terminal").replace("tp_grpo-", "flow_grpo-") == one
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_a_recipe_is_a_function_that_grep_finds_with_its_command(recipe: str) -> None:
+    source = Path(recipes.__file__).read_text()
+    assert f"\ndef {recipe}(c: ConfigDict)" in source
+    docstring = recipes.RECIPES[recipe].__doc__ or ""
+    assert f"config/tp_grpo.py:{recipe}" in docstring or recipe.startswith("shapes")
+
+
+def test_the_recipes_are_the_published_ones_and_their_variants() -> None:
+    published = {
+        f"{r}_{m}" for r in ("pickscore", "geneval", "general_ocr") for m in ("sd3", "flux")
+    }
+    variants = {f"{name}_{memory}gb" for name in published for memory in (24, 48, 80)}
+    variants -= {name for name in variants if name.endswith("flux_24gb")}
+    assert recipes.RECIPES.keys() == {"shapes_tiny", "shapes_smoke"} | published | variants
 
 
 def test_an_unknown_field_names_the_nearest() -> None:

@@ -15,16 +15,18 @@ from ml_collections import ConfigDict
 
 from tp_grpo.cost import probe
 from tp_grpo.models import architecture
+from tp_grpo.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def config(smoke: Callable[..., ConfigDict], kind: str, path: Path) -> ConfigDict:
-    return smoke(model__type=kind, model__path=str(path), sample__batch_size=2, train__beta=1e-3)
+def config(smoke: Callable[..., ConfigDict], kind: str, path: Path) -> Settings:
+    fields = {"sample__batch_size": 2, "train__beta": 1e-3}
+    return Settings.read(smoke(model__type=kind, model__path=str(path), **fields))
 
 
-def test_a_probe_counts_what_it_times(config: ConfigDict) -> None:
+def test_a_probe_counts_what_it_times(config: Settings) -> None:
     calls: list[int] = []
     build = architecture.build
 
@@ -55,7 +57,7 @@ def test_a_probe_counts_what_it_times(config: ConfigDict) -> None:
 
 
 def test_random_weights_have_the_checkpoints_shapes_and_schedule(
-    config: ConfigDict, path: Path
+    config: Settings, path: Path
 ) -> None:
     shapes = architecture.read(config.model)
     backbone = architecture.build(shapes, config.model, torch.device("cpu"))

@@ -31,8 +31,9 @@ def no_warning() -> Iterator[None]:
 def test_text_and_jsonl(tmp_path: Path) -> None:
     assert load(tmp_path / "a.txt", b"a cat\n\n a dog \n").prompts == ["a cat", "a dog"]
     assert load(tmp_path / "bom.txt", b"\xef\xbb\xbfa cat\n").prompts == ["a cat"]
-    found = load(tmp_path / "a.jsonl", b'{"prompt": "a cat", "tag": "single"}\n')
-    assert found.prompts == ["a cat"] and found.metadata == [{"tag": "single"}]
+    loaded = load(tmp_path / "a.jsonl", b'{"prompt": "a cat", "tag": "single"}\n')
+    assert loaded.prompts == ["a cat"]
+    assert loaded.metadata == [{"tag": "single"}]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_text_and_jsonl(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b"[" * 200_000,
-            r"a.jsonl:1: not JSON that can be read: brackets within brackets",
+            r"a.jsonl:1: not JSON that can be read: brackets nested too deeply",
         ),
         (
             "a.txt",
@@ -67,8 +68,8 @@ def test_a_bad_line_is_named(tmp_path: Path, name: str, content: bytes, message:
     "source, message",
     [
         ("", "prompts.eval is empty"),
-        ("nowhere.txt", "there is no such file"),
-        ("nowhere", "neither a .txt nor a .jsonl"),
+        ("nowhere.txt", "no such file"),
+        ("nowhere", "is not a .txt or .jsonl file"),
         ("nowhere.at.all:train", "cannot be imported"),
         ("tp_grpo.shapes.captions:trains", "cannot be imported"),
     ],
@@ -89,7 +90,8 @@ def test_every_bad_line_is_named_up_to_ten(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError) as twelve:
         load(tmp_path / "a.jsonl", b"{\n" * 12)
-    assert "a.jsonl:10: " in str(twelve.value) and "a.jsonl:11: " not in str(twelve.value)
+    assert "a.jsonl:10: " in str(twelve.value)
+    assert "a.jsonl:11: " not in str(twelve.value)
     assert str(twelve.value).endswith("and 2 more")
 
 
@@ -104,11 +106,12 @@ def test_a_repeated_prompt_weighs_more_in_training_and_is_left_out_of_an_evaluat
 ) -> None:
     content = b"a cat\na dog\na cat \n\nA cat\na dog\n"
     with pytest.warns(
-        UserWarning, match=r"2 of 5 prompts are there before \(lines 3, 6\); left out, 3 remain"
-    ) as told:
-        found = load(tmp_path / "a.txt", content, field="prompts.eval")
-    assert found.prompts == ["a cat", "a dog", "A cat"] and len(told) == 1
-    with pytest.warns(UserWarning, match=r"2 of 5 .* they are kept, and weigh the more"):
+        UserWarning, match=r"2 of 5 prompts repeat an earlier one \(lines 3, 6\); dropped, 3 remain"
+    ) as warned:
+        loaded = load(tmp_path / "a.txt", content, field="prompts.eval")
+    assert loaded.prompts == ["a cat", "a dog", "A cat"]
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match=r"2 of 5 .* kept, for more weight"):
         assert load(tmp_path / "a.txt", content).prompts == [
             "a cat",
             "a dog",
@@ -147,9 +150,9 @@ def test_flow_grpo_metadata_comes_through_whole(tmp_path: Path) -> None:
     ]
     entry = {"tag": "position", "include": include, "prompt": "a photo of a cow right of a tv"}
     (tmp_path / "train_metadata.jsonl").write_text(json.dumps(entry))
-    found = prompts.load(str(tmp_path), field="prompts.train")
-    assert found.prompts == ["a photo of a cow right of a tv"]
-    assert found.metadata == [{"tag": "position", "include": include}]
+    loaded = prompts.load(str(tmp_path), field="prompts.train")
+    assert loaded.prompts == ["a photo of a cow right of a tv"]
+    assert loaded.metadata == [{"tag": "position", "include": include}]
 
 
 def test_a_folder_that_does_not_say_which_file(tmp_path: Path) -> None:
@@ -159,9 +162,7 @@ def test_a_folder_that_does_not_say_which_file(tmp_path: Path) -> None:
         prompts.load(str(tmp_path), field="prompts.eval")
     for name in ("train.jsonl", "train_metadata.jsonl"):
         (tmp_path / name).write_text('{"prompt": "a"}')
-    with pytest.raises(
-        ValueError, match=r"holds train.jsonl, train_metadata.jsonl; name the one that is meant"
-    ):
+    with pytest.raises(ValueError, match=r"holds train.jsonl, train_metadata.jsonl; name the file"):
         prompts.load(str(tmp_path), field="prompts.train")
     with pytest.raises(ValueError, match=r"is a folder; name a .txt or .jsonl file"):
         prompts.load(str(tmp_path), field="--prompts")

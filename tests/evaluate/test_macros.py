@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import reward_models
+from tp_grpo.data.prompts import PromptSet
 from tp_grpo.evaluate.held_out import Evaluation
-from tp_grpo.evaluate.score_table import summarise
-from tp_grpo.method.stats import macro_means
+from tp_grpo.evaluate.score_table import mean_rows
+from tp_grpo.method.stats import score_means
 from tp_grpo.rewards.reward_set import RewardSet
 
 NAN = float("nan")
@@ -47,9 +48,9 @@ def test_geneval_declares_the_means_of_its_six_tags_in_process_and_remote() -> N
 
 def test_a_macro_mean_and_its_error_by_hand() -> None:
     values = torch.tensor([0.0, 1.0, NAN, NAN, NAN]), torch.tensor([NAN, NAN, 1.0, 0.5, 0.0])
-    found = macro_means(dict(zip("ab", values, strict=True)), list("pqrst"), {"m": "ab"})
+    means = score_means(dict(zip("ab", values, strict=True)), list("pqrst"), {"m": "ab"})
     # The means are 1/2 each; their errors sqrt(1/2) / sqrt(2) = 1/2 and 1/2 / sqrt(3).
-    assert found["m"] == pytest.approx((0.5, np.hypot(0.5, 0.5 / np.sqrt(3)) / 2))
+    assert means["m"] == pytest.approx((0.5, np.hypot(0.5, 0.5 / np.sqrt(3)) / 2, 5))
 
 
 def test_an_evaluation_reports_geneval_s_overall_score() -> None:
@@ -75,8 +76,8 @@ def test_the_table_has_a_row_of_it_for_all_prompts_and_none_by_tag() -> None:
     samples = {
         (i, 0): {name: column[i].item() for name, column in scores.items()} for i in range(7)
     }
-    metadata = [{"tag": TAGS[tag]} for tag in TAG_OF]
-    rows = summarise(samples, PROMPTS, metadata, reward_models.macros(["geneval"]))
+    prompts = PromptSet(PROMPTS, [{"tag": TAGS[tag]} for tag in TAG_OF])
+    rows = mean_rows(samples, prompts, reward_models.macros(["geneval"]))
     (row,) = [row for row in rows if "overall" in row["score"]]
     assert row["score"] == "geneval/overall" and row["tag"] is None and row["n"] == 7
     assert row["mean"] == pytest.approx(OVERALL)

@@ -38,7 +38,8 @@ def window() -> None:
 
     def later(*arguments: Any, **options: Any) -> Plan:
         right = plan(*arguments, **options)
-        return replace(right, window=range(right.window.start + 1, right.window.stop + 1))
+        window = range(right.window.start + 1, right.window.stop + 1)
+        return replace(right, completion=replace(right.completion, window=window))
 
     tp_grpo.trainer.make_plan = later
 

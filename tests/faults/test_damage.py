@@ -94,5 +94,5 @@ def test_a_run_with_a_torn_checkpoint_says_so_and_ends_as_if_left_alone(
     torn.write_bytes(torn.read_bytes()[:1000])
     output = runs.finish(tmp_path, "run")
     assert f"epoch-3: {STATE} is damaged" in output and "trying the one before it" in output
-    assert "going on from epoch 2" in output
+    assert "resuming from epoch 2" in output
     runs.assert_same_weights(tmp_path / "run", undisturbed)

@@ -37,7 +37,7 @@ def test_without_grace_sigterm_stops_at_the_next_batch_with_code_0(
     code, output = process.wait()
     assert code == 0 and "stopped by SIGTERM: stopped at once" in output, output
     assert (
-        f"everything up to epoch 1 is in {tmp_path}/run; the same command goes on from there."
+        f"everything up to epoch 1 is in {tmp_path}/run; the same command resumes from there."
         in output
     )
     assert epochs(tmp_path / "run") == [1] and logged(tmp_path / "run", "train") == [1]
@@ -109,7 +109,7 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     assert all(process.reached() for process in processes)
     os.kill(processes[rank].pid, number)
     (code, output), (other_code, silence) = [process.wait() for process in processes]
-    assert code == 0 and said in output and "the same command goes on from there" in output, output
+    assert code == 0 and said in output and "the same command resumes from there" in output, output
     assert other_code == 0 and said not in silence, "one rank says it for all"
     assert epochs(tmp_path / "run") == kept
     shutil.copytree(tmp_path / "run", tmp_path / "alone", symlinks=True)
@@ -143,8 +143,13 @@ def test_a_second_ctrl_c_stops_a_process_that_hangs_in_c(tmp_path: Path) -> None
 
 
 class Alone:
+    """A runtime whose other ranks, if any, report these values."""
+
+    def __init__(self, others: tuple[float, ...] = (0, 0, 0), is_main: bool = True) -> None:
+        self.others, self.is_main = others, is_main
+
     def all_max(self, values: list[float]) -> list[float]:
-        return values
+        return [max(pair) for pair in zip(values, self.others, strict=False)]
 
 
 class Clock:
@@ -183,24 +188,36 @@ def test_the_epoch_is_finished_when_the_grace_allows(
         signal.raise_signal(signal.SIGTERM)
         if stops:
             preempted.boundary()
-            pytest.fail("it went on")
+            pytest.fail("it continued")
         preempted.boundary()
         clock.now += grace + 1
         preempted.boundary()
-        pytest.fail("it went on after the grace was over")
+        pytest.fail("it continued after the grace was over")
 
 
-def test_while_the_first_checkpoint_is_written_nothing_is_known_of_how_long_it_takes() -> None:
+def test_until_the_first_checkpoint_is_on_the_disk_its_seconds_are_unknown() -> None:
     preempted = Preemption(Alone(), 1e9)  # type: ignore[arg-type]
-    for _ in range(2):
-        with preempted.watching(), preempted.epoch(evaluates=False):
-            pass
+    with preempted.watching(), preempted.epoch(evaluates=False):
+        pass
     with preempted.watching():
         signal.raise_signal(signal.SIGTERM)
-        preempted.boundary()
         with pytest.raises(Preempted, match="stopped at once"), preempted.write():
             preempted.boundary()
         with preempted.write():
+            preempted.boundary()
+
+
+@pytest.mark.parametrize("left, stops", [(5, False), (9, True)])
+def test_a_rank_counts_the_seconds_that_the_writing_rank_needs(left: float, stops: bool) -> None:
+    preempted = Preemption(Alone((0, 0, left), is_main=False), 8)  # type: ignore[arg-type]
+    with preempted.watching(), preempted.epoch(evaluates=False):
+        pass
+    with preempted.watching():
+        signal.raise_signal(signal.SIGTERM)
+        if stops:
+            with pytest.raises(Preempted, match="stopped at once"):
+                preempted.boundary()
+        else:
             preempted.boundary()
 
 

@@ -1,4 +1,4 @@
-"""Credit functions against golden values, a plain-loop restatement of the paper, and their invariants."""
+"""Credit functions against golden values, a plain-loop restatement of the paper, and invariants."""
 
 import json
 import math

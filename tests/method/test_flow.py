@@ -84,7 +84,7 @@ def test_sigma_a_sample_equals_one_sigma_at_a_time(kind):
 
 
 def gaussian_error(kind: str, steps: int, noise_level: float) -> tuple[float, float]:
-    """Errors of the mean and (relative) of the variance when the target is N(0.7, 0.5^2), whose velocity is linear.
+    """Errors of mean and (relative) variance for N(0.7, 0.5^2), whose velocity is linear.
 
     A step is then affine in x, so the law of the samples is followed exactly: no sampling noise.
     """
@@ -115,7 +115,7 @@ def test_many_steps_reach_a_gaussian(kind, noise_level):
 
 
 def test_sde_reaches_a_gaussian_slowly_at_the_published_noise_level():
-    # Near sigma = 1 the variance of a step is a^2 / k for k = 1, 2, .. at any T: what that does fades as T^(-a^2).
+    # Near sigma = 1 a step has variance a^2 / k, k = 1, 2, .. at any T: it fades as T^(-a^2).
     assert gaussian_error("sde", 10, 0.7)[1] > 0.05
     assert gaussian_error("sde", 3200, 0.7)[1] < 0.0025
 

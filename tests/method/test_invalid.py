@@ -23,7 +23,7 @@ LADDERS = st.integers(1, 4).flatmap(
 
 
 def invalid(ladder: Tensor, method: str) -> Tensor:
-    """Which steps (B, K) must not teach: those whose own score, or either of whose two entries, is not known."""
+    """Steps (B, K) that must not teach: their score, or one of their entries, is missing."""
     if method == "terminal":
         return ladder[:, -1:].isnan().expand(-1, ladder.shape[1] - 1)
     return ladder[:, 1:].isnan() | ladder[:, :-1].isnan()

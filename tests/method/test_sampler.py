@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from tp_grpo.method import flow
+from tp_grpo.method.completion import Completion
 from tp_grpo.method.sampler import ode, staircase
 
 B, LATENT = 3, (2, 2)
 TARGET = torch.tensor(
     [[0.3, -1.5, 0.5], [0.7, 1.0, 0.4]]
-).double()  # weight, mean, std of each mode
+).double()  # of each mode: weight, mean, std
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -25,9 +26,9 @@ def schedule(steps: int) -> Tensor:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 0.8
 
 
-def alone(window: range, steps: int) -> dict[int, range]:
+def alone(window: range, steps: int) -> Completion:
     """No branches: only the trajectory's own end."""
-    return {len(window): range(window.stop, steps)}
+    return Completion(steps, window, branches=())
 
 
 class Recorder:
@@ -62,16 +63,16 @@ def rerun(k: int, x: Tensor, sigmas: Tensor, noise: Tensor, window: range, kind:
 )
 def test_staircase_equals_separate_reruns(window, max_rows, kind):
     x, sigmas, noise = randn(B, *LATENT), schedule(6), randn(B, len(window), *LATENT, seed=1)
-    trajectory, clean = staircase(
-        Recorder(), x, sigmas, noise, window=window, kind=kind, noise_level=0.7, max_rows=max_rows
-    )
+    options = {"kind": kind, "noise_level": 0.7, "max_rows": max_rows}
+    sampled = staircase(Recorder(), x, sigmas, noise, completion=Completion(6, window), **options)
+    clean = sampled.clean
     assert clean.shape == (B, len(window) + 1, *LATENT)
     for k in range(len(window) + 1):
         torch.testing.assert_close(
             clean[:, k], rerun(k, x, sigmas, noise, window, kind), rtol=0, atol=1e-12
         )
     torch.testing.assert_close(clean[:, 0], ode(Recorder(), x, sigmas), rtol=0, atol=1e-12)
-    end = ode(Recorder(), trajectory.x[:, -1], sigmas, start=window.stop)
+    end = ode(Recorder(), sampled.states[:, -1], sigmas, start=window.stop)
     torch.testing.assert_close(clean[:, -1], end, rtol=0, atol=1e-12)
 
 
@@ -82,8 +83,9 @@ def test_staircase_equals_separate_reruns(window, max_rows, kind):
 def test_calls(steps, window, max_rows):
     velocity, K = Recorder(), len(window)
     noise = randn(B, K, *LATENT, seed=1)
-    options = {"window": window, "kind": "cps", "noise_level": 0.7, "max_rows": max_rows}
-    staircase(velocity, randn(B, *LATENT), schedule(steps), noise, **options)
+    options = {"kind": "cps", "noise_level": 0.7, "max_rows": max_rows}
+    x, sigmas = randn(B, *LATENT), schedule(steps)
+    staircase(velocity, x, sigmas, noise, completion=Completion(steps, window), **options)
 
     nfe = steps + K * (steps - window.start - 1) - K * (K - 1) // 2
     assert sum(len(rows) for _, rows in velocity.calls) == B * nfe
@@ -99,35 +101,27 @@ def test_calls(steps, window, max_rows):
         assert len(branch_calls) == expected
 
     velocity.calls.clear()
-    _, clean = staircase(
-        velocity,
-        randn(B, *LATENT),
-        schedule(steps),
-        noise,
-        completions=alone(window, steps),
-        **options,
-    )
+    sampled = staircase(velocity, x, sigmas, noise, completion=alone(window, steps), **options)
     assert velocity.calls == [(i, [0, 1, 2]) for i in range(steps)]
-    assert clean.shape == (B, 1, *LATENT)
+    assert sampled.clean.shape == (B, 1, *LATENT)
 
 
 def test_branches_do_not_touch_the_trajectory():
     x, sigmas, noise = randn(B, *LATENT), schedule(6), randn(B, 4, *LATENT, seed=1)
-    options = {"window": range(1, 5), "kind": "sde", "noise_level": 0.7, "max_rows": 2}
-    (with_branches, ladder), (without, end) = (
-        staircase(Recorder(), x, sigmas, noise, completions=c, **options)
-        for c in (None, alone(range(1, 5), 6))
+    options = {"kind": "sde", "noise_level": 0.7, "max_rows": 2}
+    branched, without = (
+        staircase(Recorder(), x, sigmas, noise, completion=completion, **options)
+        for completion in (Completion(6, range(1, 5)), alone(range(1, 5), 6))
     )
-    assert torch.equal(with_branches.x, without.x) and torch.equal(
-        with_branches.log_prob, without.log_prob
-    )
-    assert torch.equal(ladder[:, -1:], end)
+    assert torch.equal(branched.states, without.states)
+    assert torch.equal(branched.means, without.means)
+    assert torch.equal(branched.clean[:, -1:], without.clean)
 
 
 @pytest.mark.parametrize("kind", ["sde", "cps"])
 @pytest.mark.parametrize("velocity_dtype", [torch.float32, torch.bfloat16])
 def test_trajectory_is_judged_as_stored(kind, velocity_dtype):
-    """Evaluating the unchanged policy again gives log-ratio 0 and the stored log-prob, bit for bit, in float32."""
+    """Evaluating the unchanged policy again gives a log-ratio of 0, bit for bit, in float32."""
     torch.manual_seed(0)
     net = torch.nn.Linear(4, 4).to(velocity_dtype)
 
@@ -138,45 +132,34 @@ def test_trajectory_is_judged_as_stored(kind, velocity_dtype):
         randn(B, *LATENT, dtype=torch.float32),
         randn(B, 4, *LATENT, seed=1, dtype=torch.float32),
     )
-    sigmas, window = schedule(6), range(1, 5)
-    t, clean = staircase(
-        velocity, x, sigmas, noise, window=window, kind=kind, noise_level=0.7, max_rows=4
-    )
-    assert (
-        t.x.shape == (B, 5, *LATENT)
-        and t.mean.shape == (B, 4, *LATENT)
-        and t.log_prob.shape == (B, 4)
-    )
-    assert {t.x.dtype, t.mean.dtype, t.log_prob.dtype, clean.dtype} == {torch.float32}
-    assert t.step_index.tolist() == [1, 2, 3, 4] and t.step_index.dtype == torch.int64
-    assert not clean.requires_grad and not t.mean.requires_grad
-    for k, i in enumerate(t.step_index.tolist()):
-        v = velocity(t.x[:, k], i, torch.arange(B)).float()
-        step = flow.transition(kind, t.x[:, k], v, sigmas.float(), i, noise_level=0.7)
-        assert torch.equal(flow.log_ratio(kind, t.x[:, k + 1], step, t.mean[:, k]), torch.zeros(B))
-        assert torch.equal(flow.log_prob(kind, t.x[:, k + 1], step), t.log_prob[:, k])
-        torch.testing.assert_close(t.x[:, k + 1], step.mean + step.std * noise[:, k])
+    sigmas, completion = schedule(6), Completion(6, range(1, 5))
+    options = {"kind": kind, "noise_level": 0.7, "max_rows": 4}
+    states, means, clean = staircase(velocity, x, sigmas, noise, completion=completion, **options)
+    assert states.shape == (B, 5, *LATENT)
+    assert means.shape == (B, 4, *LATENT)
+    assert {states.dtype, means.dtype, clean.dtype} == {torch.float32}
+    assert not clean.requires_grad
+    assert not means.requires_grad
+    for k, i in enumerate(completion.window):
+        v = velocity(states[:, k], i, torch.arange(B)).float()
+        step = flow.transition(kind, states[:, k], v, sigmas.float(), i, noise_level=0.7)
+        log_ratio = flow.log_ratio(kind, states[:, k + 1], step, means[:, k])
+        assert torch.equal(log_ratio, torch.zeros(B))
+        torch.testing.assert_close(states[:, k + 1], step.mean + step.std * noise[:, k])
 
 
 def test_inputs_are_checked():
-    def call(
-        window: range = range(3), noise_steps: int = 3, max_rows: int = 4, kind: str = "cps"
-    ) -> None:
-        noise = randn(B, noise_steps, *LATENT)
-        staircase(
-            Recorder(),
-            randn(B, *LATENT),
-            schedule(4),
-            noise,
-            window=window,
-            kind=kind,
-            noise_level=0.7,
-            max_rows=max_rows,
-        )
+    def call(noise_steps: int = 3, max_rows: int = 4, kind: str = "cps", steps: int = 4) -> None:
+        noise, completion = randn(B, noise_steps, *LATENT), Completion(steps, range(3))
+        options = {"kind": kind, "noise_level": 0.7, "max_rows": max_rows}
+        x = randn(B, *LATENT)
+        staircase(Recorder(), x, schedule(4), noise, completion=completion, **options)
 
     for window in (range(2, 5), range(2, 2), range(0, 4, 2), range(-1, 2)):
         with pytest.raises(ValueError, match="window"):
-            call(window=window)
+            Completion(4, window)
+    with pytest.raises(ValueError, match="sigmas have 4 steps, the completion 5"):
+        call(steps=5)
     with pytest.raises(ValueError, match=r"noise has shape \(3, 2, 2, 2\).*\(3, 3, 2, 2\)"):
         call(noise_steps=2)
     with pytest.raises(ValueError, match="max_rows = 0"):
@@ -206,9 +189,9 @@ def mixture_samples(kind: str, steps: int, count: int = 20_000) -> Tensor:
         1.0 if kind == "sde" else 1 / math.sqrt(steps),
     )
     window = range(steps)
-    options = {"window": window, "kind": kind, "noise_level": noise_level, "max_rows": 1}
-    options["completions"] = alone(window, steps)
-    return staircase(velocity, x, sigmas, noise, **options)[1][:, 0, 0]
+    options = {"kind": kind, "noise_level": noise_level, "max_rows": 1}
+    sampled = staircase(velocity, x, sigmas, noise, completion=alone(window, steps), **options)
+    return sampled.clean[:, 0, 0]
 
 
 def mixture_errors(samples: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ladder as a value estimate: an unbiased gradient on a closed-form bandit, least variance, GAE's ends."""
+"""The ladder as a value estimate: unbiased on a closed-form bandit, least variance, GAE's ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bandit(groups: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Two actions a_j ~ N(theta_j, 1) at theta = 0, skewed states; R_2 = R_1 (1 + a_1) + a_1: d E[R_2] / d theta_1 = 2.
+    """Two actions a_j ~ N(theta_j, 1), theta = 0; R_2 = R_1 (1 + a_1) + a_1: d E[R_2] / d theta = 2.
 
-    R_0 = e ~ Exp(1), R_1 = R_0 + a_0; E[R_1] = 1. So E[a_0 R_2] = 1 and E[a_1 R_2] = E[R_1] + 1 = 2.
+    R_0 = e ~ Exp(1), R_1 = R_0 + a_0; E[R_1] = 1. E[a_0 R_2] = 1 and E[a_1 R_2] = E[R_1] + 1 = 2.
     """
     noise = randn(3, groups * size, seed=seed)
     start, a = -torch.special.ndtr(noise[0]).clamp(max=1 - 1e-9).neg().log1p(), noise[1:]

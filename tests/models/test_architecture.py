@@ -19,6 +19,7 @@ from config import tp_grpo
 from tests.tiny_models import settings
 from tp_grpo.models import architecture, pretrained
 from tp_grpo.models.policy import Policy
+from tp_grpo.settings import Settings
 
 
 def linear(inputs: int, outputs: int) -> int:
@@ -28,6 +29,7 @@ def linear(inputs: int, outputs: int) -> int:
 def meta(recipe: str, **fields: object) -> tuple[Any, Any]:
     config = tp_grpo.get_config(recipe)
     config.model.update(fields)
+    config = Settings.read(config)
     shapes = architecture.read(config.model)
     return config, architecture.build(shapes, config.model)
 

@@ -334,11 +334,11 @@ def test_evaluate_goes_on_and_gives_the_same_for_any_batch_size(run: Path, tmp_p
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--checkpoint=no/such/run",), "there is no trained policy"),
+        (("--checkpoint=no/such/run",), "no trained policy"),
         (("--rewards=shaps",), "did you mean 'shapes'"),
-        (("--config.eval.members=0",), "eval.members = 0 must be above 0"),
-        (("--config.model.decode_batch_size=0",), "model.decode_batch_size = 0 must be above 0"),
-        (("--prompts=missing.txt",), "--prompts = 'missing.txt': there is no such file"),
+        (("--config.eval.members=0",), "eval.members = 0 must be at least 1"),
+        (("--config.model.decode_batch_size=0",), "model.decode_batch_size = 0 must be at least 1"),
+        (("--prompts=missing.txt",), "--prompts = 'missing.txt': no such file"),
     ],
 )
 def test_evaluate_refuses_with_a_sentence(

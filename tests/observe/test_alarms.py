@@ -110,13 +110,11 @@ def test_noise_spikes_and_missing_values_raise_none(seed: int) -> None:
 def test_a_never_trained_scorer_that_falls_while_the_reward_rises_is_reward_hacking() -> None:
     history = evaluations([20, 21, 22, 23], [5, 5.5, 5.2, 4.5])
     (alarm,) = alarms.check(history, settings())
-    assert alarm.name == "reward hacking" and alarm.values == pytest.approx(
-        {"held_out": -1.0, "total": 2.0}
-    )
+    assert alarm.name == "reward hacking"
     # 5.5 of epoch 20 was the best
-    assert (
-        "aesthetic, never trained on, fell from 5.5 to 4.5 between epochs 20 and 60"
-        in alarm.evidence
+    assert alarm.evidence == (
+        "aesthetic, never trained on, fell from 5.5 to 4.5 between epochs 20 and 60 while the reward "
+        "rose from 21 to 23"
     )
     assert "checkpoint of epoch 20" in alarm.change
 
@@ -189,7 +187,8 @@ def test_every_alarm_says_numbers_cause_and_fields_that_exist() -> None:
         "ratio_dev",
     }
     for alarm in raised:
-        assert all(np.isfinite(value) for value in alarm.values.values()) and alarm.cause
+        assert re.search(r"\d", alarm.evidence) and not re.search(r"nan|inf\b", alarm.evidence)
+        assert alarm.cause
         fields = [field.split(".") for field in re.findall(r"\b[a-z]+\.[a-z_]+\b", alarm.change)]
         own = [
             (section, field)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, thumbnails, the clock, and trackers by name."""
+"""metrics.jsonl, and trackers by name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from tp_grpo.images import thumbnails
 from tp_grpo.observe import tracking
 from tp_grpo.store.checkpoint import Checkpoint
 
@@ -32,26 +30,15 @@ def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_thumbnails_shrink_by_whole_factors() -> None:
-    images = np.arange(2 * 200 * 100 * 3, dtype=np.int64).reshape(2, 200, 100, 3) % 256
-    small = thumbnails(images.astype(np.uint8))
-    assert small.shape == (2, 66, 33, 3)
-    assert small[0, 0, 0, 0] == round(images[0, :3, :3, 0].mean())
-    same = np.zeros((48, 48, 3), np.uint8)
-    assert thumbnails(same).shape == (48, 48, 3)
-
-
 def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tracking.check_trackers(("wandb",)) == ("wandb",)
+    tracking.go_offline_without_login(("wandb",))
     assert os.environ.pop("WANDB_MODE") == "offline"
-    with pytest.raises(ValueError, match="tensorbord"):
-        tracking.check_trackers(("tensorbord",))
 
 
-@pytest.mark.parametrize("name", tracking.TRACKERS)
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_both_trackers_take_a_run(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -67,11 +54,11 @@ def test_both_trackers_take_a_run(
     assert any("tfevents" in n or n.endswith(".wandb") for n in left), left
 
 
-@pytest.mark.parametrize("name", tracking.TRACKERS)
-def test_a_resumed_run_goes_on_in_the_same_curves(
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_resumed_run_continues_the_same_curves(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Killed after epoch 2 was logged and before it was saved: its figures are those of the second time."""
+    """Killed after epoch 2 was logged but not saved: the curve has the values of the second try."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
@@ -88,7 +75,8 @@ def test_a_resumed_run_goes_on_in_the_same_curves(
     first = log(None, {1: 0.25, 2: 0.5})
     time.sleep(1.1)  # wandb names a run's folder by the second
     second = log(Checkpoint(1, {}, {}, {}, tracker=first.run_id), {2: 0.75, 3: 1.0})
-    assert second.run_id == first.run_id and log(None, {}).run_id != first.run_id
+    assert second.run_id == first.run_id
+    assert log(None, {}).run_id != first.run_id
     if name == "wandb":
         started = list((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}"))
         assert len(started) == 2, "wandb sync joins runs of one id"

@@ -206,7 +206,7 @@ def test_two_machines_one_of_them_late_or_lost_give_what_one_gives(
 
     first, second = (machines.start(rank, tmp_path, "lost") for rank in range(2))
     code, output = finish(first)
-    assert code == 0 and "going on from epoch 1" in output, output
+    assert code == 0 and "resuming from epoch 1" in output, output
     assert finish(second)[0] == 0
     resumed = weights(tmp_path / "lost")
     assert all((resumed[name] == two[name]).all() for name in two) and resumed.keys() == two.keys()

@@ -75,7 +75,7 @@ def test_without_a_terminal_a_long_phase_says_a_line_a_minute(
 def test_short_phases_epochs_and_other_ranks_say_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bars = (progress.bar(range(3), "a"), progress.epochs(2, 5), progress.Silent(range(3)))
+    bars = (progress.bar(range(3), "a"), progress.epochs(2, 5), progress.silent(range(3)))
     assert [list(bar) for bar in bars] == [[0, 1, 2], [2, 3, 4], [0, 1, 2]]
     bars[1].set_postfix_str("reward 1")
     assert capsys.readouterr() == ("", "")

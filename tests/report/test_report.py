@@ -1,4 +1,4 @@
-"""The report's numbers, pages and figures, on run folders made by hand; in a browser: test_report_page.py."""
+"""The report's numbers, pages and figures of run folders written by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_the_change_is_paired_and_nan_left_out(tmp_path: Path) -> None:
     evaluation(tmp_path, 2, [0.2, 0.4, 0.1])
     evaluation(tmp_path, 10, [1.0, 1.0, float("nan")])
     first = report.gains(tmp_path)[0]
-    assert first["name"] == "shapes/exact" and first["n"] == 2
+    assert first["name"] == "shapes/exact"
+    assert first["n"] == 2
     assert (first["before"], first["after"], first["change"]) == (0.5, 1.0, 0.5)
     assert first["se"] == pytest.approx(0.5)
     assert first["epoch"] == 10
@@ -43,12 +44,15 @@ def test_the_page_is_whole_and_escapes_prompts(tmp_path: Path) -> None:
     run = make(tmp_path / "run", epochs=1)
     report.write(run, run / "report.html")
     html = (run / "report.html").read_text()
-    assert "p&lt;1&gt;" in html and PROMPT not in html
-    assert html.count('class="step good"') == 2 and html.count('class="step bad"') == 1
-    words = "Step 2, turning point for the worse:\nincrement −0.25, long-term reward −0.12, credit −0.12, advantage −1.00"
-    assert f'aria-label="{words}"' in html
+    assert "p&lt;1&gt;" in html
+    assert PROMPT not in html
+    assert html.count('class="step good"') == 2
+    assert html.count('class="step bad"') == 1
+    words = "increment −0.25, long-term reward −0.12, credit −0.12, advantage −1.00"
+    assert f'aria-label="Step 2, turning point for the worse:\n{words}"' in html
     assert "Ladder of rewards: 0.75, 0.50, 0.62; 2 turning points" in html
-    assert "after epoch 1" in html and "−0.267 ± 0.240" in html
+    assert "after epoch 1" in html
+    assert "−0.267 ± 0.240" in html
 
 
 def test_a_run_that_was_killed_while_writing_has_a_page(tmp_path: Path) -> None:
@@ -93,7 +97,8 @@ def test_a_ladder_of_one_reward_is_a_row_of_images(tmp_path: Path) -> None:
         "The trajectory&#39;s image, reward 0.25" in html
         or "The trajectory's image, reward 0.25" in html
     )
-    assert 'class="ladder"' not in html and "advantage −1.00" in html
+    assert 'class="ladder"' not in html
+    assert "advantage −1.00" in html
 
 
 def test_the_alarms_that_stand_are_told_of_a_run_that_asks_for_them(tmp_path: Path) -> None:
@@ -110,11 +115,10 @@ def test_the_alarms_that_stand_are_told_of_a_run_that_asks_for_them(tmp_path: Pa
         (run / "metrics.jsonl").write_text(text.replace('"zero_std": 0.125', '"zero_std": 0.75'))
     report.write([*runs, tmp_path / "old"], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert html.count("alarms that stand</h2>") == 1 and "<h2>warn: alarms that stand</h2>" in html
-    assert (
-        "<li><b>zero std</b>, after epoch 5: 75% of the groups" in html
-        and html.count("To do: ") == 1
-    )
+    assert html.count("active alarms</h2>") == 1
+    assert "<h2>warn: active alarms</h2>" in html
+    assert "<li><b>zero std</b>, after epoch 5: 75% of the groups" in html
+    assert html.count("To do: ") == 1
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -139,17 +143,17 @@ def test_a_hundred_epochs_of_noise_are_less_than_ten_megabytes(tmp_path: Path) -
     report.write(run, run / "report.html")
     html = (run / "report.html").read_text()
     assert 3e6 < len(html.encode()) < 10e6
-    assert (
-        html.count('class="group"') == 2
-        and "more trajectories of this group are in the run's folder" in html
-    )
+    assert html.count('class="group"') == 2
+    assert "more trajectories of this group are in the run's folder" in html
 
 
 def test_evaluations_stand_where_training_had_come_to(tmp_path: Path) -> None:
     run = data.read(make(tmp_path / "run"))
     assert run.train["seconds"] == [10.0, 20.0, 30.0, 40.0]
-    assert run.eval["seconds"] == [0.0, 40.0] and run.seconds == 50.0
-    assert run.eval["updates"] == [0.0, 8] and run.eval["evaluations"] == [0.0, 192]
+    assert run.eval["seconds"] == [0.0, 40.0]
+    assert run.seconds == 50.0
+    assert run.eval["updates"] == [0.0, 8]
+    assert run.eval["evaluations"] == [0.0, 192]
 
 
 def test_figures_repeat_no_line_and_leave_out_what_is_zero(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_counts_are_told_by_phase_and_are_no_figures_of_health(tmp_path: Path) -
     read = data.read(run)
     assert {row["phase"]: (row["evaluations"], row["images"]) for row in charts.phases(read)} == {
         "rollout": (48, None),
-        "update": (24, None),  # the median; the settings alone would have said 12
+        "update": (24, None),  # the median; the settings alone would give 12
         "decode": (None, 12),
     }
     known = {key for chart in charts.charts([read]) for key in chart.keys}
@@ -192,8 +196,8 @@ def test_counts_are_told_by_phase_and_are_no_figures_of_health(tmp_path: Path) -
 
 
 def test_turning_points_are_averaged_over_spans_of_epochs(tmp_path: Path) -> None:
-    found = charts.turning_points(data.read(make(tmp_path / "run")), most=2)
-    assert found == {
+    turning = charts.turning_points(data.read(make(tmp_path / "run")), most=2)
+    assert turning == {
         "steps": [2, 3],
         "spans": ["1–2", "3–4"],
         "shares": [[0.125, 0.125], [0.5, 0.5]],
@@ -258,33 +262,32 @@ def test_a_run_is_compared_with_the_band_of_its_credit_and_told_what_differs(
 ) -> None:
     curves = reference.make({"TP-GRPO": three_seeds(tmp_path)})
     curves["bands"].append(curves["bands"][0] | {"label": "Flow-GRPO", "credit": "terminal"})
-    own = data.read(make(tmp_path / "own", seed=9, epochs=3))
-    (band,) = reference.chosen(curves, [own])
-    assert band["label"] == "TP-GRPO" and band["run"] == 0
-    assert band["differs"] == [{"run": "own", "field": "epochs", "reference": 4, "own": 3}]
+    run = data.read(make(tmp_path / "own", seed=9, epochs=3))
+    (band,) = reference.chosen(curves, [run])
+    assert band["label"] == "TP-GRPO"
+    assert band["run"] == 0
+    assert band["differs"] == [{"run": "own", "field": "epochs", "reference": 4, "value": 3}]
 
 
 def test_a_setting_that_the_reference_does_not_know_is_a_difference(tmp_path: Path) -> None:
     curves = {"name": "mine"} | reference.make({"TP-GRPO": three_seeds(tmp_path)})
-    own = make(
+    run = make(
         tmp_path / "own",
         credit="turning_point",
         sample=CONFIG["sample"] | {"completion": "tweedie"},
     )
-    (band,) = reference.chosen(curves, [data.read(own)])
+    (band,) = reference.chosen(curves, [data.read(run)])
     assert band["differs"] == [
-        {"run": "own", "field": "sample.completion", "reference": None, "own": "tweedie"}
+        {"run": "own", "field": "sample.completion", "reference": None, "value": "tweedie"}
     ]
-    report.write(own, own / "report.html", against=curves)
+    report.write(run, run / "report.html", against=curves)
     assert (
         "own has sample.completion = tweedie, the reference unknown."
-        in (own / "report.html").read_text()
+        in (run / "report.html").read_text()
     )
 
 
-def test_the_kept_reference_curves_know_every_setting_of_their_recipe_and_differ_where_a_run_does() -> (
-    None
-):
+def test_the_kept_reference_curves_know_every_setting_of_their_recipe() -> None:
     curves = reference.load("shapes_tiny")
     for band in curves["bands"]:
         today = json.loads(tp_grpo.get_config("shapes_tiny").to_json_best_effort())
@@ -333,7 +336,7 @@ Program = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    """A script of the repository by its path, with arguments -> exit status, what it printed, what it complained of."""
+    """A script by its path, with arguments -> exit status, stdout, stderr."""
 
     def run(path: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
@@ -351,7 +354,8 @@ def test_the_script_writes_page_and_figures(tmp_path: Path, program: Program) ->
     assert "Reference <b>shapes_tiny</b>" in (run / "report.html").read_text()
     assert len(list((tmp_path / "png").glob("*.png"))) == 6
     status, _, complaint = program("scripts/report.py", tmp_path)
-    assert status == 2 and "holds no run" in complaint
+    assert status == 2
+    assert "holds no run" in complaint
 
 
 def test_the_curves_are_made_by_a_command(tmp_path: Path, program: Program) -> None:
@@ -368,7 +372,5 @@ def test_the_curves_are_made_by_a_command(tmp_path: Path, program: Program) -> N
     ]
     assert program(*command) == (0, f"{path}\n", "")
     bands = reference.load(str(path))["bands"]
-    assert bands[0]["seeds"] == [1, 2] and bands[0]["eval"]["total"]["mean"] == [
-        0.25,
-        eval_line(4, 0.5)["total"],
-    ]
+    assert bands[0]["seeds"] == [1, 2]
+    assert bands[0]["eval"]["total"]["mean"] == [0.25, eval_line(4, 0.5)["total"]]

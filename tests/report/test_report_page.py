@@ -1,4 +1,4 @@
-"""The report in a real browser, headless Chromium: it draws, sorts and overlays, by pointer, by keys and by ear."""
+"""The report in headless Chromium: it draws, sorts and overlays, by pointer, keys and ear."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def emulate(browser: webdriver.Chrome, width: int, scheme: str) -> None:
 
 
 def one(where: Any, selector: str) -> WebElement:
-    found: WebElement = where.find_element(By.CSS_SELECTOR, selector)
-    return found
+    element: WebElement = where.find_element(By.CSS_SELECTOR, selector)
+    return element
 
 
 def every(where: Any, selector: str) -> list[WebElement]:
-    found: list[WebElement] = where.find_elements(By.CSS_SELECTOR, selector)
-    return found
+    elements: list[WebElement] = where.find_elements(By.CSS_SELECTOR, selector)
+    return elements
 
 
 def chart(browser: webdriver.Chrome, title: str) -> WebElement:
@@ -105,20 +105,23 @@ def test_it_is_drawn_without_a_word_on_the_console_or_the_network(opened: webdri
     )
     assert [name for name in fetched if not name.startswith("data:")] == []
     figures = every(opened, ".chart")
-    assert len(figures) == 9 and all(every(figure, "path.line") for figure in figures)
-    broken = "return [...document.images].filter((image) => !image.complete || !image.naturalWidth).length"
-    assert len(every(opened, "img")) > 20 and opened.execute_script(broken) == 0
+    assert len(figures) == 9
+    assert all(every(figure, "path.line") for figure in figures)
+    drawn = "return [...document.images].map((image) => image.complete && image.naturalWidth > 0)"
+    assert len(every(opened, "img")) > 20
+    assert all(opened.execute_script(drawn))
 
 
 def test_curves_tell_what_they_show(opened: webdriver.Chrome) -> None:
-    told = alternative(chart(opened, "total"))
-    assert "first from 0.25 to 0.5 at 8 updates; second from 0.25 to 0.7 at 8 updates" in told
-    assert "reference TP-GRPO ends between 0.6 and 0.8" in told
+    text = alternative(chart(opened, "total"))
+    assert "first from 0.25 to 0.5 at 8 updates; second from 0.25 to 0.7 at 8 updates" in text
+    assert "reference TP-GRPO ends between 0.6 and 0.8" in text
 
 
 def test_runs_are_laid_over_each_other_along_any_axis_and_hidden(opened: webdriver.Chrome) -> None:
     figure = chart(opened, "total")
-    assert len(every(figure, "[data-run]")) == 2 and len(every(figure, "[data-band]")) == 1
+    assert len(every(figure, "[data-run]")) == 2
+    assert len(every(figure, "[data-band]")) == 1
     one(opened, "[name=axis][value=seconds]").click()
     assert "at 40 training seconds" in alternative(figure)
     assert (
@@ -127,7 +130,8 @@ def test_runs_are_laid_over_each_other_along_any_axis_and_hidden(opened: webdriv
     )
     one(opened, "[name=run][value='0']").click()
     one(opened, "[name=bands]").click()
-    assert len(every(figure, "[data-run]")) == 1 and not every(figure, "[data-band]")
+    assert len(every(figure, "[data-run]")) == 1
+    assert not every(figure, "[data-band]")
     assert alternative(figure) == "total: second from 0.25 to 0.7 at 40 training seconds"
 
 
@@ -138,17 +142,15 @@ def test_values_are_read_by_arrow_keys_and_in_a_table(opened: webdriver.Chrome) 
     assert one(figure, "output").text == "4 updates: first 0.6 ± 0.05, second 0.8 ± 0.05"
     one(figure, "summary").click()
     rows = [row.text for row in every(figure, "tbody tr")]
-    assert len(rows) == 8 and rows[1] == "first 4 0.6 0.05"
+    assert len(rows) == 8
+    assert rows[1] == "first 4 0.6 0.05"
 
 
 def test_the_table_is_there_as_soon_as_it_is_asked_for(opened: webdriver.Chrome) -> None:
-    at_once = "arguments[0].click(); return arguments[0].parentElement.querySelectorAll('tbody tr').length"
+    rows = "arguments[0].parentElement.querySelectorAll('tbody tr')"
+    at_once = f"arguments[0].click(); return {rows}.length"
     summary = one(chart(opened, "reward"), "summary")
-    assert [opened.execute_script(at_once, summary) for _ in range(3)] == [
-        8,
-        8,
-        8,
-    ]  # opened, closed, opened
+    assert [opened.execute_script(at_once, summary) for _ in range(3)] == [8] * 3
 
 
 def test_trajectories_are_sorted_by_reward_and_by_turning_points(opened: webdriver.Chrome) -> None:
@@ -218,7 +220,8 @@ def test_everything_seen_has_a_name(opened: webdriver.Chrome) -> None:
         for heading in every(opened, "h1, h2, h3, h4")
         if heading.is_displayed()
     ]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -243,10 +246,15 @@ def test_no_screen_is_too_narrow(opened: webdriver.Chrome, width: int) -> None:
 
 def colour(browser: webdriver.Chrome, name: str) -> list[float]:
     """Red, green and blue in [0, 1] of a custom property of the page."""
-    script = """const probe = document.createElement("i"); probe.style.color = `var(${arguments[0]})`;
-    document.body.append(probe); const found = getComputedStyle(probe).color; probe.remove(); return found;"""
-    found = str(browser.execute_script(script, name))
-    return [int(part) / 255 for part in found[found.index("(") + 1 : -1].split(",")[:3]]
+    script = """
+    const probe = document.createElement("i");
+    probe.style.color = `var(${arguments[0]})`;
+    document.body.append(probe);
+    const color = getComputedStyle(probe).color;
+    probe.remove();
+    return color;"""
+    rgb = str(browser.execute_script(script, name))
+    return [int(part) / 255 for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3]]
 
 
 def luminance(rgb: list[float]) -> float:

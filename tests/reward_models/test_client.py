@@ -157,11 +157,14 @@ def test_threads_share_one_scorer_and_get_their_own_answers(server: ServerProces
 def test_a_forked_child_has_connections_of_its_own(server: ServerProcess) -> None:
     scorer = remote(server, BRIGHTNESS)
     scorer(*BATCH)
-    own = scorer._client()
+    own = scorer._connections.client()
     child = os.fork()
     if child == 0:
         os._exit(
-            0 if scorer._client() is not own and scorer(*BATCH).score[0] == np.float32(0.2) else 1
+            0
+            if scorer._connections.client() is not own
+            and scorer(*BATCH).score[0] == np.float32(0.2)
+            else 1
         )
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert scorer(*BATCH).score[0] == np.float32(0.2)
@@ -213,7 +216,7 @@ def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None
     try:
         with pytest.raises(Refused, match="the reply"):
             scorer(*BATCH)
-        with pytest.raises(ValueError, match="no reward server"):
+        with pytest.raises(ValueError, match="is not a reward server"):
             scorer.check()
     finally:
         stranger.shutdown()
@@ -223,7 +226,10 @@ def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"url": "127.0.0.1:8090"}, "must be the server's address"),
+        (
+            {"url": "127.0.0.1:8090"},
+            "remote = '127.0.0.1:8090' must be an address, as in 'http://127.0.0.1:8090'",
+        ),
         ({"url": "http://127.0.0.1:8090", "timeout": 0}, "timeout = 0"),
         ({"url": "http://127.0.0.1:8090", "batch_size": 0}, "batch_size = 0"),
     ],

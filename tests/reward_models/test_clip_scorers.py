@@ -171,9 +171,9 @@ def test_half_precision_scores_nearly_the_same_and_the_model_moves(
 ) -> None:
     scorer = reward_models.build(name, dtype="bfloat16", device="cpu", **weights[name])
     whole = score(reward_models.build(name, **weights[name]))
-    assert scorer.clip.model.logit_scale.dtype == torch.bfloat16
+    assert scorer.model.logit_scale.dtype == torch.bfloat16
     assert np.abs(score(scorer) - whole).max() < 0.1 * np.abs(whole).max() + 0.05
-    assert scorer.to("meta").clip.model.logit_scale.device.type == "meta"
+    assert scorer.to("meta").model.logit_scale.device.type == "meta"
 
 
 def test_prompts_are_cut_at_77_tokens(weights: dict[str, dict[str, str]]) -> None:
@@ -188,9 +188,9 @@ def test_a_repeated_prompt_is_embedded_once(
 ) -> None:
     scorer = PickScore(**weights["pickscore"])
     read: list[str] = []
-    tower = scorer.clip._text
+    tower = scorer.embed_prompts
     monkeypatch.setattr(
-        scorer.clip, "_text", lambda prompts: read.extend(prompts) or tower(prompts)
+        scorer, "embed_prompts", lambda prompts: read.extend(prompts) or tower(prompts)
     )
     score(scorer)
     assert read == list(dict.fromkeys(tiny.PROMPTS))

@@ -13,7 +13,7 @@ import torch
 
 from reward_models import build
 from reward_models.geneval import GenEval
-from reward_models.geneval_detector import ColorClassifier, crop, extents, load_detector
+from reward_models.geneval_detector import ColorClassifier, Mask2FormerDetector, crop, extents
 from reward_models.geneval_logic import CLASSES, COLORS, TAGS, Detection
 from tests.reward_models import tiny
 
@@ -41,7 +41,7 @@ class PixelClip:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def crops(self, crops: list[Any]) -> torch.Tensor:
+    def image(self, crops: list[Any]) -> torch.Tensor:
         return torch.tensor(np.stack([np.array(image).mean((0, 1)) for image in crops]))
 
     def text(self, prompts: list[str]) -> torch.Tensor:
@@ -205,7 +205,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, Any]) -> None:
     images = tiny.images(3, side=48)
-    found = load_detector(weights["path"], side=64)(images)
+    found = Mask2FormerDetector(weights["path"], side=64)(images)
     assert len(found) == 3 and sum(map(len, found)) > 0
     for detection in (d for own in found for d in own):
         assert 0 <= detection.label < 80 and 0.3 < detection.score < 1
@@ -233,7 +233,7 @@ def test_the_detector_looks_at_the_benchmarks_pixels(
     looked_at: tuple[int, int],
     shown: tuple[int, int],
 ) -> None:
-    detector = load_detector(weights["path"], device="cpu", side=side)
+    detector = Mask2FormerDetector(weights["path"], device="cpu", side=side)
     seen: list[torch.Tensor] = []
 
     class Looks(Exception):
@@ -262,7 +262,9 @@ def test_the_detectors_side_is_checked(weights: dict[str, Any]) -> None:
 
 def test_the_detector_sees_the_same_in_any_chunk_and_order(weights: dict[str, Any]) -> None:
     images, order = tiny.images(5, side=48), [3, 0, 4, 1, 2]
-    whole, parts = (load_detector(weights["path"], batch_size=size, side=64) for size in (8, 2))
+    whole, parts = (
+        Mask2FormerDetector(weights["path"], batch_size=size, side=64) for size in (8, 2)
+    )
     for one, other in zip([whole(images)[i] for i in order], parts(images[order]), strict=True):
         assert [(d.label, d.box) for d in one] == [(d.label, d.box) for d in other]
         assert [d.score for d in one] == pytest.approx([d.score for d in other], abs=1e-5)
@@ -305,4 +307,4 @@ def test_the_scorers_models_move_together(weights: dict[str, Any]) -> None:
 def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
     folder = str(tiny.save_detector(tmp_path / "ade", num_labels=150))
     with pytest.raises(ValueError, match="the detector knows 150 classes, not COCO's 80"):
-        load_detector(folder)
+        Mask2FormerDetector(folder)

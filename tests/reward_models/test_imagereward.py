@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm, linear, unfold
 
-from reward_models import build
-from reward_models.imagereward import ImageReward, RewardNet, configs, load_net, renamed
+from reward_models import build, imagereward
+from reward_models.imagereward import ImageReward, RewardNet, renamed
 from tests.reward_models import tiny
 
 State = dict[str, Tensor]
+PUBLISHED_VISION, PUBLISHED_TEXT = imagereward.VISION, imagereward.TEXT
 TINY = {
     "vision": 128,
     "blocks": 2,
@@ -127,29 +130,27 @@ def attend(
 
 
 def reference(state: State, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """ImageReward's raw reward: a pre-norm ViT (eps 1e-6), a post-norm BERT (1e-12) with cross attention, the MLP."""
+    """ImageReward's raw reward by the papers: a pre-norm ViT (eps 1e-6), a post-norm BERT (1e-12)
+    with cross attention, and the head."""
 
-    def lin(name: str, x: Tensor) -> Tensor:
+    def dense(name: str, x: Tensor) -> Tensor:
         return linear(x, state[name + ".weight"], state[name + ".bias"])
 
     def norm(name: str, x: Tensor, eps: float) -> Tensor:
         return layer_norm(x, x.shape[-1:], state[name + ".weight"], state[name + ".bias"], eps)
 
     eye, med = "blip.visual_encoder.", "blip.text_encoder."
-    kernel = state[eye + "patch_embed.proj.weight"]
-    patches = (
-        torch.nn.functional.unfold(pixels, 16, stride=16).transpose(1, 2) @ kernel.flatten(1).T
-    )
+    kernel = state[eye + "patch_embed.proj.weight"].flatten(1)
+    patches = unfold(pixels, 16, stride=16).transpose(1, 2) @ kernel.T
     x = patches + state[eye + "patch_embed.proj.bias"]
-    x = (
-        torch.cat([state[eye + "cls_token"].expand(len(x), -1, -1), x], 1)
-        + state[eye + "pos_embed"]
-    )
+    x = torch.cat([state[eye + "cls_token"].expand(len(x), -1, -1), x], 1)
+    x = x + state[eye + "pos_embed"]
     for i in range(TINY["blocks"]):
         block = f"{eye}blocks.{i}."
-        qkv = lin(block + "attn.qkv", norm(block + "norm1", x, 1e-6)).chunk(3, -1)
-        x = x + lin(block + "attn.proj", attend(*qkv, heads=2))
-        x = x + lin(block + "mlp.fc2", gelu(lin(block + "mlp.fc1", norm(block + "norm2", x, 1e-6))))
+        qkv = dense(block + "attn.qkv", norm(block + "norm1", x, 1e-6)).chunk(3, -1)
+        x = x + dense(block + "attn.proj", attend(*qkv, heads=2))
+        inner = gelu(dense(block + "mlp.fc1", norm(block + "norm2", x, 1e-6)))
+        x = x + dense(block + "mlp.fc2", inner)
     image = norm(eye + "norm", x, 1e-6)
 
     words = state[med + "embeddings.word_embeddings.weight"][tokens]
@@ -157,72 +158,91 @@ def reference(state: State, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Ten
     y = norm(med + "embeddings.LayerNorm", words + places, 1e-12)
     for i in range(TINY["layers"]):
         layer = f"{med}encoder.layer.{i}."
-        for attention, read, own_mask in (
-            ("attention", None, mask),
-            ("crossattention", image, None),
-        ):
-            own = f"{layer}{attention}."
-            seen = y if read is None else read
-            parts = (
-                lin(own + "self.query", y),
-                lin(own + "self.key", seen),
-                lin(own + "self.value", seen),
-            )
-            y = norm(
-                own + "output.LayerNorm",
-                y + lin(own + "output.dense", attend(*parts, 1, own_mask)),
-                1e-12,
-            )
-        inner = gelu(lin(layer + "intermediate.dense", y))
-        y = norm(layer + "output.LayerNorm", y + lin(layer + "output.dense", inner), 1e-12)
+        for attention in ("attention", "crossattention"):
+            name = f"{layer}{attention}."
+            source, visible = (y, mask) if attention == "attention" else (image, None)
+            query = dense(name + "self.query", y)
+            key, value = dense(name + "self.key", source), dense(name + "self.value", source)
+            attended = dense(name + "output.dense", attend(query, key, value, 1, visible))
+            y = norm(name + "output.LayerNorm", y + attended, 1e-12)
+        inner = dense(layer + "output.dense", gelu(dense(layer + "intermediate.dense", y)))
+        y = norm(layer + "output.LayerNorm", y + inner, 1e-12)
     out = y[:, 0]
     for number in (0, 2, 4, 6, 7):
-        out = lin(f"mlp.layers.{number}", out)
+        out = dense(f"mlp.layers.{number}", out)
     return out.squeeze(-1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageReward.pt, tiny, beside a BERT tokenizer."""
+    """A tiny ImageReward.pt and a BERT tokenizer."""
     folder = tmp_path_factory.mktemp("imagereward")
     torch.save(random_state(**TINY), folder / "ImageReward.pt")
     return tiny.save_bert_tokenizer(folder, TINY["words"])
 
 
-@pytest.fixture(scope="module")
-def scorer(folder: Path) -> ImageReward:
-    built = build("imagereward", path=str(folder), tokenizer_path=str(folder), device="cpu")
-    assert isinstance(built, ImageReward)
-    return built
-
-
-def test_every_published_tensor_has_its_place_and_none_is_left_empty() -> None:
-    state = renamed(
-        {key: torch.empty(shape, device="meta") for key, shape in published_shapes(**FULL).items()}
-    )
-    with torch.device("meta"):
-        net = RewardNet(*configs(state))
-    assert {key: x.shape for key, x in net.state_dict().items()} == {
-        key: x.shape for key, x in state.items()
+@pytest.fixture(autouse=True)
+def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RewardNet has the sizes of that file instead of the published ones."""
+    vision = {
+        "hidden_size": TINY["vision"],
+        "intermediate_size": 4 * TINY["vision"],
+        "num_hidden_layers": TINY["blocks"],
+        "num_attention_heads": 2,
+        "image_size": TINY["side"],
     }
-    unread = len(published_shapes(**FULL)) - len(state)
+    text = {
+        "vocab_size": TINY["words"],
+        "bos_token_id": TINY["words"] - 2,
+        "hidden_size": TINY["text"],
+        "encoder_hidden_size": TINY["vision"],
+        "intermediate_size": TINY["inner"],
+        "num_hidden_layers": TINY["layers"],
+        "num_attention_heads": 1,
+        "max_position_embeddings": TINY["positions"],
+    }
+    monkeypatch.setattr(imagereward, "VISION", PUBLISHED_VISION | vision)
+    monkeypatch.setattr(imagereward, "TEXT", PUBLISHED_TEXT | text)
+
+
+@pytest.fixture
+def scorer(folder: Path) -> ImageReward:
+    return load(folder)
+
+
+def load(folder: Path, **options: Any) -> ImageReward:
+    return ImageReward(path=str(folder), tokenizer_path=str(folder), device="cpu", **options)
+
+
+def test_every_published_tensor_has_its_place_and_none_is_left_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(imagereward, "VISION", PUBLISHED_VISION)
+    monkeypatch.setattr(imagereward, "TEXT", PUBLISHED_TEXT)
+    shapes = published_shapes(**FULL)
+    state = renamed({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    with torch.device("meta"):
+        net = RewardNet()
+    expected = {key: x.shape for key, x in state.items()}
+    assert {key: x.shape for key, x in net.state_dict().items()} == expected
+    unread = len(shapes) - len(state)
     assert unread == 5, "the two projections' weights and biases, and the position ids"
-    assert net.vision.config.num_attention_heads == 16 and net.text.config.num_attention_heads == 12
+    assert net.vision.config.num_attention_heads == 16
+    assert net.text.config.num_attention_heads == 12
     assert net.vision.config.image_size == 224
     eps = {module.eps for module in net.vision.modules() if isinstance(module, torch.nn.LayerNorm)}
     assert eps == {1e-6}, "timm's; transformers' default is 1e-5"
 
 
-def test_the_net_computes_what_the_paper_says(folder: Path) -> None:
+def test_the_net_computes_what_the_paper_says(scorer: ImageReward) -> None:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(3, 3, 64, 64, generator=generator)
     tokens = torch.randint(0, 120, (3, 35), generator=generator)
     mask = (torch.arange(35) < torch.tensor([35, 9, 3])[:, None]).long()
     expected = reference(random_state(**TINY), pixels, tokens, mask)
     assert expected.std() > 1e-3
-    torch.testing.assert_close(
-        load_net(str(folder))(pixels, tokens, mask), expected, rtol=1e-4, atol=1e-6
-    )
+    raw = scorer.model(pixels, tokens, mask)
+    torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_score_is_standardised(scorer: ImageReward) -> None:
@@ -232,9 +252,11 @@ def test_the_score_is_standardised(scorer: ImageReward) -> None:
     )
     pixels = scorer.processor(list(images), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (5, 3, 64, 64)
-    raw = reference(random_state(**TINY), pixels, tokens["input_ids"], tokens["attention_mask"])
+    state = random_state(**TINY)
+    raw = reference(state, pixels, tokens["input_ids"], tokens["attention_mask"])
     expected = (raw - 0.16717362830052426) / 1.0333394966054072
-    assert scorer(images, tiny.PROMPTS, [{}] * 5).score == pytest.approx(expected.numpy(), abs=1e-5)
+    score = scorer(images, tiny.PROMPTS, [{}] * 5).score
+    assert score == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_permuting_and_chunking_leave_each_image_its_score(
@@ -243,35 +265,35 @@ def test_permuting_and_chunking_leave_each_image_its_score(
     images, order = tiny.images(), np.array([3, 0, 4, 1, 2])
     before = scorer(images, tiny.PROMPTS, [{}] * 5).score
     assert before.std() > 1e-4
-    parts = build("imagereward", path=str(folder), tokenizer_path=str(folder), batch_size=2)
+    parts = load(folder, batch_size=2)
     after = parts(images[order], [tiny.PROMPTS[i] for i in order], [{}] * 5).score
-    assert after == pytest.approx(before[order], abs=1e-6) and after.dtype == np.float32
+    assert after == pytest.approx(before[order], abs=1e-6)
+    assert after.dtype == np.float32
     assert parts(images[:0], [], []).score.shape == (0,)
 
 
 def test_another_models_file_is_refused(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "ImageReward.pt"
+
+    def load_file() -> None:
+        build("imagereward", path=str(file), tokenizer_path=str(folder))
+
     torch.save({"weight": torch.zeros(3)}, file)
-    with pytest.raises(
-        ValueError, match=r"they are not ImageReward's: there is no 'vision\.embeddings"
-    ):
-        ImageReward(path=str(file), tokenizer_path=str(folder))
-    short = random_state(**TINY)
-    del short["blip.text_encoder.encoder.layer.1.crossattention.self.key.bias"]
-    torch.save(short, file)
-    with pytest.raises(
-        ValueError,
-        match=r"do not fit RewardNet.*text\.encoder\.layer\.1\.crossattention\.self\.key\.bias",
-    ):
-        ImageReward(path=str(file), tokenizer_path=str(folder))
+    with pytest.raises(ValueError, match=r"do not fit RewardNet: Missing .*vision\.embeddings"):
+        load_file()
+    missing = "encoder.layer.1.crossattention.self.key.bias"
+    state = random_state(**TINY)
+    del state[f"blip.text_encoder.{missing}"]
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=rf"do not fit RewardNet.*text\.{re.escape(missing)}"):
+        load_file()
 
 
 def test_half_precision_keeps_the_head_in_fp32_and_the_net_moves(
     folder: Path, scorer: ImageReward
 ) -> None:
-    half = build(
-        "imagereward", path=str(folder), tokenizer_path=str(folder), dtype="bfloat16", device="cpu"
-    )
+    half = load(folder, dtype="bfloat16")
+    assert half.model.vision.dtype == torch.bfloat16
     assert half.model.head.layers[0].weight.dtype == torch.float32
     images = tiny.images()
     whole = scorer(images, tiny.PROMPTS, [{}] * 5).score

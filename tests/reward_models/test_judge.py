@@ -25,14 +25,17 @@ NAN = float("nan")
 
 
 class Endpoint:
-    """Answers by `answer(pixel, question)`, text or a whole response; pixel: the image's top left one, (R, G, B)."""
+    """Answers with `answer(pixel, question)`, a text or a whole response.
+
+    pixel: the RGB values at the top left corner of the image.
+    """
 
     def __init__(self) -> None:
         self.answer: Callable[[list[int], str], str | Response] = lambda pixel, question: (
             "Final Score: 3"
         )
         self.bodies: list[dict] = []
-        self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.seconds, self.under_way, self.most_under_way = 0.0, 0, 0
         app = FastAPI()
         app.post("/v1/chat/completions")(self.complete)
@@ -47,13 +50,14 @@ class Endpoint:
             assert time.monotonic() < end
             time.sleep(0.01)
 
-    async def models(self) -> dict:
+    async def models(self, request: Request) -> dict:
+        self.headers.append(dict(request.headers))
         return {"object": "list", "data": [{"id": "eye-7b", "object": "model"}]}
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        self.keys.append(request.headers.get("authorization"))
+        self.headers.append(dict(request.headers))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(self.seconds)
@@ -80,7 +84,7 @@ def running() -> Iterator[Endpoint]:
 def endpoint(running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
     running.answer, running.seconds = lambda pixel, question: "Final Score: 3", 0.0
-    running.bodies, running.keys, running.most_under_way = [], [], 0
+    running.bodies, running.headers, running.most_under_way = [], [], 0
     return running
 
 
@@ -180,7 +184,37 @@ def test_the_key_comes_from_the_variable_that_is_named(
     monkeypatch.setenv("SOME_KEY", "sk-1")
     judge(endpoint, api_key="SOME_KEY")(*numbered(1))
     judge(endpoint)(*numbered(1))
-    assert endpoint.keys == ["Bearer sk-1", None]
+    sent = [headers.get("authorization") for headers in endpoint.headers]
+    assert sent == ["Bearer sk-1", None]
+
+
+@pytest.mark.parametrize("key", ["", "sk-1"])
+def test_openais_variables_do_not_reach_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    for variable in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"OPENAI_{variable}", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port()}/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret\nX-Team: secret")
+    monkeypatch.setenv("JUDGE_API_KEY", key)
+    scorer = judge(endpoint)
+    scorer.check()
+    assert scorer(*numbered(1)).score.tolist() == [np.float32(0.6)]
+    assert len(endpoint.headers) == 2
+    for headers in endpoint.headers:
+        assert "secret" not in str(headers)
+        assert headers.get("authorization") == (f"Bearer {key}" if key else None)
+
+
+def test_the_connections_are_reused_until_the_judge_is_closed(endpoint: Endpoint) -> None:
+    scorer = judge(endpoint)
+    client = scorer._connections.client()
+    scorer(*numbered(1))
+    assert scorer._connections.client() is client
+    scorer.close()
+    assert client.is_closed
+    assert scorer(*numbered(1)).score.tolist() == [np.float32(0.6)], "it opens new ones"
+    scorer.close()
 
 
 def test_an_overloaded_endpoint_is_asked_again(endpoint: Endpoint) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 import reward_models
 from config import base
-from reward_models.loading import Source
+from reward_models.doctor import check_of
 from tp_grpo.rewards.reward_set import RewardSet
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
@@ -59,7 +58,9 @@ def test_every_scorer_is_in_the_table() -> None:
 
 
 def test_every_published_checkpoint_is_named() -> None:
-    for target in reward_models._FACTORIES.values():
-        module = importlib.import_module(target.partition(":")[0])
-        for source in (value for value in vars(module).values() if isinstance(value, Source)):
-            assert source.repo in PAGE and source.file in PAGE, source
+    sources = [source for name in reward_models.names() for source in check_of(name).weights]
+    assert len(sources) == 10
+    for source in sources:
+        assert source.repo in PAGE, source
+        if len(source.files) == 1:
+            assert source.files[0] in PAGE, source

@@ -215,16 +215,16 @@ def test_the_sentence_of_a_refusal_reaches_who_is_still_sending(server: ServerPr
 
 
 def test_bodies_in_memory_are_bounded_together() -> None:
-    intake = service.Intake(requests=100, max_body=10)
+    intake = service.Intake(max_requests=100, max_body=10)
     with ExitStack() as stack:
-        takes = [stack.enter_context(intake.body()) for _ in range(service.BODIES_HELD + 1)]
+        takes = [stack.enter_context(intake.place()) for _ in range(service.BODIES_HELD + 1)]
         for take in takes[:-1]:
             take(4)
             take(6)
         with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
             takes[-1](1)
         assert refused.value.status == 503
-        with pytest.raises(service.Refusal, match="above the 10 bytes"):
+        with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
             takes[0](1)
     assert intake.bytes == 0
 

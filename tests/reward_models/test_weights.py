@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPModel
 
 from reward_models import build
-from reward_models.loading import chunks, pick_device
+from reward_models.model import chunks, pick_device
 from tests.reward_models import tiny
 
 MODEL_SCORERS = ("pickscore", "clipscore", "aesthetic", "hpsv2", "imagereward", "geneval")
@@ -96,8 +96,7 @@ def test_the_second_model_of_a_scorer_is_asked_for_by_its_own_option(tmp_path: P
 def test_a_path_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     with pytest.raises(
-        ValueError,
-        match=f"{name}: the weights {gone} cannot be loaded: there is no such file or folder",
+        ValueError, match=f"{name}: the weights {gone} cannot be loaded: no such file or folder"
     ):
         build(name, path=gone)
 

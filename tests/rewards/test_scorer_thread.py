@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_models import Scores, Unavailable
-from tp_grpo.rewards import scorer_thread
+from tp_grpo.rewards import scorer_options, scorer_thread
+from tp_grpo.rewards.scorer_options import ScorerOptions
 from tp_grpo.rewards.scorer_thread import (
     FIRST_WAIT,
     LONGEST_WAIT,
     Batch,
     ScorerThread,
-    ScorerThreadOptions,
+    State,
     backoff,
 )
 
@@ -73,7 +74,7 @@ def run(
     fake: Fake, batch: Batch, clock: Clock | None = None, **options: Any
 ) -> tuple[list[float], ScorerThread]:
     clock = clock or Clock()
-    thread = ScorerThread("fake", ScorerThreadOptions(**options), sleep=clock, now=clock.now)
+    thread = ScorerThread("fake", ScorerOptions(**options), sleep=clock, now=clock.now)
     return thread.submit(fake, batch).result(timeout=10).score.tolist(), thread
 
 
@@ -134,7 +135,8 @@ def test_what_is_unavailable_is_tried_again_with_growing_waits(error: Exception)
     fake, clock = Fake(), Clock()
     fake.fails = lambda values: error if len(fake.calls) <= 3 else None
     score, _ = run(fake, batch_of([1, 2]), clock, patience=60)
-    assert score == [1, 2] and fake.calls == [[1, 2]] * 4
+    assert score == [1, 2]
+    assert fake.calls == [[1, 2]] * 4
     assert len(clock.slept) == 3
     for attempt, seconds in enumerate(clock.slept):
         assert FIRST_WAIT * 2**attempt / 2 <= seconds <= FIRST_WAIT * 2**attempt
@@ -142,16 +144,19 @@ def test_what_is_unavailable_is_tried_again_with_growing_waits(error: Exception)
 
 def test_waits_are_bounded_and_jittered() -> None:
     waits = [backoff(attempt) for attempt in [50] * 20]
-    assert min(waits) >= LONGEST_WAIT / 2 and max(waits) <= LONGEST_WAIT and len(set(waits)) == 20
+    assert min(waits) >= LONGEST_WAIT / 2
+    assert max(waits) <= LONGEST_WAIT
+    assert len(set(waits)) == 20
 
 
 def test_a_scorer_that_is_away_for_nine_minutes_loses_nothing() -> None:
     fake, clock = Fake(), Clock()
     fake.fails = lambda values: ConnectionError("refused") if clock.now() < 540 else None
-    thread = ScorerThread("fake", ScorerThreadOptions(), sleep=clock, now=clock.now)
+    thread = ScorerThread("fake", ScorerOptions(), sleep=clock, now=clock.now)
     pending = [thread.submit(fake, batch_of([value])) for value in (1, 2, 3)]
     assert [future.result(timeout=10).score.item() for future in pending] == [1, 2, 3]
-    assert 540 <= clock.now() <= 540 + LONGEST_WAIT and fake.calls.count([1]) < 60
+    assert 540 <= clock.now() <= 540 + LONGEST_WAIT
+    assert fake.calls.count([1]) < 60
 
 
 def test_patience_is_the_time_it_is_tried_for_and_not_more(
@@ -159,12 +164,10 @@ def test_patience_is_the_time_it_is_tried_for_and_not_more(
 ) -> None:
     fake, clock = Fake(lambda values: Unavailable("down")), Clock()
     score, _ = run(fake, batch_of([1]), clock, patience=100)
-    assert numbers(score) == [None] and clock.now() == pytest.approx(100)
+    assert numbers(score) == [None]
+    assert clock.now() == pytest.approx(100)
     assert "Unavailable: down" not in caplog.records[0].message
-    assert (
-        "rewards.scorers.fake: down. It is tried again for 100 s (its option patience)"
-        in caplog.text
-    )
+    assert "rewards.scorers.fake: down. Retrying for 100 s (its option patience)" in caplog.text
     clock = Clock()
     run(fake, batch_of([1]), clock, patience=0)
     assert clock.slept == []
@@ -175,15 +178,13 @@ def test_after_its_patience_a_call_is_nan_and_the_next_are_tried_once_until_one_
     down = [True]
     fake.fails = lambda values: Unavailable("connection refused") if down[0] else None
     thread = ScorerThread(
-        "fake", ScorerThreadOptions(patience=0.1, batch_size=2), sleep=clock, now=clock.now
+        "fake", ScorerOptions(patience=0.1, batch_size=2), sleep=clock, now=clock.now
     )
     first = thread.submit(fake, batch_of([1, 2, 3, 4])).result(timeout=10)
-    assert (
-        np.isnan(first.score).all()
-        and fake.calls == [[1, 2]] * 2 + [[3, 4]]
-        and clock.slept == [0.1]
-    )
-    assert thread.state().error == "Unavailable: connection refused" and not thread.state().broken
+    assert np.isnan(first.score).all()
+    assert fake.calls == [[1, 2]] * 2 + [[3, 4]]
+    assert clock.slept == [0.1]
+    assert thread.state() == State(False, "Unavailable: connection refused", ())
     down[0] = False
     assert thread.submit(fake, batch_of([5, 6])).result(timeout=10).score.tolist() == [5, 6]
     down[0] = True
@@ -198,11 +199,8 @@ def test_after_its_patience_a_call_is_nan_and_the_next_are_tried_once_until_one_
 def test_one_bad_sample_costs_exactly_one_nan(error: Exception, batch_size: int) -> None:
     fake = Fake(lambda values: error if 6 in values else None)
     values = list(range(10))
-    result = (
-        ScorerThread("fake", ScorerThreadOptions(batch_size=batch_size))
-        .submit(fake, batch_of(values))
-        .result(timeout=10)
-    )
+    thread = ScorerThread("fake", ScorerOptions(batch_size=batch_size))
+    result = thread.submit(fake, batch_of(values)).result(timeout=10)
     assert numbers(result.score.tolist()) == [None if value == 6 else value for value in values]
     assert numbers(result.extras["half"].tolist()) == [
         None if value == 6 else value / 2 for value in values
@@ -213,8 +211,9 @@ def test_one_bad_sample_costs_exactly_one_nan(error: Exception, batch_size: int)
 def test_bisection_of_a_wholly_failing_call_costs_two_calls_a_sample_less_one() -> None:
     fake = Fake(lambda values: RuntimeError("down"))
     score, thread = run(fake, batch_of(list(range(8))))
-    assert numbers(score) == [None] * 8 and len(fake.calls) == 15
-    assert thread.state().error == "RuntimeError: down" and not thread.state().broken
+    assert numbers(score) == [None] * 8
+    assert len(fake.calls) == 15
+    assert thread.state() == State(False, "RuntimeError: down", ())
 
 
 @pytest.mark.parametrize(
@@ -224,21 +223,21 @@ def test_out_of_memory_halves_the_calls_and_remembers(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = Fake(lambda values: error if len(values) > 3 else None)
-    thread = ScorerThread("fake", ScorerThreadOptions())
-    assert thread.submit(fake, batch_of(list(range(10)))).result(timeout=10).score.tolist() == list(
-        range(10)
-    )
+    thread = ScorerThread("fake", ScorerOptions())
+    scores = thread.submit(fake, batch_of(list(range(10)))).result(timeout=10)
+    assert scores.score.tolist() == list(range(10))
     assert [len(call) for call in fake.calls] == [10, 5, 2, 2, 1, 2, 2, 1]
     fake.calls.clear()
     thread.submit(fake, batch_of(list(range(6)))).result(timeout=10)
     assert [len(call) for call in fake.calls] == [2, 2, 2]
-    assert "fake: out of memory with 10 images a call; going on with 5" in caplog.text
+    assert "fake: out of memory with 10 images a call; continuing with 5" in caplog.text
 
 
 def test_out_of_memory_with_one_image_is_nan_and_no_end() -> None:
     fake = Fake(lambda values: MemoryError("no room"))
     score, thread = run(fake, batch_of([1, 2]))
-    assert numbers(score) == [None, None] and thread.state().error == "MemoryError: no room"
+    assert numbers(score) == [None, None]
+    assert thread.state() == State(False, "MemoryError: no room", ())
 
 
 def wrong_shape(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
@@ -258,45 +257,42 @@ def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> A
         (no_scores, "AttributeError: 'numpy.ndarray' object has no attribute 'score'"),
     ],
 )
-def test_a_programming_error_breaks_the_lane(
+def test_a_programming_error_breaks_the_thread(
     scorer: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    thread = ScorerThread("fake", ScorerThreadOptions())
+    thread = ScorerThread("fake", ScorerOptions())
     score = thread.submit(scorer, batch_of([1, 2, 3, 4])).result(timeout=10).score
-    assert np.isnan(score).all() and thread.state().broken and thread.state().error == message
+    assert np.isnan(score).all()
+    assert thread.broken
+    assert thread.error == message
     assert caplog.records[0].exc_info, "the developer wants the traceback"
     calls = len(getattr(scorer, "calls", ()))
     assert np.isnan(thread.submit(scorer, batch_of([5])).result(timeout=10).score).all()
     assert len(getattr(scorer, "calls", ())) == calls, "a broken thread does not ask again"
 
 
-def test_unequal_lengths_break_the_lane_instead_of_raising() -> None:
+def test_unequal_lengths_break_the_thread_instead_of_raising() -> None:
     images = batch_of([1, 2]).images
-    thread = ScorerThread("fake", ScorerThreadOptions())
-    assert np.isnan(
-        thread.submit(Fake(), Batch(images, ["one"], [{}])).result(timeout=10).score
-    ).all()
-    assert thread.state().broken
+    thread = ScorerThread("fake", ScorerOptions())
+    scores = thread.submit(Fake(), Batch(images, ["one"], [{}])).result(timeout=10)
+    assert np.isnan(scores.score).all()
+    assert thread.broken
 
 
-def test_a_lost_score_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_score_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     fake = Fake(lambda values: RuntimeError(f"odd {values}") if max(values) > 1 else None)
     with caplog.at_level(logging.WARNING):
         _, thread = run(fake, batch_of([1, 2, 3, 4]))
-    assert (
-        len(caplog.records) == 1
-        and "fake: no score for 1 images: RuntimeError: odd [2]" in caplog.text
-    )
-    assert thread.state().error == "RuntimeError: odd [4]", (
-        "the last one is what a stopped run says"
-    )
+    assert len(caplog.records) == 1
+    assert "fake: no score for 1 images: RuntimeError: odd [2]" in caplog.text
+    assert thread.error == "RuntimeError: odd [4]", "a stopped run reports the last one"
 
 
 def test_offload_moves_the_model_in_to_score_and_out_when_nothing_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
-    options = ScorerThreadOptions(placement="offload")
+    monkeypatch.setattr(scorer_options, "gpu", lambda: torch.device("meta"))
+    options = ScorerOptions(placement="offload")
     options.check("fake")
     thread, fake = ScorerThread("fake", options), Fake()
     thread.place(fake)
@@ -309,11 +305,9 @@ def test_offload_moves_the_model_in_to_score_and_out_when_nothing_waits(
 def test_offload_leaves_the_model_in_place_for_the_batch_that_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
-    thread, queued = (
-        ScorerThread("fake", ScorerThreadOptions(placement="offload")),
-        threading.Event(),
-    )
+    monkeypatch.setattr(scorer_options, "gpu", lambda: torch.device("meta"))
+    thread = ScorerThread("fake", ScorerOptions(placement="offload"))
+    queued = threading.Event()
 
     def after_both_are_queued(values: list[int]) -> None:
         queued.wait(10)
@@ -328,24 +322,24 @@ def test_offload_leaves_the_model_in_place_for_the_batch_that_waits(
 
 
 def test_placement_on_the_gpu_is_done_once_and_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer_thread, "gpu", lambda: torch.device("meta"))
+    monkeypatch.setattr(scorer_options, "gpu", lambda: torch.device("meta"))
     for placement, device in (("", "meta"), ("cuda", "meta"), ("cpu", "cpu")):
-        thread, fake = ScorerThread("fake", ScorerThreadOptions(placement=placement)), Fake()
+        thread, fake = ScorerThread("fake", ScorerOptions(placement=placement)), Fake()
         thread.place(fake)
         thread.submit(fake, batch_of([1])).result(timeout=10)
         assert fake.moves == [device, "score"]
     with pytest.raises(
         ValueError, match=r"fake.placement = 'cuda': this scorer has no `to\(device\)`"
     ):
-        ScorerThread("fake", ScorerThreadOptions(placement="cuda")).place(wrong_shape)
+        ScorerThread("fake", ScorerOptions(placement="cuda")).place(wrong_shape)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"fake.placement = 'offload' needs a CUDA GPU; 'cpu' does without"
+        ValueError, match=r"fake.placement = 'offload' needs a CUDA GPU; 'cpu' needs none"
     ):
-        ScorerThreadOptions(placement="offload").check("fake")
+        ScorerOptions(placement="offload").check("fake")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -364,8 +358,9 @@ def test_on_a_gpu_the_scorer_has_its_own_stream_and_offload_leaves_no_memory_beh
             return Scores(value.cpu().numpy())
 
     before = torch.cuda.memory_reserved()
-    thread, scorer = ScorerThread("gpu", ScorerThreadOptions(placement="offload")), OnGpu()
+    thread, scorer = ScorerThread("gpu", ScorerOptions(placement="offload")), OnGpu()
     thread.place(scorer)
     assert thread.submit(scorer, batch_of([3, 5])).result(timeout=60).score.tolist() == [3, 5]
     assert scorer.streams[0] != torch.cuda.default_stream()
-    assert scorer.weight.device.type == "cpu" and torch.cuda.memory_reserved() == before
+    assert scorer.weight.device.type == "cpu"
+    assert torch.cuda.memory_reserved() == before

@@ -54,7 +54,7 @@ def test_from_another_run_s_checkpoint_it_goes_the_same_way_and_repeated_it_goes
         and logged(config, "eval") == [0, 2]
     )
     trainer = Trainer(config)
-    assert trainer.run_folder.found and trainer.run_folder.found.epoch == 2, (
+    assert trainer.run_folder.origin and trainer.run_folder.origin.epoch == 2, (
         "what was done since is not done again"
     )
     assert trainer.tracker.run_id == saved(config, 2).tracker

@@ -1,4 +1,4 @@
-"""scripts/single_node and multi_node with a pretended `accelerate`: what they check, and what they hand over to it."""
+"""scripts/single_node and multi_node with a fake `accelerate`: their checks, and its arguments."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ THEIRS = (
 
 
 class Scripts:
-    """A copy of the scripts, without a .venv beside them, on a machine with so many GPUs."""
+    """A copy of the scripts, without a .venv, on a machine with N GPUs."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.tools = folder / "a copy", folder / "tools"
@@ -79,7 +79,7 @@ class Scripts:
         )
 
     def launched(self, script: str, *arguments: str, **env: str) -> list[str]:
-        """What accelerate was given, an argument a line."""
+        """The arguments of accelerate."""
         done = self.run(script, *arguments, **env)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -108,10 +108,12 @@ def test_model_and_reward_name_a_recipe(scripts: Scripts, model: str, reward: st
     launched = scripts.launched("single_node/tp_grpo.sh", MODEL_NAME=model, REWARD=reward)
     assert trained(launched) == [f"--config=config/tp_grpo.py:{reward}_{model}"]
     assert f"{reward}_{model}" in recipes.RECIPES
-    assert value(launched, "--num_processes") == "8" and value(launched, "--num_machines") == "1"
+    assert value(launched, "--num_processes") == "8"
+    assert value(launched, "--num_machines") == "1"
     assert value(launched, "--config_file") == "scripts/accelerate_configs/ddp.yaml"
     assert value(launched, "--main_process_port") == "19001"
-    assert "NCCL_DEBUG=WARN" in launched and "CUDA_VISIBLE_DEVICES=unset" in launched
+    assert "NCCL_DEBUG=WARN" in launched
+    assert "CUDA_VISIBLE_DEVICES=unset" in launched
 
 
 def test_the_default_is_sd3_with_pickscore_on_all_visible_gpus(scripts: Scripts) -> None:
@@ -217,21 +219,21 @@ NODE = "multi_node/tp_grpo.sh 0"
         (
             ALONE,
             {"MODEL_NAME": "shapes", "REWARD": "pickscore"},
-            "REWARD = 'pickscore': the embedded model has its own reward; leave REWARD out, or give tiny or smoke",
+            "REWARD = 'pickscore': the embedded model has its own reward; omit REWARD, or",
         ),
         (ALONE, {"NUM_GPUS": "all"}, "NUM_GPUS = 'all' is not a whole number from 1 on"),
         (ALONE, {"NUM_GPUS": "16"}, "16 processes on this machine are more than its 8 GPUs"),
         (ALONE, {"MASTER_PORT": "http"}, "MASTER_PORT = 'http' is not a whole number from 1 on"),
-        (ALONE, {"MASTER_PORT": "70000"}, "MASTER_PORT = 70000 is no port: they end at 65535"),
+        (ALONE, {"MASTER_PORT": "70000"}, "MASTER_PORT = 70000: ports end at 65535"),
         (
             ALONE,
             {"LAUNCH": "fsdp9"},
-            "LAUNCH = 'fsdp9': there is no scripts/accelerate_configs/fsdp9.yaml; there are ddp, fsdp2",
+            "LAUNCH = 'fsdp9': no file scripts/accelerate_configs/fsdp9.yaml; known: ddp, fsdp2",
         ),
         (
             ALONE,
             {"LAUNCH": "zero2"},
-            "LAUNCH = 'zero2': DeepSpeed's engine casts the fp32 adapters and steps on its own schedule",
+            "LAUNCH = 'zero2': DeepSpeed's engine casts the fp32 adapters and steps on its",
         ),
         (
             ALONE,
@@ -253,7 +255,7 @@ NODE = "multi_node/tp_grpo.sh 0"
         (
             NODE,
             {"NUM_MACHINES": "3"},
-            "NUM_PROCESSES = 32, which is over all machines, does not divide by NUM_MACHINES",
+            "NUM_PROCESSES = 32, over all machines, does not divide by NUM_MACHINES = 3",
         ),
         (NODE, {"NUM_MACHINES": "two"}, "NUM_MACHINES = 'two' is not a whole number from 1 on"),
         (NODE, {"MASTER_WAIT": "0"}, "MASTER_WAIT = '0' is not a whole number from 1 on"),
@@ -268,16 +270,16 @@ def test_a_mistake_is_named_and_nothing_is_launched(
     done = scripts.run(
         *command.split(), **{"MASTER_ADDR": "127.0.0.1", "NUM_PROCESSES": "32", **env}
     )
-    assert done.returncode == 2 and done.stdout == "", done.stdout
-    assert message in done.stderr and done.stderr.count("error: ") == 1, done.stderr
+    assert done.returncode == 2, done.stdout
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
 
 
 def test_a_large_model_without_cuda_is_refused(scripts: Scripts) -> None:
     done = scripts.run(ALONE, MODEL_NAME="flux")
-    assert (
-        done.returncode == 2
-        and "MODEL_NAME=flux needs CUDA GPUs, and there are none" in done.stderr
-    )
+    assert done.returncode == 2
+    assert "MODEL_NAME=flux needs CUDA GPUs, and this machine has none" in done.stderr
 
 
 def test_a_port_that_is_taken_is_named(scripts: Scripts) -> None:
@@ -292,9 +294,8 @@ def test_a_port_that_is_taken_is_named(scripts: Scripts) -> None:
             "MODEL_NAME": "shapes",
         }
         done = scripts.run("multi_node/tp_grpo.sh", "0", **env)
-    assert done.returncode == 2 and f"port {port} is taken; set MASTER_PORT" in done.stderr, (
-        done.stderr
-    )
+    assert done.returncode == 2, done.stderr
+    assert f"port {port} is taken; set MASTER_PORT" in done.stderr
 
 
 def free_port() -> str:

@@ -48,7 +48,7 @@ def stop_after(epoch: int, process: subprocess.Popen[str], out: Path) -> tuple[i
         output
     )
     last = re.search(
-        r"everything up to epoch (\d+) is in .*/run; the same command goes on from there", output
+        r"everything up to epoch (\d+) is in .*/run; the same command resumes from there", output
     )
     assert last, output
     return int(last[1]), output
@@ -59,4 +59,4 @@ def test_sigterm_to_the_script_ends_with_code_0_and_the_same_command_goes_on(
 ) -> None:
     last, _ = stop_after(1, start(tmp_path), tmp_path)
     after, output = stop_after(last + 1, start(tmp_path), tmp_path)
-    assert f"going on from epoch {last} of {tmp_path}/run" in output and after > last, output
+    assert f"resuming from epoch {last} of {tmp_path}/run" in output and after > last, output

@@ -93,7 +93,7 @@ def test_ctrl_c_and_kill_in_mid_epoch_lose_nothing(tmp_path: Path) -> None:
     assert (
         process.returncode == 130
         and "stopped by Ctrl-C" in output
-        and "goes on from there" in output
+        and "resumes from there" in output
     ), output
     assert "Traceback" not in output
 

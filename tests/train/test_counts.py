@@ -1,4 +1,4 @@
-"""A real epoch makes exactly the model evaluations, decoded images and scored images that the plan says."""
+"""A real epoch makes exactly the evaluations, decoded and scored images that the plan says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Counts:
         )
 
 
-# T = 4, K = 2 from step 0, 8 trajectories in batches of 4, i.e. of one group; sigmas 1, 0.67, 0.33, 0.001.
+# T = 4, K = 2, 8 trajectories in batches of 4, a group each; sigmas 1, 0.67, 0.33, 0.001.
 CASES: list[tuple[dict[str, Any], int, int]] = [
     ({}, 4 + 3 + 2, 3),
     ({"sample__batch_size": 2, "sample__max_rows": 3}, 9, 3),
@@ -75,7 +75,7 @@ def test_an_epoch_costs_what_the_plan_says(
     )
 
 
-# A batch of 4 has a call of its own at each of 4 steps; beside it come 4 rows of branches at step 1, 8 at 2 and 3.
+# A batch of 4 has a call at each of 4 steps; 4 rows of branches come at step 1, 8 at 2 and 3.
 @pytest.mark.parametrize("max_rows, branches", [(3, 2 + 3 + 3), (4, 1 + 2 + 2), (8, 1 + 1 + 1)])
 def test_an_epoch_s_calls_are_as_few_as_the_rows_allow(
     smoke: Smoke, max_rows: int, branches: int, monkeypatch: pytest.MonkeyPatch
@@ -105,21 +105,19 @@ def test_a_common_latent_saves_the_members_baselines(
     trainer = Trainer(smoke(**fields))
     counts, plan = Counts(trainer, monkeypatch), trainer.plan
     pending = trainer._roll_out(0, list(range(plan.groups)), keep_images=True)
-    rollouts = [p.finish()[0] for p in pending]
+    rewards = [p.finish() for p in pending]
     trainer.rewards.close()
     assert sum(counts.rows) == plan.epoch_nfe == 8 * 9 - 3 * (8 - baselines)
     assert counts.decoded == counts.scored == plan.epoch_images == 8 * 3 - (8 - baselines)
-    ladder, group = (
-        torch.cat([r.ladder for r in rollouts]),
-        torch.cat([r.group_id for r in rollouts]),
-    )
-    start = torch.cat([r.trajectory.x[:, 0] for r in rollouts])
+    ladder = torch.cat([r.total for r in rewards])
+    batches = trainer._batches(list(range(plan.groups)))
+    group = torch.cat([batch.group_id for batch in batches])
+    start = torch.cat([p.rollout.states[:, 0] for p in pending])
     for g in group.unique():
         assert (start[group == g] == start[group == g][0]).all()
         torch.testing.assert_close(
             ladder[group == g, 0].std(), torch.tensor(0.0), atol=1e-2, rtol=0
         )
     assert not torch.equal(start[group == group[0]][0], start[group != group[0]][0])
-    assert ladder.shape == (8, 3) and all(
-        p.images is not None and p.images.shape[1] == 3 for p in pending
-    )
+    assert ladder.shape == (8, 3)
+    assert all(p.images is not None and p.images.shape[1] == 3 for p in pending)

@@ -1,4 +1,4 @@
-"""What an update need not compute: micro-batches without a gradient, and the frozen model's velocities again."""
+"""What an update need not compute: passes without a gradient, the frozen model's means again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Smoke = Callable[..., ConfigDict]
 def test_steps_in_one_backward_pass_descend_like_one_after_the_other(
     smoke: Smoke, beta: float
 ) -> None:
-    """Two rollout batches of four at two steps: as 4 passes of 4 rows, as 16 rows and as 12 and 4."""
+    """Two rollout batches of four, two steps: as 4 passes of 4 rows, as 16 rows, as 12 and 4."""
     fields = {"train__beta": beta, "train__updates_per_epoch": 1, "train__inner_epochs": 2}
     fields |= {"sample__guidance_scale": 2.0, "train__learning_rate": 1e-2}
     advantages = [
@@ -32,7 +32,7 @@ def test_steps_in_one_backward_pass_descend_like_one_after_the_other(
     for rows in (0, 16, 12):
         trainer = Trainer(smoke(run_name=f"rows-{rows}", train__batch_size=rows, **fields))
         rollouts = [
-            p.finish()[0]
+            p.rollout
             for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
         ]
         seen = count(trainer)
@@ -76,17 +76,15 @@ def count(trainer: Trainer) -> list[torch.Tensor]:
 def updated(
     config: ConfigDict, advantages: torch.Tensor, rounds: int, lost: int | None = None
 ) -> tuple[dict, dict, int]:
-    """Weights, the last report and the number of forwards after `rounds` updates of one rollout batch of four.
+    """Weights, the last report and the number of forwards after `rounds` updates of one batch of 4.
 
     lost: a sample whose states are NaN from the second on.
     """
     trainer = Trainer(config)
-    (batch, *_) = [
-        p.finish()[0]
-        for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
-    ]
+    groups = list(range(trainer.plan.groups))
+    batch = trainer._roll_out(0, groups, keep_images=False)[0].rollout
     if lost is not None:
-        batch.trajectory.x[lost, 1:] = batch.trajectory.mean[lost, 1:] = float("nan")
+        batch.states[lost, 1:] = batch.means[lost, 1:] = float("nan")
     seen = count(trainer)
     for number in range(rounds):
         report = trainer.updater.step([batch], [advantages], fresh=number == 0)
@@ -117,11 +115,10 @@ def test_what_has_no_gradient_is_left_out_and_nothing_changes(
 def test_ranks_meet_at_the_boundaries_before_they_add_their_gradients(
     smoke: Smoke, zero: list[int]
 ) -> None:
-    """A rank that has nothing to compute at the end would add its gradients while others are at a boundary."""
+    """A rank with nothing left to compute would add gradients while others are at a boundary."""
     trainer = Trainer(smoke(train__updates_per_epoch=1, sample__batch_size=4))
     batches = [
-        p.finish()[0]
-        for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
+        p.rollout for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
     ]
     events: list[str] = []
     accelerator, backward = trainer.updater.accelerator, trainer.updater.accelerator.backward
@@ -182,14 +179,13 @@ def test_an_image_that_is_nan_costs_its_ladder_and_leaves_no_mark(smoke: Smoke) 
     trainer.backbone.decode = overflow  # type: ignore[method-assign]
     pending = trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=True)
     for one in pending:
-        rollout, rewards = one.finish()
-        missing = rewards.total.isnan()
-        assert missing.any() and not missing.all() and torch.equal(missing, rollout.ladder.isnan())
+        missing = one.finish().total.isnan()
+        assert missing.any() and not missing.all()
     trainer.rewards.close()
 
 
 def poison(trainer: Trainer, updates: set[int]) -> list[float]:
-    """The gradient of one weight is NaN in these updates, counted from 1; returns the list of norms to come."""
+    """Make the gradient of one weight NaN in these updates, counted from 1; returns the norms."""
     step, norms = trainer.updater.step, []
     number = 0
 
@@ -226,7 +222,7 @@ def test_a_gradient_that_is_nan_costs_its_update_alone(
         0.5,
     ]
     assert all(value.isfinite().all() for value in values(trainer)) and trainer.learner.updates == 4
-    assert "update 3 is left out: its gradient is not finite" in capsys.readouterr().out
+    assert "update 3 is skipped: its gradient is not finite" in capsys.readouterr().out
 
 
 def test_too_many_in_a_row_stop_the_run_and_nothing_has_moved(smoke: Smoke) -> None:
@@ -253,8 +249,7 @@ def test_skipped_updates_are_counted_across_a_resume(smoke: Smoke) -> None:
 def test_a_forward_pass_that_is_nan_is_a_skipped_update_and_no_mismatch(smoke: Smoke) -> None:
     trainer = Trainer(smoke())
     (batch, *_) = [
-        p.finish()[0]
-        for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
+        p.rollout for p in trainer._roll_out(0, list(range(trainer.plan.groups)), keep_images=False)
     ]
     trainer.rewards.close()
     batch.cond.pooled[1] = torch.nan

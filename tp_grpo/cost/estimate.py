@@ -1,6 +1,6 @@
 """What a run will take, before anything loads: images, FLOPs, bytes on the device by phase, hours.
 
-The real classes run on the meta device with the config's own shapes; nothing is downloaded or computed.
+The real classes run on the meta device in the config's shapes; nothing is downloaded or computed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from tp_grpo.models import architecture, base
 from tp_grpo.models.architecture import Architecture
 from tp_grpo.models.policy import Policy
 from tp_grpo.plan import Plan, make_plan
+from tp_grpo.settings import Settings
 
-OPTIMIZER_BYTES = {
-    "adamw": 8.0,
-    "adamw_8bit": 2 + 2 * 4 / 256,
-}  # a parameter: two moments; 8-bit ones have scales
+# Of two moments per parameter; 8-bit ones have a scale per 256 values.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the transformer: parameters with its buffers, modules that got an adapter (0: no LoRA), trained parameters."""
+    """Parameters and buffers of the transformer, modules with an adapter, trained parameters."""
 
     transformer: int
     adapted_modules: int
@@ -38,7 +37,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of an epoch over all ranks. evaluate: an epoch's share; None where the prompts cannot be read."""
+    """FLOPs of an epoch over all ranks. evaluate: an epoch's share, None without its prompts."""
 
     sample: float
     decode: float
@@ -53,16 +52,12 @@ class Flops:
 
 @dataclass(frozen=True)
 class Network:
-    """Bytes that each rank sends, and receives, when collectives go round in rings; 0 where there is one rank.
+    """Bytes that each rank sends, and receives, in ring collectives; 0 with a single rank."""
 
-    gradients: an update, their mean over the ranks; results: an epoch, its ladders and scores; shares: an update
-    under FSDP2, which gathers the frozen weights for each pass, on top. Each pass of sampling takes share_per_pass too.
-    """
-
-    gradients: int
-    results: int
-    shares: int
-    share_per_pass: int
+    gradients: int  # an update: their mean over the ranks
+    results: int  # an epoch: ladders and scores
+    shares: int  # an update under FSDP2, in addition: the frozen weights of each pass
+    share_per_pass: int  # the same for a pass of sampling
 
 
 @dataclass(frozen=True)
@@ -79,31 +74,27 @@ class Estimate:
         return sum(self.memory[phase].values())
 
     def hours(self, epochs: int, tflops: float) -> float:
-        """Of `epochs`, when every device computes `tflops` x 10^12 FLOP/s. Scoring and input are not counted."""
+        """Hours of `epochs` at `tflops` x 10^12 FLOP/s a device, without scoring and input."""
         return epochs * self.flops.total / self.plan.world_size / (tflops * 1e12) / 3600
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A batch's forward, its micro-batch and the largest sampling call: FLOPs, and peak bytes beside the weights."""
+    """FLOPs, and peak bytes in addition to the weights."""
 
-    forward_flops: int
-    update_flops: int
+    forward_flops: int  # of a batch
+    update_flops: int  # of its micro-batch
     update_peak: int
-    sample_peak: int
+    sample_peak: int  # of the largest sampling call
 
 
-def estimate(config: Any, world_size: int) -> Estimate:
-    """Raises ValueError for a config that does not plan, or whose checkpoint's architecture is not known."""
+def estimate(config: Settings, world_size: int) -> Estimate:
+    """Raises ValueError for a config that does not plan, or an unknown architecture."""
     plan = make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
-    if config.model.dtype not in base.DTYPES:
-        raise ValueError(
-            f"model.dtype = {config.model.dtype!r} is not one of {', '.join(base.DTYPES)}"
-        )
     shapes = architecture.read(config.model)
     backbone = architecture.build(shapes, config.model)
     plan = plan.at(_schedule(backbone, plan.steps))
-    # Counted with a copy of the frozen model on the device; without a KL term it waits in host memory.
+    # Counted with a copy of the frozen model on the device; host memory has it without a KL term.
     policy = Policy(
         backbone.transformer,
         rank=config.lora.rank,
@@ -126,57 +117,52 @@ def _schedule(backbone: Any, steps: int) -> list[float]:
 
 
 def measure(
-    backbone: Any, policy: Policy, shapes: Architecture, config: Any, plan: Plan
+    backbone: Any, policy: Policy, shapes: Architecture, config: Settings, plan: Plan
 ) -> Measured:
     """One training micro-batch, as `Updater` makes it, and the sampler's largest call."""
-    dtype, guidance = base.DTYPES[config.model.dtype], config.sample.guidance_scale
+    dtype = base.DTYPES[config.model.dtype]
     kernels = functools.partial(meter.Kernels, dtype if dtype != torch.float32 else None)
     for parameter in policy.parameters.values():
         parameter.grad = torch.empty_like(parameter)  # from the second micro-batch on it is there
     if config.model.gradient_checkpointing:
         meter.checkpoint_blocks(backbone.transformer, kernels)
     with _meter(backbone) as training, kernels():
-        velocity = _velocity(backbone, shapes, config, plan.train_rows, guidance)
+        velocity = _velocity(backbone, shapes, config, plan.train_rows)
         forward_flops, reference = training.flops, torch.zeros_like(velocity)
         if config.train.beta > 0:
             with torch.no_grad(), policy.reference():
-                reference = _velocity(backbone, shapes, config, plan.train_rows, guidance)
+                reference = _velocity(backbone, shapes, config, plan.train_rows)
         torch.autograd.backward((velocity - reference).square().mean())
-    rows = max(
-        plan.batch_size, config.eval.batch_size, config.sample.max_rows if plan.branches else 0
-    )
+    branch_rows = config.sample.max_rows if plan.ladder > 1 else 0
+    rows = max(plan.batch_size, config.eval.batch_size, branch_rows)
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
-        _velocity(backbone, shapes, config, rows, guidance)
+        _velocity(backbone, shapes, config, rows)
     return Measured(forward_flops, training.flops, training.peak, sampling.peak)
 
 
 def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
-    """FLOPs an image and peak bytes of decoding `images` latents in calls of `model.decode_batch_size`.
+    """FLOPs an image and peak bytes of decoding `images` latents, `model.decode_batch_size` a call.
 
-    Only one call is run: before the last, all other images are there; then they are joined, which takes them twice.
+    Only one call is run. During the last one all other images exist; joining takes all twice.
     """
     chunk = min(backbone.decode_batch_size, images)
     x = torch.empty(chunk, *backbone.latent_shape, device=architecture.META)
     with _meter(backbone, x) as decoding, meter.Kernels(None):
         decoded = meter.size([backbone.decode(x)]) // chunk
-    return decoding.flops / chunk, max(
-        decoding.peak + (images - chunk) * decoded, 2 * images * decoded
-    )
+    peak = max(decoding.peak + (images - chunk) * decoded, 2 * images * decoded)
+    return decoding.flops / chunk, peak
 
 
-def _velocity(
-    backbone: Any, shapes: Architecture, config: Any, rows: int, guidance: float
-) -> Tensor:
+def _velocity(backbone: Any, shapes: Architecture, config: Settings, rows: int) -> Tensor:
     x = torch.empty(rows, *backbone.latent_shape, device=architecture.META)
     sigma = torch.empty((), device=architecture.META)
-    v: Tensor = backbone.velocity(
-        x, sigma, architecture.conditions(shapes, config.model, rows), guidance
-    )
+    cond = architecture.conditions(shapes, config.model, rows)
+    v: Tensor = backbone.velocity(x, sigma, cond, config.sample.guidance_scale)
     return v
 
 
 def _meter(backbone: Any, *inputs: Tensor) -> meter.Meter:
-    """Counts what a call allocates beside weights, buffers, gradients and inputs."""
+    """Counts what a call allocates in addition to weights, buffers, gradients and inputs."""
     return meter.Meter([*_weights(backbone.transformer), *_weights(backbone.pipeline.vae), *inputs])
 
 
@@ -192,42 +178,36 @@ def _counts(policy: Policy) -> Counts:
     return Counts(held - (trained if policy.rank else 0), adapters, trained)
 
 
-def _flops(config: Any, plan: Plan, measured: Measured, decode: float) -> Flops:
+def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> Flops:
     forward = measured.forward_flops / plan.train_rows
     steps = len(plan.window) * config.train.inner_epochs
-    evaluated = _evaluated(config)
+    images, evaluate = _evaluated(config), None
+    if images is not None:
+        evaluate = images * (config.eval.steps * forward + decode) / config.eval.every
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
         train=plan.images * steps * measured.update_flops / plan.train_rows,
-        evaluate=None
-        if evaluated is None
-        else evaluated * (config.eval.steps * forward + decode) / config.eval.every,
+        evaluate=evaluate,
         forward=forward,
     )
 
 
-def _evaluated(config: Any) -> int | None:
-    """Images of an evaluation."""
-    if config.eval.prompts:
-        return int(config.eval.prompts * config.eval.members)
+def _evaluated(config: Settings) -> int | None:
+    """Images of an evaluation; None if its prompts cannot be read."""
+    count = config.eval.prompts
     try:
-        return len(prompts.load(config.prompts.eval, field="prompts.eval")) * int(
-            config.eval.members
-        )
+        count = count or len(prompts.load(config.prompts.eval, field="prompts.eval"))
     except ValueError:
         return None
+    return count * config.eval.members
 
 
-def _network(config: Any, plan: Plan, policy: Policy) -> Network:
-    others = (
-        plan.world_size - 1
-    ) / plan.world_size  # of what is gathered, a rank gets that share from elsewhere
+def _network(config: Settings, plan: Plan, policy: Policy) -> Network:
+    others = (plan.world_size - 1) / plan.world_size  # the share that comes from other ranks
     trained = meter.size(policy.parameters.values())
     frozen = meter.size(policy.transformer.parameters()) - trained if policy.rank else 0
-    columns = plan.ladder * (
-        2 + len(config.rewards.scorers)
-    )  # the ladder, the total once more, each scorer
+    columns = plan.ladder * (2 + len(config.rewards.scorers))  # ladder, total, each scorer
     passes = 3 if config.train.beta > 0 else 2  # forward, backward, and the frozen model's forward
     return Network(
         gradients=round(2 * others * trained),
@@ -238,7 +218,7 @@ def _network(config: Any, plan: Plan, policy: Policy) -> Network:
 
 
 def _memory(
-    config: Any,
+    config: Settings,
     plan: Plan,
     shapes: Architecture,
     backbone: Any,
@@ -246,7 +226,7 @@ def _memory(
     measured: Measured,
     decode_peak: int,
 ) -> dict[str, dict[str, int]]:
-    """Bytes by phase and kind. In fp16 a T5 keeps its `wo` in fp32, which is not counted: 2 GB of T5-XXL."""
+    """Bytes by phase and kind. Not counted: the fp32 `wo` of a T5 in fp16, 2 GB of T5-XXL."""
     trained = meter.size(policy.parameters.values())
     transformer = [*policy.transformer.parameters(), *policy.transformer.buffers()]
     copy = policy._frozen.values() if config.train.beta > 0 else ()

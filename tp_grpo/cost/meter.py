@@ -1,4 +1,4 @@
-"""What a computation costs, counted while it runs: FLOPs and bytes. On the meta device nothing is computed for it."""
+"""FLOPs and bytes of a computation, counted while it runs; on the meta device it costs nothing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-# CUDA's autocast, as far as the models' functions go (the "autocast op reference" of PyTorch's manual).
+# CUDA's autocast for the models' functions ("autocast op reference" of PyTorch's manual).
 _LOW = {"linear", "conv2d", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "mm", "einsum"}
-_HIGH = {
-    "layer_norm",
-    "rms_norm",
-    "group_norm",
-    "pow",
-    "__pow__",
-    "rsqrt",
-    "exp",
-    "log",
-    "softmax",
-    "mse_loss",
-}
+_HIGH = {"layer_norm", "rms_norm", "group_norm", "softmax", "mse_loss"}
+_HIGH |= {"pow", "__pow__", "rsqrt", "exp", "log"}
 
 
 class Meter(TorchDispatchMode):
-    """Inside: `flops` (a multiplication and an addition are two), `live` bytes that were allocated, and their `peak`.
+    """Counts `flops` (a multiply-add is two), `live` bytes allocated inside, and their `peak`.
 
-    Tensors in `known` were there before and are not counted. Kernels' own workspaces are not seen.
+    Tensors in `known` existed before and are not counted. Kernels' workspaces are not seen.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -68,7 +58,7 @@ class Meter(TorchDispatchMode):
 
 
 class Kernels(TorchFunctionMode):
-    """Inside, meta tensors take the way they would take on a GPU: fused attention, and autocast to `low` if given."""
+    """Makes meta tensors take a GPU's kernels: fused attention, and autocast to `low` if given."""
 
     def __init__(self, low: torch.dtype | None) -> None:
         super().__init__()
@@ -90,7 +80,7 @@ class Kernels(TorchFunctionMode):
     ) -> Tensor:
         dtype = self.low or query.dtype
         query, key, value = (t.to(dtype) for t in (query, key, value))
-        # Neither keeps the square of the sequence; the first takes fp32, and both save the same for the backward.
+        # Neither keeps the square of the sequence; the CPU's takes fp32; both save the same.
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         if dtype != torch.float32:
             fused = torch.ops.aten._scaled_dot_product_flash_attention

@@ -1,11 +1,11 @@
-"""One rollout and one update of a recipe at full size with random weights, timed on the device that is there."""
+"""One rollout and one update of a recipe at full size with random weights, timed on this device."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tp_grpo.method import credit, sampler
 from tp_grpo.models import architecture
 from tp_grpo.plan import make_plan
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import velocity_of
 from tp_grpo.train.update import Updater
@@ -23,7 +24,7 @@ from tp_grpo.types import Rollout
 
 @dataclass(frozen=True)
 class Phase:
-    """Median seconds, peak device memory in bytes (0 on a CPU), and FLOPs computed (0: not counted)."""
+    """Median seconds, peak device memory in bytes (0 on a CPU), FLOPs (0: not counted)."""
 
     seconds: float
     peak: int
@@ -32,24 +33,23 @@ class Phase:
 
 @dataclass(frozen=True)
 class Probe:
-    """Of one batch: rows in a model call, evaluations a trajectory, images decoded, the phases.
+    """The measurements of one batch."""
 
-    ratio_dev: max |ratio - 1| of the unmoved policy; matmul: FLOP/s of a large square matrix product in the model's
-    dtype, what the device can sustain at best.
-    """
-
-    batch_size: int
-    nfe: int
-    images: int
+    batch_size: int  # rows in a model call
+    nfe: int  # evaluations a trajectory
+    images: int  # decoded
     phases: dict[str, Phase]
-    ratio_dev: float
-    matmul: float
+    ratio_dev: float  # max |ratio - 1| of the unmoved policy
+    matmul: (
+        float  # FLOP/s of a large square matrix product in the model's dtype, the most to expect
+    )
 
 
-def probe(config: Any, *, repeats: int) -> Probe:
-    """Measure `config` with one batch of `sample.batch_size` trajectories an update, `repeats` times after a first one.
+def probe(config: Settings, *, repeats: int) -> Probe:
+    """Measure one batch of `sample.batch_size` trajectories, `repeats` times after a first one.
 
-    Raises ValueError as `make_plan` and `architecture.read` do, and for a dtype or optimizer that the device has not.
+    Raises ValueError as `make_plan` and `architecture.read` do, and for a dtype or optimizer that
+    the device does not have.
     """
     config = _one_batch(config)
     runtime = Runtime(config.model.dtype, (), ".")
@@ -64,9 +64,8 @@ def probe(config: Any, *, repeats: int) -> Probe:
     cond = architecture.conditions(shapes, config.model, plan.batch_size, runtime.device)
     sigmas = backbone.sigmas(plan.steps)
     plan = plan.at(sigmas.tolist())
-    noise = torch.randn(
-        plan.batch_size, 1 + len(plan.window), *backbone.latent_shape, device=runtime.device
-    )
+    shape = (plan.batch_size, 1 + len(plan.window), *backbone.latent_shape)
+    noise = torch.randn(shape, device=runtime.device)
     velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
 
     def roll_out() -> Any:
@@ -75,25 +74,23 @@ def probe(config: Any, *, repeats: int) -> Probe:
             noise[:, 0],
             sigmas,
             noise[:, 1:],
-            window=plan.window,
+            completion=plan.completion,
             kind=config.sample.kind,
             noise_level=config.sample.noise_level,
             max_rows=config.sample.max_rows,
-            completions=plan.completions,
-            solver=plan.solver,
         )
 
-    sampled, (trajectory, clean) = _measure(roll_out, repeats, runtime.device)
+    sampled, (states, means, clean) = _measure(roll_out, repeats, runtime.device)
     decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
-    rollout = Rollout(
-        cond, trajectory, torch.empty(plan.batch_size, 0), torch.arange(plan.batch_size), {}
-    )
+    rollout = Rollout(cond, states, means)
     advantage = torch.randn(plan.batch_size, len(plan.window), device=runtime.device)
-    # The policy moves with the first update: what it was before is seen there alone.
+    # Only the first update sees the unmoved policy.
     ratio_dev = updater.step([rollout], [advantage], fresh=True)["ratio_dev"]
-    updated, _ = _measure(
-        lambda: updater.step([rollout], [advantage], fresh=False), repeats, runtime.device
-    )
+
+    def update() -> Any:
+        return updater.step([rollout], [advantage], fresh=False)
+
+    updated, _ = _measure(update, repeats, runtime.device)
     phases = {
         "rollout": Phase(*sampled, flops.sample),
         "decode": Phase(*decoded, flops.decode),
@@ -104,20 +101,19 @@ def probe(config: Any, *, repeats: int) -> Probe:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product, the median of five; 8192 a side on a GPU, 1024 on a CPU."""
+    """FLOP/s of a square matrix product, median of five; side 8192 on a GPU, 1024 on a CPU."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     (seconds, _), _ = _measure(lambda: a @ b, 5, device)
     return 2 * side**3 / seconds
 
 
-def _one_batch(config: Any) -> Any:
+def _one_batch(config: Settings) -> Settings:
     """The config whose epoch is a single group, sampled in one call and trained in one update."""
-    copy = config.copy_and_resolve_references()
-    copy.sample.groups_per_epoch = copy.train.updates_per_epoch = copy.train.inner_epochs = 1
-    copy.sample.group_size = copy.sample.batch_size
-    copy.train.max_ratio_dev = float("inf")  # to be reported, not to stop
-    return copy
+    sample = replace(config.sample, groups_per_epoch=1, group_size=config.sample.batch_size)
+    train = replace(config.train, updates_per_epoch=1, inner_epochs=1)
+    train = replace(train, max_ratio_dev=float("inf"))  # to be reported, not to stop
+    return replace(config, sample=sample, train=train)
 
 
 def _measure(
@@ -137,7 +133,5 @@ def _measure(
         if cuda:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return (
-        statistics.median(times),
-        torch.cuda.max_memory_allocated(device) if cuda else 0,
-    ), result
+    peak = torch.cuda.max_memory_allocated(device) if cuda else 0
+    return (statistics.median(times), peak), result

@@ -1,4 +1,4 @@
-"""Prompt sets, and which prompts an epoch visits. Stands alone: files or a generator in, `PromptBatch`es out."""
+"""Prompt sets, and which prompts an epoch visits: files or a generator in, `PromptBatch`es out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import json
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tp_grpo.data.lines import CLIP_WORDS, MAX_CHARACTERS, name, refuse
 from tp_grpo.types import PromptBatch
 
 SPLITS = {"prompts.train": "train", "prompts.eval": "test"}
-FILE_NAMES = (
-    "{}.jsonl",
-    "{}_metadata.jsonl",
-    "{}.txt",
-)  # ours; Flow-GRPO's (arXiv 2505.05470) last two
-MADE = (
-    "geneval",
-    "general_ocr",
-    "pickscore",
-)  # the sets that scripts/prepare_prompts.py makes by itself
-CLIP_WORDS = 77  # a word is a token at least, and CLIP reads 77
-MAX_CHARACTERS = 10_000
-MAX_SHOWN = 10  # lines named in a message
+# The last two are Flow-GRPO's (arXiv 2505.05470).
+FILE_NAMES = ("{}.jsonl", "{}_metadata.jsonl", "{}.txt")
+# scripts/prepare_prompts.py makes these without a list of prompts.
+BUILT_IN = ("geneval", "general_ocr", "pickscore")
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts with their metadata (what a scorer needs beside the words); a group's id is the index here."""
+    """Prompts, and metadata that scorers need besides them; the index here is a group's id."""
 
     prompts: list[str]
     metadata: list[dict[str, Any]]
@@ -45,7 +37,7 @@ class PromptSet:
 
     @property
     def digest(self) -> str:
-        """A hash of the prompts and their metadata, in their order."""
+        """A hash of the prompts and their metadata, in order."""
         content = json.dumps([self.prompts, self.metadata], sort_keys=True, default=repr)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -60,56 +52,71 @@ class PromptSet:
 
 
 def load(source: str, *, field: str) -> PromptSet:
-    """Read a .txt (a prompt a line), a .jsonl (objects with "prompt"), a folder of them, or call a "module:function".
+    """Read a .txt (a prompt a line), a .jsonl (objects with "prompt"), a folder, or a function.
 
-    field: the config field that named the source; of a folder, `prompts.train` takes train.jsonl, train_metadata.jsonl
-    or train.txt, `prompts.eval` the same with "test". A function gives (prompt, metadata) pairs. A prompt that is there
-    again is left out, but kept for training; one longer than CLIP reads is kept; both are warned of.
+    source: a path, or "module:function" for a function that returns (prompt, metadata) pairs.
+    field: the config field that holds `source`. In a folder `prompts.train` reads train.jsonl,
+      train_metadata.jsonl or train.txt, `prompts.eval` the same with "test".
 
-    Raises ValueError, naming the config field and, for bad lines, file:line (`MAX_SHOWN` of them).
+    Duplicates are dropped for evaluation and kept for training. Warns about them, and about
+    prompts longer than CLIP reads, which are kept.
+    Raises ValueError that names the field and up to `lines.SHOWN` bad lines.
     """
     if not source:
-        raise ValueError(
-            f"{field} is empty: name a .txt or .jsonl file, a folder of them, or a module:function"
-        )
-    told = f"{field} = {source!r}"
-    path = Path(source)
+        expected = "name a .txt or .jsonl file, a folder of them, or a module:function"
+        raise ValueError(f"{field} is empty: {expected}")
+    setting, path, unit = f"{field} = {source!r}", Path(source), "line"
     if path.is_dir():
         path = _file_in(path, field)
     if path.suffix in (".txt", ".jsonl"):
-        lines, unit = _read_file(path, told), "line"
+        lines = _read_file(path, setting)
     elif ":" in source:
-        lines, unit = _call(source, told), "item"
+        lines, unit = _call(source, setting), "item"
     else:
-        raise ValueError(
-            f"{told} is neither a .txt nor a .jsonl file nor a folder of them nor a module:function{_how_to_make(path)}"
-        )
+        expected = "a .txt or .jsonl file, a folder of them, or a module:function"
+        raise ValueError(f"{setting} is not {expected}{_how_to_make(path)}")
     if not lines:
-        raise ValueError(f"{told} holds no prompts")
-    _warn_of_long(lines, told, unit)
-    kept = _settle_repeats(lines, told, unit, keep=field == "prompts.train")
-    return PromptSet([line.prompt for line in kept], [line.metadata for line in kept])
+        raise ValueError(f"{setting} holds no prompts")
+    long = [line.number for line in lines if len(line.prompt.split()) > CLIP_WORDS]
+    if long:
+        warnings.warn(
+            f"{setting}: {len(long)} of {len(lines)} prompts have more than {CLIP_WORDS} words "
+            f"({name(long, unit)}); CLIP reads 77 tokens, and neither its encoders nor the scorers "
+            "built on it see the rest",
+            stacklevel=2,
+        )
+    first: dict[str, _Line] = {}
+    repeats = [line.number for line in lines if first.setdefault(line.prompt, line) is not line]
+    if repeats:
+        keep = field == "prompts.train"  # training files repeat prompts to give them more weight
+        outcome = "kept, for more weight" if keep else f"dropped, {len(first)} remain"
+        warnings.warn(
+            f"{setting}: {len(repeats)} of {len(lines)} prompts repeat an earlier one "
+            f"({name(repeats, unit)}); {outcome}",
+            stacklevel=2,
+        )
+        lines = lines if keep else list(first.values())
+    return PromptSet([line.prompt for line in lines], [line.metadata for line in lines])
 
 
 def epoch_groups(n: int, *, seed: int, epoch: int, groups: int) -> list[int]:
-    """The prompts of an epoch: passes over a set of n in an order keyed by (seed, pass), no prompt twice in an epoch.
+    """The prompts of an epoch: passes over all n, shuffled by (seed, pass), none twice in an epoch.
 
-    Raises ValueError when the epoch wants more groups than there are prompts.
+    Raises ValueError when `groups` exceeds n.
     """
     if groups > n:
         raise ValueError(
-            f"sample.groups_per_epoch = {groups}, but prompts.train holds {n} prompts; give at least {groups}, or "
-            f"at most {n} groups"
+            f"sample.groups_per_epoch = {groups}, but prompts.train holds {n} prompts; "
+            f"give at least {groups} prompts, or at most {n} groups"
         )
-    epochs_a_pass = n // groups
-    shuffle, position = divmod(epoch, epochs_a_pass)
+    shuffle, position = divmod(epoch, n // groups)
     order = np.random.default_rng([seed, shuffle]).permutation(n)
     chosen: list[int] = order[position * groups : (position + 1) * groups].tolist()
     return chosen
 
 
 class _Line(NamedTuple):
-    """number: of the line in its file, or of the item a function gave, from 1."""
+    """number: from 1, of a line in its file or of an item that a function returned."""
 
     number: int
     prompt: str
@@ -117,82 +124,106 @@ class _Line(NamedTuple):
 
 
 def _file_in(folder: Path, field: str) -> Path:
-    told = f"{field} = {str(folder)!r}"
+    setting = f"{field} = {str(folder)!r}"
     if field not in SPLITS:
-        raise ValueError(f"{told} is a folder; name a .txt or .jsonl file")
-    names = [name.format(SPLITS[field]) for name in FILE_NAMES]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+        raise ValueError(f"{setting} is a folder; name a .txt or .jsonl file")
+    names = [pattern.format(SPLITS[field]) for pattern in FILE_NAMES]
+    present = [each for each in names if (folder / each).is_file()]
+    if not present:
+        hint = _how_to_make(folder)
+        raise ValueError(f"{setting}: the folder holds none of {', '.join(names)}{hint}")
+    if len(present) > 1:
+        example = str(folder / present[0])
         raise ValueError(
-            f"{told}: the folder holds none of {', '.join(names)}{_how_to_make(folder)}"
+            f"{setting}: the folder holds {', '.join(present)}; name the file, as in {example!r}"
         )
-    if len(found) > 1:
-        both = ", ".join(path.name for path in found)
-        raise ValueError(
-            f"{told}: the folder holds {both}; name the one that is meant, as in {str(found[0])!r}"
-        )
-    return found[0]
+    return folder / present[0]
 
 
 def _how_to_make(path: Path) -> str:
-    """The command that makes a file of this name, where there is one."""
+    """The command that makes a file of this name, if one does."""
     folder = path.parent if path.suffix else path
-    if folder.name in MADE:
-        out = "" if str(folder.parent) == "dataset" else f" --out {shlex.quote(str(folder.parent))}"
+    standard = str(folder.parent) == "dataset"
+    if folder.name in BUILT_IN:
+        out = "" if standard else f" --out {shlex.quote(str(folder.parent))}"
         return f"; make it with `python scripts/prepare_prompts.py {folder.name}{out}`"
     if folder.parent.name == "dataset":
-        return f"; make it from a list of prompts with `python scripts/prepare_prompts.py text FILE --name {folder.name}`"
+        command = f"python scripts/prepare_prompts.py text FILE --name {folder.name}"
+        return f"; make it from a list of prompts with `{command}`"
     return ""
 
 
-def _read_file(path: Path, told: str) -> list[_Line]:
+def _read_file(path: Path, setting: str) -> list[_Line]:
     if not path.is_file():
-        raise ValueError(
-            f"{told}: there is no such file (looked in {Path.cwd()}){_how_to_make(path)}"
-        )
+        raise ValueError(f"{setting}: no such file (looked in {Path.cwd()}){_how_to_make(path)}")
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().splitlines()
     except OSError as error:
-        raise ValueError(f"{told} cannot be read: {error.strerror}") from error
-    parse = _parse_json if path.suffix == ".jsonl" else _parse_text
-    lines, wrong = [], []
-    for number, raw in enumerate(content.splitlines(), start=1):
+        raise ValueError(f"{setting} cannot be read: {error.strerror}") from error
+    parse = _parse_json if path.suffix == ".jsonl" else lambda text: (_check(text), {})
+
+    def parse_line(raw: bytes) -> tuple[str, dict[str, Any]] | None:
         try:
-            parsed = parse(raw.decode("utf-8-sig").strip())
+            text = raw.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            wrong.append(
-                f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
-            )
+            where = f"{error.reason} at byte {error.start}"
+            raise ValueError(f"not UTF-8 ({where}); save the file as UTF-8") from error
+        return parse(text) if text else None
+
+    return _parse_all(content, parse_line, f"{path}:", setting)
+
+
+def _call(source: str, setting: str) -> list[_Line]:
+    module, _, function = source.partition(":")
+    try:
+        items = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{setting} cannot be imported: {error}") from error
+
+    def parse_pair(item: Any) -> tuple[str, dict[str, Any]]:
+        try:
+            prompt, metadata = item
+            return _check(prompt), dict(metadata)
+        except (TypeError, ValueError) as error:
+            message = f"expected (prompt, metadata), got {item!r:.100}: {error}"
+            raise ValueError(message) from error
+
+    return _parse_all(items(), parse_pair, f"{source}, item ", setting)
+
+
+def _parse_all(
+    items: Iterable[Any],
+    parse: Callable[[Any], tuple[str, dict[str, Any]] | None],
+    place: str,
+    setting: str,
+) -> list[_Line]:
+    """Raises ValueError; `place` precedes the number of a bad item in its message."""
+    lines, wrong = [], []
+    for number, item in enumerate(items, start=1):
+        try:
+            parsed = parse(item)
         except ValueError as error:
-            wrong.append(f"{path}:{number}: {error}")
+            wrong.append(f"{place}{number}: {error}")
         else:
             lines += [_Line(number, *parsed)] if parsed else []
-    _refuse(wrong, told)
+    refuse(wrong, setting)
     return lines
 
 
-def _parse_text(line: str) -> tuple[str, dict[str, Any]] | None:
-    return (_check(line), {}) if line else None
-
-
-def _parse_json(line: str) -> tuple[str, dict[str, Any]] | None:
-    if not line:
-        return None
+def _parse_json(text: str) -> tuple[str, dict[str, Any]]:
     try:
-        entry = json.loads(line)
+        entry = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise ValueError(
-            "not JSON that can be read: brackets within brackets without end"
-        ) from error
+        raise ValueError("not JSON that can be read: brackets nested too deeply") from error
     if not isinstance(entry, dict):
         raise ValueError(f'expected an object with a "prompt", got {type(entry).__name__}')
     return _check(entry.pop("prompt", None)), entry
 
 
 def _check(prompt: Any) -> str:
-    """The prompt without spaces around it. Raises ValueError for one that no tokenizer should be given."""
+    """The prompt without surrounding spaces. Raises ValueError for what no tokenizer should get."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f'"prompt" must be a string that is not empty, got {prompt!r:.100}')
     if len(prompt) > MAX_CHARACTERS:
@@ -200,71 +231,3 @@ def _check(prompt: Any) -> str:
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ValueError(f"{prompt!r:.100} holds half a character (a lone UTF-16 surrogate)")
     return prompt.strip()
-
-
-def _call(source: str, told: str) -> list[_Line]:
-    module, _, name = source.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{told} cannot be imported: {error}") from error
-    lines, wrong = [], []
-    for number, item in enumerate(function(), start=1):
-        try:
-            prompt, metadata = item
-            lines.append(_Line(number, _check(prompt), dict(metadata)))
-        except (TypeError, ValueError) as error:
-            wrong.append(
-                f"{source}, item {number}: expected (prompt, metadata), got {item!r:.100}: {error}"
-            )
-    _refuse(wrong, told)
-    return lines
-
-
-def _refuse(wrong: list[str], told: str) -> None:
-    if wrong:
-        rest = [f"and {len(wrong) - MAX_SHOWN} more"] if len(wrong) > MAX_SHOWN else []
-        count = "a bad line" if len(wrong) == 1 else f"{len(wrong)} bad lines"
-        raise ValueError("\n".join([f"{told} has {count}:", *wrong[:MAX_SHOWN], *rest]))
-
-
-def _warn_of_long(lines: list[_Line], told: str, unit: str) -> None:
-    long = [line.number for line in lines if len(line.prompt.split()) > CLIP_WORDS]
-    if long:
-        warnings.warn(
-            f"{told}: {len(long)} of {len(lines)} prompts have more than {CLIP_WORDS} words ({_some(long, unit)}); "
-            "CLIP reads 77 tokens, the rest of a prompt reaches neither its encoders nor the scorers built on it",
-            stacklevel=3,
-        )
-
-
-def _repeats(lines: list[_Line]) -> list[int]:
-    """Which lines hold a prompt that an earlier one holds too; positions in `lines`."""
-    first: dict[str, int] = {}
-    for i, line in enumerate(lines):
-        first.setdefault(line.prompt, i)
-    return [i for i, line in enumerate(lines) if first[line.prompt] != i]
-
-
-def _settle_repeats(lines: list[_Line], told: str, unit: str, *, keep: bool) -> list[_Line]:
-    """Training files repeat prompts to weigh them; in an evaluation a prompt that is there twice would count twice."""
-    again = _repeats(lines)
-    if not again:
-        return lines
-    where = _some([lines[i].number for i in again], unit)
-    left = (
-        "they are kept, and weigh the more"
-        if keep
-        else f"left out, {len(lines) - len(again)} remain"
-    )
-    warnings.warn(
-        f"{told}: {len(again)} of {len(lines)} prompts are there before ({where}); {left}",
-        stacklevel=3,
-    )
-    dropped = set() if keep else set(again)
-    return [line for i, line in enumerate(lines) if i not in dropped]
-
-
-def _some(numbers: list[int], unit: str) -> str:
-    shown = ", ".join(map(str, numbers[:MAX_SHOWN]))
-    return f"{unit}{'s' * (len(numbers) > 1)} {shown}{', ...' * (len(numbers) > MAX_SHOWN)}"

@@ -1,10 +1,11 @@
-"""Seeded ODE evaluation on a prompt set: the same prompts and noise each time, for any batch size and rank count."""
+"""Seeded ODE evaluation: the same prompts and noise for any batch size and number of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +13,26 @@ from torch import Tensor
 
 from tp_grpo.data.prompts import PromptSet
 from tp_grpo.images import finite_images, to_uint8
-from tp_grpo.method.stats import macro_means, summarise
+from tp_grpo.method.stats import summarise
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.conditions import conditions_of, encode_once
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
+from tp_grpo.settings import Settings
+from tp_grpo.train.gather import gather_rows
 from tp_grpo.train.rollout import ode_images
 from tp_grpo.types import PromptBatch
+
+Sample = tuple[int, int]  # (prompt index, member)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """n = prompts x members images: the first member of every prompt, then the second.
+    """The scores of n images.
 
-    scores: "total", each scorer and its extras -> (n,) fp32; images: the first few as (m, H, W, 3) uint8; macros: see
-    `RewardSet`.
+    scores: "total", each scorer and its extras -> (n,) fp32, NaN where missing.
+    images: the first of them, (m, H, W, 3) uint8.
+    prompts: of each image. macros: see `method.stats.score_means`.
     """
 
     scores: dict[str, Tensor]
@@ -35,35 +41,29 @@ class Evaluation:
     macros: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
-        """Mean over prompts, and its standard error (suffix _se), of each score that was had; and the macro means."""
-        report = summarise(self.scores, self.prompts)
-        for name, (mean, error) in macro_means(self.scores, self.prompts, self.macros).items():
-            report[name], report[f"{name}_se"] = mean, error
-        return report
+        """Means over prompts and their standard errors (suffix _se), macro means included."""
+        return summarise(self.scores, self.prompts, self.macros)
 
 
-def samples(count: int, members: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt index and member of every image of an evaluation: the first member of every prompt, then the second."""
-    return np.tile(np.arange(count), members), np.arange(members).repeat(count)
+def samples(count: int, members: int) -> list[Sample]:
+    """All images of `count` prompts: the first member of every prompt, then the second."""
+    return [(prompt, member) for member in range(members) for prompt in range(count)]
 
 
 def sample_images(
     runtime: Runtime,
     backbone: Backbone,
     prompts: PromptSet,
-    ids: np.ndarray,
-    members: np.ndarray,
+    chosen: Sequence[Sample],
     *,
-    config: Any,
+    config: Settings,
 ) -> Iterator[tuple[PromptBatch, np.ndarray, np.ndarray]]:
-    """ODE images of the samples (ids, members) in order, by batch: pixels (b, H, W, 3) uint8, and which are finite."""
-    conditions = encode_once(backbone, [prompts.prompts[i] for i in ids])
+    """The samples' ODE images by batch: pixels (b, H, W, 3) uint8, and which are finite (b,)."""
+    conditions = encode_once(backbone, [prompts.prompts[i] for i, _ in chosen])
     size = config.eval.batch_size
-    share = min(size, len(ids)) * runtime.world_size
-    for start in runtime.bar(range(0, len(ids), size), "evaluate", unit="images", each=share):
-        batch = prompts.batch(
-            ids[start : start + size].tolist(), members[start : start + size].tolist()
-        )
+    each = min(size, len(chosen)) * runtime.world_size
+    for start in runtime.bar(range(0, len(chosen), size), "evaluate", unit="images", each=each):
+        batch = prompts.batch(*zip(*chosen[start : start + size], strict=True))
         images = ode_images(
             backbone,
             batch,
@@ -81,55 +81,50 @@ def evaluate(
     rewards: RewardSet,
     prompts: PromptSet,
     *,
-    config: Any,
+    config: Settings,
+    chosen: Sequence[Sample] | None = None,
     boundary: Callable[[], None] = lambda: None,
+    keep: Callable[[PromptBatch, Rewards], None] = lambda batch, scored: None,
 ) -> Evaluation:
-    """Sample and score `eval.members` images of each of the first `eval.prompts` prompts.
+    """Sample and score images; called by all ranks, which share the work.
 
-    boundary: called after each batch; all ranks have equally many.
+    chosen: the images; None: `eval.members` of each of the first `eval.prompts` prompts.
+    boundary: called after each sampled batch; all ranks have equally many.
+    keep: called with each scored batch of this rank.
     """
-    settings = config.eval
-    ids, members = samples(min(settings.prompts or len(prompts), len(prompts)), settings.members)
-    # Ranks take strided samples; all take equally many, the surplus repeating the last sample.
-    last = len(ids) - 1
-    own = np.arange(
-        runtime.rank, len(ids) + (-len(ids)) % runtime.world_size, runtime.world_size
-    ).clip(max=last)
-    pending, pictures = [], []
-    for batch, pixels, finite in sample_images(
-        runtime, backbone, prompts, ids[own], members[own], config=config
-    ):
-        pending.append(rewards.submit(pixels, batch.prompts, batch.metadata, finite))
-        pictures.append(pixels)
+    if chosen is None:
+        chosen = samples(len(prompts.prompts[: config.eval.prompts or None]), config.eval.members)
+    count, world = len(chosen), runtime.world_size
+    # Ranks take every `world`-th sample; the surplus repeats the last one.
+    places = torch.arange(-(-count // world) * world).reshape(-1, world)
+    share = [chosen[min(i, count - 1)] for i in places[:, runtime.rank].tolist()]
+    shown = places[: -(-min(config.eval.images, count) // world)]
+    pictures: list[np.ndarray] = []
+    waiting: deque[tuple[PromptBatch, Future[Rewards]]] = deque()
+    scored: list[Rewards] = []
+
+    def finish() -> None:
+        batch, future = waiting.popleft()
+        scored.append(future.result())
+        keep(batch, scored[-1])
+
+    for batch, pixels, finite in sample_images(runtime, backbone, prompts, share, config=config):
+        waiting.append((batch, rewards.submit(pixels, batch.prompts, batch.metadata, finite)))
+        if not pictures or sum(map(len, pictures)) < len(shown):
+            pictures.append(pixels)
         boundary()
-    done = [future.result() for future in pending]
+        if len(waiting) > 1:  # one batch is scored while the next is sampled
+            finish()
+    while waiting:
+        finish()
     rewards.settle(runtime.all_gather_object)
-    columns = columns_of(done, rewards.scorers, rewards.extras)
-    scores = {name: _interleave(runtime, values)[: len(ids)] for name, values in columns.items()}
-    shown = torch.from_numpy(np.concatenate(pictures)[own < settings.images]).to(runtime.device)
-    first = _images(runtime, shown, min(settings.images, len(ids)))
-    return Evaluation(scores, first, [prompts.prompts[i] for i in ids], rewards.macros)
-
-
-def columns_of(
-    done: list[Rewards], scorers: Iterable[str], extras: Iterable[str]
-) -> dict[str, Tensor]:
-    """ "total", each scorer and these extras -> (n,), batches joined."""
-    columns = {"total": torch.cat([d.total for d in done])}
-    columns |= {name: torch.cat([d.scores[name] for d in done]) for name in scorers}
-    return columns | {name: torch.cat([d.extra(name) for d in done]) for name in extras}
-
-
-def _interleave(runtime: Runtime, values: Tensor) -> Tensor:
-    """Strided shares of all ranks back in order."""
-    gathered = runtime.gather(values.to(runtime.device)).cpu()
-    return gathered.reshape(runtime.world_size, -1).T.reshape(-1)
-
-
-def _images(runtime: Runtime, own: Tensor, count: int) -> np.ndarray:
-    padded = runtime.accelerator.pad_across_processes(own)
-    gathered = runtime.gather(padded).cpu()
-    shares = (
-        gathered.reshape(runtime.world_size, -1, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
+    columns = [batch.columns(rewards.extras) for batch in scored]
+    rows = torch.cat([torch.stack(list(batch.values()), 1) for batch in columns])
+    table = gather_rows(runtime, rows, places.T.flatten())[:count]
+    images = torch.from_numpy(np.concatenate(pictures)[: len(shown)])
+    return Evaluation(
+        {name: column.clone() for name, column in zip(columns[0], table.unbind(1), strict=True)},
+        gather_rows(runtime, images, shown.T.flatten())[: min(config.eval.images, count)].numpy(),
+        [prompts.prompts[i] for i, _ in chosen],
+        rewards.macros,
     )
-    return shares[:count].numpy()

@@ -1,36 +1,34 @@
-"""A trained policy back on its base model, for looking at it and for measuring it."""
+"""A trained policy on its base model again, to look at it and to measure it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from tp_grpo import models
 from tp_grpo.models import export
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import ModelSettings
 from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
 from tp_grpo.store.files import sha256
 
 
 def find(path: str) -> Path:
-    """The exported policy that `path` means: a run (its last), a checkpoint `epoch-N`, or the policy's own folder.
+    """The exported policy in a run (its newest), a checkpoint `epoch-N`, or its own folder.
 
-    Raises ValueError when there is none.
+    Raises ValueError when none of them holds one.
     """
     folder = Path(path)
-    # A run that was finished and is being gone on with has checkpoints newer than its adapter.
-    newest = [
-        f"checkpoints/epoch-{epoch}/{ADAPTER}"
-        for epoch in Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
-    ]
-    for candidate in (folder, *(folder / name for name in (*newest, ADAPTER))):
+    # A finished run that was resumed has checkpoints newer than its adapter.
+    newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
+    names = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in newest]
+    for candidate in (folder, *(folder / name for name in (*names, ADAPTER))):
         if (candidate / export.PEFT_WEIGHTS).is_file() or (candidate / "transformer").is_dir():
             return candidate
     raise ValueError(
-        f"--checkpoint {path}: there is no trained policy; give a run's folder, one of its checkpoints/epoch-N, or a "
-        f"folder with {export.PEFT_WEIGHTS} or transformer/"
+        f"--checkpoint {path}: no trained policy; give a run's folder, one of its "
+        f"checkpoints/epoch-N, or a folder with {export.PEFT_WEIGHTS} or transformer/"
     )
 
 
@@ -42,7 +40,7 @@ def digest(folder: Path) -> str:
 class PolicyOnBase:
     """A backbone with a trained policy, or the base model alone."""
 
-    def __init__(self, model: Any, runtime: Runtime, folder: Path | None) -> None:
+    def __init__(self, model: ModelSettings, runtime: Runtime, folder: Path | None) -> None:
         """Raises ValueError as `models.load` and `export.load` do."""
         self.backbone = models.load(model, runtime.device)
         self.policy = export.load(self.backbone.transformer, folder) if folder else None

@@ -1,10 +1,11 @@
-"""From the reward ladder to the reward of each SDE step. A new algorithm is a new function here.
+"""From the reward ladder to the reward of each SDE step. A new method is a new function here.
 
-The ladder `R` (B, K+1): `R[:, k]` is the reward of the clean image reached by k SDE steps and then the ODE; `R[:, 0]`
-is the ODE from the same noise, `R[:, K]` the trajectory itself; any unit, any range. Without branches it is (B, 1).
-A NaN entry is a score that never came: the step rewards that need it are NaN, and no turning point rests on it.
+The ladder `R` (B, K+1): `R[:, k]` is the reward of the clean image reached by k SDE steps and then
+the ODE; `R[:, 0]` is the ODE from the same noise, `R[:, K]` the trajectory itself; any unit, any
+range. Without branches it is (B, 1). A NaN entry is a missing score: the step rewards that need it
+are NaN, and no turning point rests on it.
 
-A ladder may leave states out: the functions then see one step from each state it has to the next (`assign`).
+A ladder may leave states out; the functions then see one step between neighbours (`assign`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tp_grpo.method.stats import group_means
 from tp_grpo.types import Credit
 
 
 def terminal(R: Tensor, *, steps: int | None = None) -> Credit:
     """Flow-GRPO (arXiv 2505.05470): every step is given the trajectory's own reward, `R[:, K]`.
 
-    R (B, K+1), or (B, 1) with `steps` = K. The increments are zeros when there is no ladder to take them from.
-    Raises ValueError when neither says K, or the two disagree.
+    R (B, K+1), or (B, 1) with `steps` = K; the increments are then zeros. Raises ValueError when
+    neither says K, or the two disagree.
     """
     K = R.shape[1] - 1 if steps is None else steps
     if K < 1 or R.shape[1] not in (1, K + 1):
         raise ValueError(
-            f"a ladder of shape {tuple(R.shape)} with steps = {steps}: K = {K} needs (B, 1) or (B, {K + 1})"
+            f"a ladder of shape {tuple(R.shape)} with steps = {steps}: K = {K} needs (B, 1) or "
+            f"(B, {K + 1})"
         )
     reward = R[:, -1:].repeat(1, K)
     increment = R.diff(dim=1) if R.shape[1] > 1 else torch.zeros_like(reward)
@@ -34,27 +37,28 @@ def terminal(R: Tensor, *, steps: int | None = None) -> Credit:
 
 
 def incremental(R: Tensor) -> Credit:
-    """Every step is given what it changed: `R[:, k+1] - R[:, k]` (the step-level reward of TP-GRPO, arXiv 2602.06422).
+    """Every step is given what it changed, `R[:, k+1] - R[:, k]`: TP-GRPO's step-level reward.
 
-    R (B, K+1), K >= 1. Raises ValueError without a ladder.
+    R (B, K+1), K >= 1. Raises ValueError without a ladder. Source: arXiv 2602.06422.
     """
     increment = _increments(R)
     return Credit(increment, increment, torch.zeros_like(increment, dtype=torch.bool))
 
 
 def turning_point(R: Tensor, *, constraint: bool = True, balance: bool = True) -> Credit:
-    """Increments, with each turning point given its long-term effect, `R[:, K] - R[:, j]` (TP-GRPO, arXiv 2602.06422).
+    """Increments, but each turning point is given its long-term effect, `R[:, K] - R[:, j]`.
 
-    Step j >= 1 is a turning point when the step before it went against the whole trajectory, `R[:, K] - R[:, 0]`, and
-    the step itself goes with it. With `constraint`, what follows the step must also go its way, so that the long-term
-    reward exceeds the increment in size and agrees in sign; the last step never does. Step 0, which has no step before
-    it, must only pass the constraint or, without it, go with the whole trajectory.
+    Step j >= 1 is a turning point when the step before it went against the whole trajectory,
+    `R[:, K] - R[:, 0]`, and the step itself goes with it. With `constraint`, what follows the step
+    must also go its way, so that the long-term reward exceeds the increment in size and agrees in
+    sign; the last step never does. Step 0, which has no step before it, must only pass the
+    constraint or, without it, go with the whole trajectory.
 
-    `balance` keeps as many positive as negative turning points over all of R (the update batch of all ranks), those of
-    largest size, where both signs occur; of equal sizes the earlier entry of R stays. The rest fall back to their
-    increments; `turning` marks the ones that were kept.
+    `balance` keeps as many positive as negative turning points over all of R (the update batch of
+    all ranks), those of largest size, where both signs occur; of equal sizes the earlier entry of R
+    stays. The rest keep their increments; `turning` marks the ones that were kept.
 
-    R (B, K+1), K >= 1. Raises ValueError without a ladder.
+    R (B, K+1), K >= 1. Raises ValueError without a ladder. Source: TP-GRPO, arXiv 2602.06422.
     """
     increment = _increments(R)
     aggregate = R[:, -1:] - R[:, :-1]
@@ -65,17 +69,18 @@ def turning_point(R: Tensor, *, constraint: bool = True, balance: bool = True) -
 
 
 def value(R: Tensor, group_id: Tensor, *, lam: float = 1.0) -> Credit:
-    """The ladder as a value estimate: what follows a step, less what was to be expected of the state it acted on.
+    """The ladder as a value estimate: what follows a step, less what its state let expect.
 
-    `V_j = b_j R[:, j]` estimates the final reward from the state before step j, `V_K = R[:, K]`, and step j is given
-    `sum_l lam^l (V_{j+l+1} - V_{j+l})`, generalised advantage estimation (arXiv 1506.02438) on the ladder. lam = 1 is
-    `R[:, K] - b_j R[:, j]`: R[:, j] is known before step j acts, so that it is unbiased for any b_j. Smaller lam leaves
-    out, with a bias, the noise of the steps that follow. With b = 1 the ends are the increment and the long-term reward
-    of TP-GRPO. A group's constant needs no estimate: advantages are taken from the group's mean.
+    `V_j = b_j R[:, j]` estimates the final reward from the state before step j, `V_K = R[:, K]`,
+    and step j is given `sum_l lam^l (V_{j+l+1} - V_{j+l})`: generalised advantage estimation
+    (arXiv 1506.02438) on the ladder. lam = 1 is `R[:, K] - b_j R[:, j]`, unbiased for any b_j,
+    because R[:, j] is known before step j acts. A smaller lam leaves out, with a bias, the noise of
+    the steps that follow. With b = 1 the two ends are the increment and TP-GRPO's long-term reward.
+    A group's constant needs no estimate: advantages are taken from the group's mean.
 
-    b_j is the least-squares slope within the OTHER groups (`slopes`), so that no sample tunes its own baseline.
-    R (B, K+1), K >= 1; group_id (B,) integers; lam in [0, 1]. A step from which a reward is missing is NaN.
-    Raises ValueError without a ladder, or for a group_id of another shape.
+    b_j is the least-squares slope within the OTHER groups (`slopes`), so that no sample tunes its
+    own baseline. R (B, K+1), K >= 1; group_id (B,) integers; lam in [0, 1]. A step with a missing
+    reward is NaN. Raises ValueError without a ladder, or for a group_id of another shape.
     """
     increment = _increments(R)
     b = slopes(R, group_id, held_out=True).to(R.dtype)
@@ -88,10 +93,11 @@ def value(R: Tensor, group_id: Tensor, *, lam: float = 1.0) -> Credit:
 
 
 def slopes(R: Tensor, group_id: Tensor, *, held_out: bool) -> Tensor:
-    """Least-squares slopes `b_j` of R[:, K] on R[:, j] within groups -> (B, K) float64, for the group of each row.
+    """Least-squares slopes `b_j` of R[:, K] on R[:, j] within groups -> (B, K) float64, by row.
 
-    held_out: fitted on all groups but the row's own, else on all together. 0 where there is nothing to fit: a single
-    group, or rewards R[:, j] that do not differ within groups. Rows where either reward is NaN are left out.
+    held_out: fitted on all groups but the row's own, else on all together. 0 where nothing can be
+    fitted: a single group, or rewards R[:, j] that do not differ within groups. Rows where either
+    reward is NaN are left out.
     """
     if group_id.shape != R.shape[:1]:
         raise ValueError(
@@ -99,8 +105,8 @@ def slopes(R: Tensor, group_id: Tensor, *, held_out: bool) -> Tensor:
         )
     group = group_id.unique(return_inverse=True)[1]
     x, y = R[:, :-1].double(), R[:, -1:].double().expand(-1, R.shape[1] - 1)
-    valid = ~(x.isnan() | y.isnan())
-    x, y = (_from_group_mean(t.masked_fill(~valid, 0), valid, group) for t in (x, y))
+    missing = x.isnan() | y.isnan()
+    x, y = (_from_group_mean(t.masked_fill(missing, torch.nan), group) for t in (x, y))
     products = _group_sum(torch.cat([x * y, x * x], dim=1), group)
     pooled = products.sum(0) - (products if held_out else 0)
     both, square = pooled.expand_as(products)[group].chunk(2, dim=1)
@@ -109,7 +115,7 @@ def slopes(R: Tensor, group_id: Tensor, *, held_out: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """A credit function of the ladder, whether it needs one, whether it needs the groups, and the options it takes."""
+    """A credit function, whether it needs branches, its options (`credit.*`), and the groups."""
 
     credit: Callable[..., Credit]
     branches: bool
@@ -128,7 +134,10 @@ METHODS = {
 
 
 def needs_branches(name: str) -> bool:
-    """Whether a method needs the whole ladder, hence branches in sampling. Raises ValueError for an unknown name."""
+    """Whether a method needs the whole ladder, hence branches in sampling.
+
+    Raises ValueError for an unknown name.
+    """
     return _method(name).branches
 
 
@@ -143,13 +152,17 @@ def assign(
 ) -> Credit:
     """The credit (B, K) of `steps` = K SDE steps by the method `name`.
 
-    R (B, J): the rewards from `states`, ascending, the last of which is K; None: all of 0 to K, or K alone where no
-    branches are needed. Steps between two states are one to the method, and each of them is given what it gives that
-    one. Steps before the first state have nothing to be told apart by: they are given the trajectory's reward
-    `R[:, -1]` as in Flow-GRPO, with no increment and no turning point. group_id (B,): for methods that compare groups.
+    R (B, J): the rewards from `states`, ascending, the last of which is K; None: all of 0 to K, or
+        K alone where no branches are needed.
+    group_id (B,): for methods that compare groups.
+    options: the method's own, see `METHODS`.
 
-    Raises ValueError for an unknown name, an option the method does not take, a ladder of another length, or a missing
-    group_id.
+    The steps between two states are one step to the method, and each of them is given that step's
+    credit. Steps before the first state cannot be told apart: they are given the trajectory's
+    reward `R[:, -1]` as in Flow-GRPO, with no increment and no turning point.
+
+    Raises ValueError for an unknown name, an option the method does not take, a ladder of another
+    length, or a missing group_id.
     """
     method = _method(name)
     if foreign := sorted(options.keys() - method.options):
@@ -205,14 +218,13 @@ def _group_sum(values: Tensor, group: Tensor) -> Tensor:
     return values.new_zeros(int(group.max()) + 1, values.shape[1]).index_add(0, group, values)
 
 
-def _from_group_mean(values: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """Deviations of the valid values from their group's mean; 0 for the others."""
-    count = _group_sum(valid.to(values.dtype), group).clamp(min=1)
-    return (values - (_group_sum(values, group) / count)[group]) * valid
+def _from_group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """Deviations from the group's mean; 0 for NaN."""
+    return (values - group_means(values, group)[group]).masked_fill(values.isnan(), 0)
 
 
 def _turning(R: Tensor, increment: Tensor, constraint: bool) -> Tensor:
-    # sign(0) = 0 and sign(NaN) = NaN: neither is > 0 or < 0, so flat and unknown steps never qualify.
+    # sign(0) = 0 and sign(NaN) = NaN are neither > 0 nor < 0: such steps never qualify.
     d, whole, rest = increment.sign(), (R[:, -1:] - R[:, :1]).sign(), (R[:, -1:] - R[:, 1:]).sign()
     lasting = d * rest > 0
     flips = (d[:, :-1] * whole < 0) & (d[:, 1:] * whole > 0)

@@ -1,16 +1,18 @@
 """Denoising steps of flow matching, their log-probabilities and their KL.
 
-`x_sigma = (1 - sigma) x_0 + sigma eps`; the model predicts the velocity `v ~ eps - x_0`; `sigma` falls from 1 to 0
-along `sigmas[0..T]`. A step is a point (the ODE) or a Gaussian, of one of two kinds:
+`x_sigma = (1 - sigma) x_0 + sigma eps`; the model predicts the velocity `v ~ eps - x_0`; `sigma`
+falls from 1 to 0 along `sigmas[0..T]`. A step is a point (the ODE) or a Gaussian, of two kinds:
 
-- `sde`: Flow-GRPO, arXiv 2505.05470. Samples the target in the limit of many steps (for a noise level a < 1 the error
-  of the first steps, where sigma is near 1, fades only as `T^(-a^2)`).
-- `cps`: Flow-CPS, arXiv 2509.05952. Every state holds predicted x_0 and noise in the schedule's very proportions. The
-  noise of a step does not shrink with their number, so for many steps at one noise level a the samples are too narrow
-  (a Gaussian keeps the share `(1 + cos(a pi / 2)) / 2` of its variance); with `a^2` proportional to 1 / T they are not.
+- `sde`: Flow-GRPO, arXiv 2505.05470. It samples the target in the limit of many steps (at a noise
+  level a < 1 the error of the first steps, where sigma is near 1, fades only as `T^(-a^2)`).
+- `cps`: Flow-CPS, arXiv 2509.05952. Every state holds the predicted x_0 and noise in exactly the
+  schedule's proportions. The noise of a step does not shrink with their number, so many steps at
+  one noise level a give samples that are too narrow (a Gaussian keeps the share
+  `(1 + cos(a pi / 2)) / 2` of its variance), unless `a^2` is proportional to 1 / T.
 
-Everywhere: `x`, `v` (B, *L) with at least one latent dim, of any float dtype, which is kept; `sigma` a float, a 0-dim
-tensor or (B,). Log-probs and KL are MEANS over `*L`, in the published scales that clip ranges and KL weights assume.
+Everywhere: `x`, `v` (B, *L) with at least one latent dim, of any float dtype, which is kept;
+`sigma` a float, a 0-dim tensor or (B,). Log-probs and KL are MEANS over `*L`, in the published
+scales that clip ranges and KL weights assume.
 """
 
 import math
@@ -24,18 +26,19 @@ Sigma = float | Tensor
 
 
 def ode_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
-    """One Euler step of the flow `dx = v dsigma`: x (B, *L) at `sigma` -> (B, *L) at `sigma_next`."""
+    """One Euler step of the flow `dx = v dsigma`: x (B, *L) at `sigma` -> at `sigma_next`."""
     return x + v * (_along(x, sigma_next) - _along(x, sigma))
 
 
 def sde_step(
     x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma, *, noise_level: float, sigma_cap: Sigma
 ) -> Step:
-    """One Euler-Maruyama step of the SDE with the marginals of the ODE (Flow-GRPO, SDE sampling, `g` its sigma_t).
+    """One Euler-Maruyama step of the SDE with the marginals of the ODE (Flow-GRPO, SDE sampling).
 
-    `noise_level` a >= 0 sets `g = a sqrt(sigma / (1 - sigma))`; a = 0 is the ODE. `sigma` in (0, 1]: where it is 1, the
-    `1 - sigma` in `g` uses `sigma_cap` < 1. The step's std is `g sqrt(-dt)`, but the KL scale is `g`: Flow-GRPO leaves
-    `sqrt(-dt)` out of its KL, and its published beta holds only so.
+    `noise_level` a >= 0 sets `g = a sqrt(sigma / (1 - sigma))`, the paper's sigma_t; a = 0 is the
+    ODE. `sigma` in (0, 1]: where it is 1, the `1 - sigma` in `g` uses `sigma_cap` < 1. The step's
+    std is `g sqrt(-dt)`, but the KL scale is `g`: Flow-GRPO leaves `sqrt(-dt)` out of its KL, and
+    its published beta assumes that.
     """
     sigma, sigma_next, sigma_cap = _along(x, sigma), _along(x, sigma_next), _along(x, sigma_cap)
     dt = sigma_next - sigma
@@ -47,12 +50,12 @@ def sde_step(
 
 
 def cps_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma, *, noise_level: float) -> Step:
-    """One coefficients-preserving step (Flow-CPS): part of the predicted noise is replaced by fresh noise.
+    """One coefficients-preserving step (Flow-CPS): fresh noise replaces part of the predicted.
 
-    `noise_level` a in [0, 1] is the share of a right angle: of the noise `sigma_next` that the next state must hold,
-    `sigma_next sin(a pi / 2)` is fresh and `sigma_next cos(a pi / 2)` is the predicted one, the cosine being
-    `sqrt(sigma_next^2 - std^2)` without its cancellation; a = 0 is the ODE. The KL scale is the std; both
-    are 0 at `sigma_next` = 0.
+    `noise_level` a in [0, 1] is the share of a right angle: the next state must hold `sigma_next`
+    of noise, `sigma_next sin(a pi / 2)` of it fresh and `sigma_next cos(a pi / 2)` predicted, the
+    cosine being `sqrt(sigma_next^2 - std^2)` without its cancellation; a = 0 is the ODE. The KL
+    scale is the std; both are 0 at `sigma_next` = 0.
     """
     sigma, sigma_next = _along(x, sigma), _along(x, sigma_next)
     angle = noise_level * math.pi / 2
@@ -66,9 +69,9 @@ def cps_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma, *, noise_lev
 def transition(
     kind: str, x: Tensor, v: Tensor, sigmas: Tensor, step: int | Tensor, *, noise_level: float
 ) -> Step:
-    """The stochastic step `sigmas[step] -> sigmas[step + 1]` of a schedule (T+1,), `step` in [0, T) or (B,) of them.
+    """The stochastic step `sigmas[step] -> sigmas[step + 1]` of a schedule (T+1,).
 
-    Raises ValueError for a kind other than `sde` and `cps`.
+    step: one number in [0, T), or (B,) of them. Raises ValueError for another kind.
     """
     sigma, sigma_next = sigmas[step], sigmas[step + 1]
     if _is_sde(kind):
@@ -79,8 +82,9 @@ def transition(
 def log_prob(kind: str, x_next: Tensor, step: Step) -> Tensor:
     """Log-probability of `x_next` (B, *L) under `step` -> (B,), a mean over `*L`.
 
-    `sde`: the Gaussian log-density in nats a dimension, which needs std > 0. `cps`: `-(x_next - mean)^2`, without the
-    constants and without `1 / 2 std^2` (Flow-CPS). Raises ValueError for an unknown kind.
+    `sde`: the Gaussian log-density in nats a dimension, which needs std > 0. `cps`:
+    `-(x_next - mean)^2`, without the constants and without `1 / 2 std^2` (Flow-CPS). Raises
+    ValueError for an unknown kind.
     """
     square = (x_next - step.mean) ** 2
     if _is_sde(kind):
@@ -91,30 +95,31 @@ def log_prob(kind: str, x_next: Tensor, step: Step) -> Tensor:
 
 
 def log_ratio(kind: str, x_next: Tensor, step: Step, mean_old: Tensor) -> Tensor:
-    """`log_prob` under `step` minus `log_prob` under the old mean (B, *L), same std -> (B,).
+    """`log_prob` under `step` minus that under the old mean (B, *L), same std -> (B,).
 
-    The difference of squares is factored, `(m - m_old) (2 x' - m - m_old)`: the difference of two rounded log-probs
-    would drown a ratio of 1 +- 1e-5. Equal means give exactly 0, with the gradient of `log_prob`.
-    Raises ValueError for an unknown kind.
+    The difference of squares is factored, `(m - m_old) (2 x' - m - m_old)`: the difference of two
+    rounded log-probs would drown a ratio of 1 +- 1e-5. Equal means give exactly 0, with the
+    gradient of `log_prob`. Raises ValueError for an unknown kind.
     """
     product = (step.mean - mean_old) * (2 * x_next - step.mean - mean_old)
     return _mean(product / (2 * step.std**2) if _is_sde(kind) else product)
 
 
 def kl(step: Step, mean_ref: Tensor) -> Tensor:
-    """KL of `step` from the frozen model's step with mean `mean_ref` (B, *L) -> (B,) >= 0, a mean over `*L`.
+    """KL of `step` from the frozen model's, of mean `mean_ref` (B, *L) -> (B,), a mean over `*L`.
 
-    `(mean - mean_ref)^2 / (2 kl_scale^2)` (Flow-GRPO, KL term); for `sde` this is `-dt` times the KL of the two
-    Gaussians, for `cps` the KL itself. Needs kl_scale > 0.
+    `(mean - mean_ref)^2 / (2 kl_scale^2)` (Flow-GRPO, KL term); for `sde` this is `-dt` times the
+    KL of the two Gaussians, for `cps` the KL itself. Needs kl_scale > 0.
     """
     return _mean((step.mean - mean_ref) ** 2 / (2 * step.kl_scale**2))
 
 
 def step_weights(kind: str, sigmas: Tensor, window: range, *, noise_level: float) -> Tensor:
-    """Weights (K,) of mean 1 for the steps of `window`, inverse to how strongly a unit of velocity moves `log_prob`.
+    """Weights (K,) of mean 1 for the window's steps: the inverse of how v moves `log_prob` there.
 
-    The gradient of `log_prob` along v scales with `|d mean / d v| / std` for `sde` and with `|d mean / d v| std` for
-    `cps`, whose log-prob is not divided by the variance. Needs noise_level > 0. Raises ValueError for an unknown kind.
+    The gradient of `log_prob` along v scales with `|d mean / d v| / std` for `sde` and with
+    `|d mean / d v| std` for `cps`, whose log-prob is not divided by the variance. Needs
+    noise_level > 0. Raises ValueError for an unknown kind.
     """
     x, v = sigmas.new_zeros(1, 1), sigmas.new_ones(1, 1)
     steps = [transition(kind, x, v, sigmas, i, noise_level=noise_level) for i in window]

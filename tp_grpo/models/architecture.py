@@ -16,6 +16,7 @@ from torch import nn
 from tp_grpo.models import families, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.pipeline import apply_options
+from tp_grpo.settings import ModelSettings
 
 META = torch.device("meta")
 
@@ -32,7 +33,7 @@ class Architecture:
     clip_tokens: int  # of a padded prompt
 
 
-def read(model: Any) -> Architecture:
+def read(model: ModelSettings) -> Architecture:
     """The architecture of the checkpoint that `config.model` names: a folder or a published hub id.
 
     Raises ValueError for a checkpoint that cannot serve the config, and for an unknown hub id.
@@ -48,7 +49,7 @@ def read(model: Any) -> Architecture:
     return shapes
 
 
-def build(shapes: Architecture, model: Any, device: torch.device = META) -> Any:
+def build(shapes: Architecture, model: ModelSettings, device: torch.device = META) -> Any:
     """The backbone of `config.model`, frozen, with random weights and without text encoders."""
     pipeline = SimpleNamespace(
         transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
@@ -64,7 +65,9 @@ def build(shapes: Architecture, model: Any, device: torch.device = META) -> Any:
     return backbone
 
 
-def conditions(shapes: Architecture, model: Any, rows: int, device: torch.device = META) -> Any:
+def conditions(
+    shapes: Architecture, model: ModelSettings, rows: int, device: torch.device = META
+) -> Any:
     """A random condition of `rows` prompts."""
     family, tokens = families.adapter(shapes.type), model.max_sequence_length
     sizes = family.cond_shapes(shapes.transformer, tokens, shapes.clip_tokens)
@@ -85,7 +88,7 @@ def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> 
     return module.requires_grad_(False).eval()
 
 
-def _of_hub(model: Any) -> Architecture:
+def _of_hub(model: ModelSettings) -> Architecture:
     known = pretrained.published()
     if model.path not in known:
         raise ValueError(

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tp_grpo.models.pipeline import JOINT_ATTENTION, PipelineBackbone
+from tp_grpo.settings import ModelSettings
 
 PATCH = 2  # latent pixels a side that one token packs
 
@@ -37,14 +38,18 @@ class Flux(PipelineBackbone):
     classifier_free = False
     even_sigmas = True
 
-    def __init__(self, pipeline: Any, model: Any, device: torch.device, encoders: Any) -> None:
+    def __init__(
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: Any
+    ) -> None:
         super().__init__(pipeline, model, device, encoders)
         self.latent_shape = self.rows * self.columns, pipeline.transformer.config.in_channels
         ranges = (torch.arange(n, device=device) for n in (1, self.rows, self.columns))
         self.image_ids = torch.cartesian_prod(*ranges).float()  # (tokens, 3): 0, row, column
 
     @classmethod
-    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    def check_config(
+        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+    ) -> None:
         super().check_config(model, transformer=transformer, vae=vae)
         if transformer["in_channels"] != PATCH**2 * vae["latent_channels"]:
             raise ValueError(

@@ -13,10 +13,11 @@ from diffusers.models import attention_dispatch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from tp_grpo.models import export, pretrained, text
+from tp_grpo.models import export, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
+from tp_grpo.settings import ModelSettings
 from tp_grpo.types import index, to
 
 # The joint attention of image and text, named alike in many families; Flow-GRPO's LoRA targets.
@@ -64,7 +65,7 @@ class PipelineBackbone:
         raise NotImplementedError
 
     def __init__(
-        self, pipeline: Any, model: Any, device: torch.device, encoders: TextEncoders
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: TextEncoders
     ) -> None:
         self.pipeline, self.device, self.text = pipeline, device, encoders
         self.transformer: nn.Module = pipeline.transformer
@@ -77,7 +78,7 @@ class PipelineBackbone:
         self.empty: Any = None  # the empty prompt's condition, where guidance is classifier-free
 
     @classmethod
-    def load(cls, model: Any, device: torch.device) -> Any:
+    def load(cls, model: ModelSettings, device: torch.device) -> Any:
         """The checkpoint that `config.model` names. Raises as `families.load` does."""
         _check_options(cls, model)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
@@ -94,7 +95,9 @@ class PipelineBackbone:
         return cls(pipeline, model, device, cls._text(folder, pipeline, model, device))
 
     @classmethod
-    def check_config(cls, model: Any, *, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    def check_config(
+        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+    ) -> None:
         """Raises ValueError for a `config.model` that these configs' checkpoint cannot serve."""
         if model.max_sequence_length > cls.max_text:
             raise ValueError(
@@ -106,7 +109,9 @@ class PipelineBackbone:
         pretrained.check_resolution(model.height, model.width, unit, side and side * unit)
 
     @classmethod
-    def _text(cls, folder: str, pipeline: Any, model: Any, device: torch.device) -> TextEncoders:
+    def _text(
+        cls, folder: str, pipeline: Any, model: ModelSettings, device: torch.device
+    ) -> TextEncoders:
         def load() -> Any:
             # SD3 without T5 reads the width of its zeros from the transformer's config.
             shared = {"transformer": pipeline.transformer, "scheduler": pipeline.scheduler}
@@ -199,10 +204,8 @@ def _after_empty(empty: Any, cond: Any) -> Any:
     return type(cond)(*(torch.cat([e.expand_as(c), c]) for e, c in pairs))
 
 
-def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
+def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
     known = {
-        "vae_dtype": ("fp32", "bf16"),
-        "text_encoders": text.MODES,
         "attention_backend": (
             "",
             *sorted(n.value for n in attention_dispatch.AttentionBackendName),
@@ -210,9 +213,9 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
         "compile": ("", *torch.compiler.list_backends(exclude_tags=())),
     }
     for field, choices in known.items():
-        if model[field] not in choices:
+        if (value := getattr(model, field)) not in choices:
             listed = ", ".join(filter(None, choices))
-            raise ValueError(f"model.{field} = {model[field]!r} is not one of {listed}")
+            raise ValueError(f"model.{field} = {value!r} is not one of {listed}")
     if model.attention_backend:
         chosen = f"model.attention_backend = {model.attention_backend!r}"
         if not cls.takes_attention_backend:
@@ -225,15 +228,9 @@ def _check_options(cls: type[PipelineBackbone], model: Any) -> None:
             attention_dispatch._check_attention_backend_requirements(name)
         except RuntimeError as error:
             raise ValueError(f"{chosen} cannot be used: {error}") from error
-    if model.text_encoders == "drop" and not model.embeddings_cache:
-        raise ValueError(
-            "model.text_encoders = 'drop' frees the encoders once every prompt is encoded and "
-            "needs a place for the embeddings: set model.embeddings_cache to a folder, "
-            "or use model.text_encoders = 'offload'"
-        )
 
 
-def apply_options(transformer: Any, model: Any) -> None:
+def apply_options(transformer: Any, model: ModelSettings) -> None:
     """Apply the fields of `config.model` that change how the transformer computes."""
     if model.attention_backend:
         transformer.set_attention_backend(model.attention_backend)

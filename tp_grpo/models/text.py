@@ -19,7 +19,6 @@ from torch import nn
 
 from tp_grpo.types import cat, index, to
 
-MODES = ("offload", "resident", "drop")
 CHUNK = 8  # prompts in every call: kernels round by shape, so other sizes would change embeddings
 
 

@@ -1,8 +1,6 @@
-"""What a run tells of its epochs and evaluations: metrics, a line on the terminal, the ladders with their pictures."""
+"""How a run reports its epochs and evaluations: metrics, terminal lines, ladders with pictures."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,67 +8,58 @@ from torch import Tensor
 from tp_grpo.evaluate.held_out import Evaluation
 from tp_grpo.images import diversity, thumbnails
 from tp_grpo.method.stats import summarise
-from tp_grpo.observe import tracking
+from tp_grpo.observe.tracking import Tracker
 from tp_grpo.plan import Plan
 from tp_grpo.ranks import progress
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings
 from tp_grpo.train.gather import Gathered, in_order
 from tp_grpo.train.rollout import Pending
 from tp_grpo.types import Credit
 
 
 class Journal:
-    """Called by all ranks; the main process writes. The clock has timed the phases of what is told next."""
+    """Called by all ranks; the main process writes. The clock has timed what is reported next."""
 
     def __init__(
-        self, runtime: Runtime, plan: Plan, tracker: tracking.Tracker, clock: Clock, config: Any
+        self, runtime: Runtime, plan: Plan, tracker: Tracker, clock: Clock, config: Settings
     ) -> None:
-        self.runtime, self.plan, self.tracker, self.clock, self.config = (
-            runtime,
-            plan,
-            tracker,
-            clock,
-            config,
-        )
+        self.runtime, self.plan, self.tracker = runtime, plan, tracker
+        self.clock, self.config = clock, config
 
     def evaluation(self, epoch: int, result: Evaluation) -> dict[str, float]:
-        """Of the policy after `epoch` epochs; returns the mean scores with their errors."""
+        """Report the policy after `epoch` epochs; returns the mean scores with their errors."""
         summary = result.summary()
         self.tracker.log("eval", epoch, summary | {"seconds": self.clock.lap()["seconds"]})
-        images = {"images": thumbnails(result.images)}
-        self.tracker.save_evaluation(epoch, result.scores | images, result.prompts)
+        tensors = result.scores | {"images": thumbnails(result.images)}
+        self.tracker.save("evaluations", epoch, tensors, result.prompts)
         self.runtime.say(progress.evaluation(epoch, summary))
         return summary
 
     def epoch(
         self, epoch: int, samples: Gathered, credit: Credit, stats: dict[str, float]
     ) -> float:
-        """stats: of the updates, by name; what they must hold is `ratio_dev`. Returns the mean reward."""
-        reached = {"reward": samples.ladder} | samples.scores | samples.extras
-        last = {name: column[:, -1] for name, column in reached.items()}
-        values = summarise(last, samples.group_id.tolist())
+        """stats: of the updates, by name, `ratio_dev` among them. Returns the mean reward."""
+        ladders = {"reward": samples.ladder} | samples.scores | samples.extras
+        final = {name: ladder[:, -1] for name, ladder in ladders.items()}
+        values = summarise(final, samples.group_id.tolist())
         turning = credit.turning.float().mean(0).tolist()
-        values |= {
-            f"turning_{k}": share for k, share in zip(self.plan.window, turning, strict=True)
-        }
+        values |= {f"turning_{k}": v for k, v in zip(self.plan.window, turning, strict=True)}
         values |= stats | {"nfe": self.plan.epoch_nfe * epoch} | self.clock.lap()
         self.tracker.log("train", epoch, values)
-        self.runtime.say(
-            progress.summary(
-                epoch, self.config.epochs, values, self.plan.groups * self.plan.group_size
-            )
-        )
+        images = self.plan.groups * self.plan.group_size
+        self.runtime.say(progress.summary(epoch, self.config.epochs, values, images))
         return values["reward"]
 
     def image_stats(self, pending: list[Pending], group_id: Tensor) -> dict[str, float]:
-        """What the alarms know of an epoch's images; group_id (N,) of all ranks' samples."""
-        small = in_order(self.runtime, self.plan, [p.coarse for p in pending])
-        fine = in_order(self.runtime, self.plan, [p.detail for p in pending])
-        return {"diversity": diversity(small, group_id), "high_frequency": fine.mean().item()}
+        """What the alarms check in an epoch's images; group_id (N,) of all ranks' samples."""
+        coarse = in_order(self.runtime, self.plan, [p.coarse for p in pending])
+        detail = in_order(self.runtime, self.plan, [p.detail for p in pending])
+        return {"diversity": diversity(coarse, group_id), "high_frequency": detail.mean().item()}
 
     def keeps_ladders(self, epoch: int) -> bool:
-        """Whether that epoch's ladders are kept, every `tracking.images_every`-th and the last."""
+        """Whether the epoch is a `tracking.images_every`-th or the last."""
         return epoch % self.config.tracking.images_every == 0 or epoch == self.config.epochs
 
     def ladders(
@@ -82,20 +71,22 @@ class Journal:
         pending: list[Pending],
         prompts: list[str],
     ) -> None:
-        """The epoch's ladders with their columns' states, and thumbnails of the first groups; prompts: of the set."""
+        """Keep the epoch's ladders, and thumbnails of its first groups.
+
+        prompts: of the whole set, by group id.
+        """
         small = [thumbnails(p.images) for p in pending if p.images is not None]
-        first = in_order(self.runtime, self.plan, small)[
-            : self.config.tracking.groups * self.plan.group_size
-        ]
+        count = self.config.tracking.groups * self.plan.group_size
+        images = in_order(self.runtime, self.plan, small)[:count]
         tensors = {
             "ladder": samples.ladder,
-            "states": torch.tensor(self.plan.states),
+            "states": torch.tensor(self.plan.completion.states),
             "reward": credit.reward,
             "increment": credit.increment,
             "turning": credit.turning,
             "advantage": advantages,
             "group_id": samples.group_id,
-            "images": first,
+            "images": images,
         }
-        shown = samples.group_id[: len(first)].tolist()
-        self.tracker.save_ladders(epoch, tensors, [prompts[i] for i in shown])
+        texts = [prompts[i] for i in samples.group_id[: len(images)].tolist()]
+        self.tracker.save("ladders", epoch, tensors, texts)

@@ -1,4 +1,4 @@
-"""The card that lies beside every exported policy: what it was trained on, by what, and what that gave."""
+"""The card of an exported policy: what it was trained on, how, and with what result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Of the bases that the recipes name: what the hub calls the licence, and what it calls itself.
+# By base model of the recipes: (the hub's name of its licence, the licence's title).
 LICENCES = {
     "stabilityai/stable-diffusion-3.5-medium": (
         "stabilityai-ai-community",
@@ -24,77 +24,65 @@ METHODS = {
     "value": "GRPO on a value estimate from the reward ladder",
     "turning_point": "TurningPoint-GRPO (arXiv 2602.06422)",
 }
+CARD = """---
+{origin}library_name: diffusers
+tags: [{tags}]
+---
+
+# {name}
+
+{subject} on `{base}`, trained with {method} by tp_grpo.
+The weights are the run's moving average.
+
+- Rewards: {rewards}
+- Prompts: `{prompts[train]}`; held out: `{prompts[eval]}`
+- Sampling in training: {sample[steps]} steps, {sample[window_size]} of them stochastic \
+({sample[kind]}, noise level {sample[noise_level]}), guidance {sample[guidance_scale]}, \
+{model[height]} x {model[width]} pixels, seed {seed}
+- Licence: the base model's{licence} binds this too.
+
+{table}
+
+Use: {use}.
+"""
+TABLE = """Held-out prompts, same noise, evaluated after epoch {epoch} \
+(± standard error over prompts):
+
+| score | base | trained | change | images |
+|---|---|---|---|---|
+"""
+ROW = "| {name} | {before:.4f} | {after:.4f} | {change:+.4f} ± {se:.4f} | {n} |"
 
 
 def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown with the hub's metadata; `gains` as `report.gains` gives them, empty before a second evaluation."""
-    base, lora, sample = config["model"]["path"], config["lora"], config["sample"]
-    rewards = "; ".join(
-        f"{name} ({options})" for name, options in config["rewards"]["scorers"].items()
+    """Markdown with the hub's metadata; `gains` of `report.gains`, empty before two evaluations."""
+    base, rank = config["model"]["path"], config["lora"]["rank"]
+    credit = config["credit"]["name"]
+    lora = f"A LoRA of rank {rank}, alpha {config['lora']['alpha']}"
+    scorers = config["rewards"]["scorers"].items()
+    rows = "\n".join(ROW.format(**row) for row in gains)
+    return CARD.format(
+        **{name: config[name] for name in ("prompts", "sample", "model", "seed")},
+        origin=_origin(base),
+        tags="tp_grpo, lora, text-to-image" if rank else "tp_grpo, text-to-image",
+        name=config["run_name"],
+        subject=lora if rank else "The whole transformer",
+        base=base,
+        method=METHODS.get(credit, f"the credit method `{credit}`"),  # a recipe may bring its own
+        rewards="; ".join(f"{name} ({options})" for name, options in scorers),
+        licence=f" ({LICENCES[base][1]})" if base in LICENCES else "",
+        table=TABLE.format(epoch=gains[0]["epoch"]) + rows if gains else "Not evaluated yet.",
+        use="`pipe.load_lora_weights(FOLDER)`, or "
+        "`peft.PeftModel.from_pretrained(pipe.transformer, FOLDER)`"
+        if rank
+        else "load `FOLDER/transformer` with the transformer class's `from_pretrained` and hand it "
+        "to the pipeline",
     )
-    bound = f" ({LICENCES[base][1]})" if base in LICENCES else ""
-    what = (
-        f"a LoRA of rank {lora['rank']}, alpha {lora['alpha']}"
-        if lora["rank"]
-        else "the whole transformer"
-    )
-    lines = [
-        "---",
-        *_origin(base),
-        "library_name: diffusers",
-        "tags: [tp_grpo, lora, text-to-image]"
-        if lora["rank"]
-        else "tags: [tp_grpo, text-to-image]",
-        "---",
-        "",
-        f"# {config['run_name']}",
-        "",
-        f"{what[0].upper()}{what[1:]} on `{base}`, trained with {METHODS[config['credit']['name']]} by tp_grpo.",
-        "The weights are the run's moving average.",
-        "",
-        f"- Rewards: {rewards}",
-        f"- Prompts: `{config['prompts']['train']}`; held out: `{config['prompts']['eval']}`",
-        f"- Sampling in training: {sample['steps']} steps, {sample['window_size']} of them stochastic "
-        f"({sample['kind']}, noise level {sample['noise_level']}), guidance {sample['guidance_scale']}, "
-        f"{config['model']['height']} x {config['model']['width']} pixels, seed {config['seed']}",
-        f"- Licence: the base model's{bound} binds this too.",
-        "",
-        *_table(gains),
-        _use(bool(lora["rank"])),
-    ]
-    return "\n".join(lines)
 
 
-def _origin(base: str) -> list[str]:
-    """The hub takes ids of its own for base_model, and refuses a card that names a folder."""
-    if base not in LICENCES:
-        return (
-            [f"base_model: {base}"]
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
-            else []
-        )
-    return [f"base_model: {base}", "license: other", f"license_name: {LICENCES[base][0]}"]
-
-
-def _table(gains: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not gains:
-        return ["Not evaluated yet.", ""]
-    rows = [
-        f"| {row['name']} | {row['before']:.4f} | {row['after']:.4f} "
-        f"| {row['change']:+.4f} ± {row['se']:.4f} | {row['n']} |"
-        for row in gains
-    ]
-    return [
-        f"Held-out prompts, same noise, evaluated after epoch {gains[0]['epoch']} (± standard error over prompts):",
-        "",
-        "| score | base | trained | change | images |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-
-
-def _use(lora: bool) -> str:
-    if lora:
-        return "Use: `pipe.load_lora_weights(FOLDER)`, or `peft.PeftModel.from_pretrained(pipe.transformer, FOLDER)`.\n"
-    return "Use: load `FOLDER/transformer` with the transformer class's `from_pretrained` and hand it to the pipeline.\n"
+def _origin(base: str) -> str:
+    """Lines of metadata. The hub refuses a card whose base_model is a folder."""
+    if base in LICENCES:
+        return f"base_model: {base}\nlicense: other\nlicense_name: {LICENCES[base][0]}\n"
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
+    return f"base_model: {base}\n" if is_hub_id else ""

@@ -1,4 +1,4 @@
-"""All ranks do the same run: what must be equal on each is gathered and compared, and who differs is named."""
+"""What must be equal on all ranks is gathered and compared, and who differs is named."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from tp_grpo.ranks.runtime import Runtime
 MAX_SHOWN = 10  # differences named in a message
 
 
-class DisagreementError(RuntimeError):
-    """Ranks that should hold or do the same do not. The message names them and what differs."""
+class MustStop(RuntimeError):
+    """Raised on all ranks alike: what was found must not be trained on."""
 
 
-def check(runtime: Runtime, own: Mapping[str, Any], advice: str) -> None:
-    """Compare {what: value} over the ranks; a collective. Values are compared as they print.
+class DisagreementError(MustStop):
+    """Ranks disagree on what must be identical. The message names them and what differs."""
 
-    Raises DisagreementError on all ranks alike, naming the ranks outside of the majority (of equals, rank 0's side).
+
+def check(runtime: Runtime, values: Mapping[str, Any], advice: str) -> None:
+    """Compare {what: value} over the ranks, as the values print; a collective.
+
+    Raises DisagreementError on all ranks, naming those outside the majority (rank 0's if tied).
     """
     if runtime.world_size == 1:
         return
-    ranks = runtime.all_gather_object({what: repr(value) for what, value in own.items()})
-    different = [line for what in own for line in _outside(what, [rank[what] for rank in ranks])]
-    if different:
-        rest = [f"  and {len(different) - MAX_SHOWN} more"] if len(different) > MAX_SHOWN else []
+    ranks = runtime.all_gather_object({what: repr(value) for what, value in values.items()})
+    lines = [line for what in values for line in _outside(what, [rank[what] for rank in ranks])]
+    if lines:
+        more = len(lines) - MAX_SHOWN
+        rest = [f"  and {more} more"] if more > 0 else []
         raise DisagreementError(
-            "\n".join(["the ranks disagree:", *different[:MAX_SHOWN], *rest, advice])
+            "\n".join(["the ranks disagree:", *lines[:MAX_SHOWN], *rest, advice])
         )
 
 
 def check_weights(runtime: Runtime, parameters: Mapping[str, Tensor], when: str) -> None:
-    """`check` of trained weights, which names the parameter. A sharded one is left out: there is no other copy."""
-    advice = (
-        f"this was seen {when}; likely causes: GPUs, drivers or library versions that differ between the nodes, or a "
-        "failing GPU. The checkpoints hold what rank 0 had"
-    )
+    """`check` of trained weights, by parameter. Sharded ones have no copy to compare with."""
     if runtime.world_size == 1:
         return
-    sums = checksums(p for p in parameters.values() if not hasattr(p, "to_local"))
+    whole = {name: p for name, p in parameters.items() if not hasattr(p, "to_local")}
+    sums = checksums(whole.values())
     digest = hashlib.sha256(repr(sums).encode()).hexdigest()
-    if (
-        len(set(runtime.all_gather_object(digest))) > 1
-    ):  # each rank sees the same, so all go on to ask which parameter it is
-        names = [name for name, p in parameters.items() if not hasattr(p, "to_local")]
+    if len(set(runtime.all_gather_object(digest))) > 1:  # known to all, so all enter `check`
+        named = {f"weights of {name}": value for name, value in zip(whole, sums, strict=True)}
         check(
             runtime,
-            {f"weights of {name}": value for name, value in zip(names, sums, strict=True)},
-            advice,
+            named,
+            f"this was seen {when}; likely causes: GPUs, drivers or library versions that differ "
+            "between the nodes, or a failing GPU. The checkpoints hold what rank 0 had",
         )
 
 
 def checksums(parameters: Iterable[Tensor]) -> list[int]:
-    """For each fp32 tensor the sum of its bits read as integers, modulo 2**64: exact in any order of adding up."""
+    """The sum of each fp32 tensor's bits read as integers, modulo 2**64: exact in any order."""
     with torch.no_grad():
         sums = [p.detach().float().view(torch.int32).sum(dtype=torch.int64) for p in parameters]
         return torch.stack(sums).tolist() if sums else []
 
 
 def _outside(what: str, values: list[str]) -> list[str]:
+    """A line for each rank whose value is not the most common one."""
     counts = Counter(values)
-    if len(counts) == 1:
-        return []
-    most = max(counts.values())
-    usual = next(value for value in values if counts[value] == most)
+    usual = max(values, key=counts.__getitem__)  # the first of the most common
+    first, text = values.index(usual), _short(usual)
     return [
-        f"  rank {rank} has {what} {_short(value)}, where rank {values.index(usual)} has {_short(usual)}"
+        f"  rank {rank} has {what} {_short(value)}, where rank {first} has {text}"
         for rank, value in enumerate(values)
         if value != usual
     ]

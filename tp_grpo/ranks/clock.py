@@ -1,4 +1,4 @@
-"""Where an epoch goes: seconds by phase, all of them, and what the phases did."""
+"""Where an epoch's seconds go, phase by phase, and what the phases did."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Counts = dict[str, int]
 
 
 class Clock:
-    """Every second belongs to one phase, the innermost, or to `other`; `lap` reads and resets.
+    """Every second belongs to the innermost phase, or to `other`; `lap` reads and resets.
 
-    synchronize: waits for the device's work of the phase that ends, which would else be the next one's; total: adds
-    the counts of all ranks.
+    synchronize: waits for the device, whose work would otherwise count for the next phase.
+    total: adds the counts of all ranks.
     """
 
     def __init__(
@@ -42,15 +42,12 @@ class Clock:
         self._counts[name] += number
 
     def lap(self) -> dict[str, float]:
-        """{"seconds": all, "seconds_PHASE": ... that add up to it, and the counts}; on all ranks."""
+        """{"seconds": all, "seconds_PHASE": parts that add up to it, counts}; a collective."""
         self._mark()
         seconds, counts = {REST: 0.0} | self._seconds, self._total(dict(self._counts))
         self._seconds, self._counts = {}, Counter()
-        return (
-            {"seconds": sum(seconds.values())}
-            | {f"seconds_{name}": own for name, own in seconds.items()}
-            | counts
-        )
+        phases = {f"seconds_{name}": value for name, value in seconds.items()}
+        return {"seconds": sum(seconds.values())} | phases | counts
 
     def _mark(self) -> None:
         self._synchronize()

@@ -1,4 +1,4 @@
-"""Stopping when asked to: the scheduler's SIGTERM and SIGUSR1, agreed on by all ranks; and the second Ctrl-C."""
+"""Stopping on request: SIGTERM or SIGUSR1, agreed on by all ranks; and a second Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,33 +16,30 @@ from tp_grpo.ranks.runtime import Runtime
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-REMEMBERED = 3  # epochs that an estimate looks back on
 
 
 class Preempted(RuntimeError):
-    """The run was asked to stop and has stopped where it can go on from. The message says what was asked and done."""
+    """A signal stopped the run where it can resume. The message names the signal and the place."""
 
 
 class Preemption:
-    """Any rank's signal stops all ranks at the same batch boundary, or after the epoch if that takes at most `grace`.
+    """Any rank's signal stops all ranks after the epoch if `grace` allows, else at the next batch.
 
-    grace: seconds from the signal that an epoch with its evaluation and checkpoint may still take; before an epoch has
-    been timed nothing is known, and the run stops at once.
+    grace: seconds from the signal in which the epoch, its evaluation and its checkpoint must end.
+    They are expected to last as long as the last ones; if none was timed, the run stops at once.
     """
 
     def __init__(self, runtime: Runtime, grace: float) -> None:
         self.runtime, self.grace = runtime, grace
-        self.asked_by = 0  # the number of the signal
-        self._asked_at = self._begun = 0.0
+        self.signal = 0  # its number; 0 for none
+        self._signalled_at = self._begun = 0.0
         self._evaluates = False
-        self._epochs: deque[float] = deque(maxlen=REMEMBERED)
-        self._evaluations: deque[float] = deque(maxlen=REMEMBERED)
-        self._writes: deque[float] = deque(maxlen=REMEMBERED)
-        self._writing = False
+        self._epoch_s = self._evaluation_s = math.inf
+        self._write_s = math.inf if runtime.is_main else 0.0  # rank 0 writes
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, the signals are taken note of. Only a process' main thread can; elsewhere nothing happens."""
+        """Inside, signals are noted, if this is the main thread; no other thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,74 +51,69 @@ class Preemption:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, _: object) -> None:
-        if not self.asked_by:
-            self.asked_by, self._asked_at = number, time.monotonic()
+        if not self.signal:
+            self.signal, self._signalled_at = number, time.monotonic()
 
     @contextmanager
     def epoch(self, *, evaluates: bool) -> Iterator[None]:
-        """Time an epoch, from its first batch until its checkpoint is begun; evaluates: whether it is evaluated."""
+        """Time an epoch, from its first batch until its checkpoint begins to be written."""
         self._begun, self._evaluates = time.monotonic(), evaluates
         yield
-        took = time.monotonic() - self._begun
-        self._epochs.append(took - (self._evaluations[-1] if evaluates else 0.0))
+        evaluation_s = self._evaluation_s if evaluates else 0.0
+        self._epoch_s = time.monotonic() - self._begun - evaluation_s
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Time an evaluation, the epoch's or one that is made up for."""
+        """Time an evaluation."""
         begun = time.monotonic()
         yield
-        self._evaluations.append(time.monotonic() - begun)
+        self._evaluation_s = time.monotonic() - begun
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Time a checkpoint's way to the disk, on whatever thread."""
-        begun, self._writing = time.monotonic(), True
+        """Time the writing of a checkpoint, on whatever thread."""
+        begun = time.monotonic()
         try:
             yield
         finally:
-            self._writes.append(time.monotonic() - begun)
-            self._writing = False
+            self._write_s = time.monotonic() - begun
 
     def boundary(self) -> None:
-        """Called by all ranks between two batches. Raises Preempted when the epoch would take too long."""
-        asked, late, write = self.runtime.all_max([self.asked_by, self._late(), self._write()])
-        if asked and late + write > 0:
+        """Called by all ranks between batches. Raises Preempted if the grace is too short."""
+        number, passed, left = self.runtime.all_max([self.signal, self._passed(), self._left()])
+        if number and passed + left > self.grace:
             raise Preempted(
-                f"{signal.Signals(int(asked)).name}: stopped at once, the epoch would have taken too long"
+                f"{signal.Signals(int(number)).name}: stopped at once, "
+                "the epoch would have taken too long"
             )
 
     def between(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, a boundary before each; all ranks have equally many."""
+        """The items, with a boundary before each; every rank has equally many."""
         for item in items:
             self.boundary()
             yield item
 
     def between_epochs(self) -> None:
-        """Called by all ranks after a checkpoint. Raises Preempted when any was asked to stop."""
-        (asked,) = self.runtime.all_max([self.asked_by])
-        if asked:
-            raise Preempted(f"{signal.Signals(int(asked)).name}: stopped after the epoch")
+        """Called by all ranks after a checkpoint. Raises Preempted if any was signalled."""
+        (number,) = self.runtime.all_max([self.signal])
+        if number:
+            raise Preempted(f"{signal.Signals(int(number)).name}: stopped after the epoch")
 
-    def _late(self) -> float:
-        """Seconds from the end of the grace to that of the epoch, infinite where nothing is known; of who was asked."""
-        if not self.asked_by:
-            return -math.inf
-        if not self._epochs or (self._evaluates and not self._evaluations):
-            return math.inf
-        now = time.monotonic()
-        needed = max(self._epochs) + (max(self._evaluations) if self._evaluates else 0.0)
-        left = max(0.0, needed - (now - self._begun))
-        return now + left - (self._asked_at + self.grace)
+    def _passed(self) -> float:
+        """Seconds since the signal; 0 without one."""
+        return time.monotonic() - self._signalled_at if self.signal else 0.0
 
-    def _write(self) -> float:
-        """Seconds from an epoch's end to that of its checkpoint, known on rank 0; infinite while the first is made."""
-        return math.inf if self._writing and not self._writes else max((*self._writes, 0.0))
+    def _left(self) -> float:
+        """Seconds until the epoch's checkpoint is on the disk; infinite if none was timed."""
+        needed = self._epoch_s + (self._evaluation_s if self._evaluates else 0.0)
+        return max(0.0, needed - (time.monotonic() - self._begun)) + self._write_s
 
 
-def stop_on_second_ctrl_c(said: str) -> None:
-    """From now on a second Ctrl-C ends the process at once with code 130, even where Python code does not run.
+def stop_on_second_ctrl_c(words: str) -> None:
+    """From now on a second Ctrl-C prints `words` and ends the process at once, with code 130.
 
-    For a first one is an exception, which waits for a hanging collective or a scorer's call. said: to standard error.
+    The first raises KeyboardInterrupt, which waits for a hanging collective or a scorer's call; the
+    second is read by a thread and needs no Python on the main one.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -130,13 +121,10 @@ def stop_on_second_ctrl_c(said: str) -> None:
 
     def count() -> None:
         pressed = 0
-        with (
-            reader,
-            writer,
-        ):  # held here, for the signals write to one of them as long as the process lives
+        with reader, writer:  # the signal handler writes to them as long as the process lives
             while pressed < 2:
                 pressed += reader.recv(1) == bytes([signal.SIGINT])
-            os.write(2, f"\n{said}\n".encode())
+            os.write(2, f"\n{words}\n".encode())
             os._exit(130)
 
     threading.Thread(target=count, name="ctrl-c", daemon=True).start()

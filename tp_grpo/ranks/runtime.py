@@ -19,12 +19,12 @@ from accelerate.utils import (
 from torch import Tensor, distributed, nn
 
 from tp_grpo.ranks import peers, progress, sharding
-from tp_grpo.ranks.peers import Peers, own_name
+from tp_grpo.ranks.peers import Peers, rank_name
 
 T = TypeVar("T")
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# Process groups, never let go of. Else DDP's C++ part is the last to hold one and takes it down without releasing the
-# interpreter's lock, while a thread of the group may be waiting for that lock: once in a while a rank never ends.
+# Process groups are kept alive. Otherwise DDP's C++ part holds the last reference and destroys the
+# group while it holds the GIL, for which a thread of the group may wait: now and then a rank hangs.
 _GROUPS: list[Any] = []
 
 
@@ -40,55 +40,48 @@ class Runtime:
         timeout_s: float = 1800,
         shard: bool = False,
     ) -> None:
-        """timeout_s: how long a rank waits for the others; shard: FSDP2 over what is frozen, see `sharding`."""
-        # An fp16 without a GPU is refused, with a better message, when the model's config is read.
-        precision = (
-            PRECISION.get(dtype, "no") if torch.cuda.is_available() or dtype != "fp16" else "no"
-        )
-        with patch_environment(
-            ACCELERATE_USE_FSDP="false"
-        ):  # or accelerate would shard the adapters as well
+        """timeout_s: how long a rank waits for the others; shard: FSDP2, see `sharding`."""
+        cuda = torch.cuda.is_available()
+        # fp16 without a GPU is refused, with a better message, when the model's config is read.
+        precision = PRECISION.get(dtype, "no") if cuda or dtype != "fp16" else "no"
+        # accelerate's own FSDP would shard the adapters as well.
+        with patch_environment(ACCELERATE_USE_FSDP="false"):
             self.accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),
+                cpu=not cuda,
                 mixed_precision=precision,
                 log_with=list(trackers) or None,
-                project_config=ProjectConfiguration(
-                    project_dir=folder, logging_dir=f"{folder}/tensorboard"
-                ),
+                project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tensorboard"),
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
             )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
+        self.shard = shard and self.world_size > 1
+        self.peers: Peers | None = None
         if self.world_size > 1:
             _GROUPS.append(distributed.group.WORLD)
-        self.shard = shard and self.world_size > 1
-        self.peers = (
-            Peers(self.rank, self.all_gather_object(own_name(self.rank)), timeout_s)
-            if self.world_size > 1
-            else None
-        )
+            names = self.all_gather_object(rank_name(self.rank))
+            self.peers = Peers(self.rank, names, timeout_s)
 
     def seed(self, seed: int) -> None:
-        """The same on every rank: initial adapters agree."""
+        """The same on every rank, so that initial adapters agree."""
         set_seed(seed)
 
     def prepare(
         self, transformer: nn.Module, optimizer: Any, trained: list[nn.Parameter]
     ) -> tuple[nn.Module, Any]:
-        """The transformer and the optimizer of `trained` as the processes share them."""
+        """The transformer and the optimizer of `trained`, ready for several processes."""
         if not self.shard:
             prepared: tuple[nn.Module, Any] = self.accelerator.prepare(transformer, optimizer)
             return prepared
         sharding.shard(transformer, trained, self.device)
-        # As for evaluation: autocast alone, for the gradients are averaged by `average_gradients`.
-        return self.accelerator.prepare_model(
-            transformer, evaluation_mode=True
-        ), self.accelerator.prepare(optimizer)
+        # evaluation_mode: autocast alone, since `average_gradients` averages the gradients.
+        model = self.accelerator.prepare_model(transformer, evaluation_mode=True)
+        return model, self.accelerator.prepare(optimizer)
 
     def average_gradients(self, trained: list[nn.Parameter]) -> None:
-        """After an update's last backward pass, which under DDP has done so itself."""
+        """Called after an update's last backward pass; DDP has done it in that pass."""
         if self.shard:
             sharding.average_gradients(trained)
 
@@ -98,12 +91,12 @@ class Runtime:
         return gathered
 
     def all_gather_object(self, item: T) -> list[T]:
-        """Every rank's item, rank by rank; any that can be pickled."""
-        shared: list[T] = gather_object([item])
-        return shared
+        """Every rank's item, rank by rank; anything that can be pickled."""
+        items: list[T] = gather_object([item])
+        return items
 
     def leave(self) -> None:
-        """Close the trackers and the group; called where all ranks are, for one that left without would abort."""
+        """Close the trackers and the group; all ranks call it, or the others would abort."""
         peers.leave()
         self.accelerator.end_training()
 
@@ -111,16 +104,16 @@ class Runtime:
         """Place by place, the largest of all ranks' values; fp32, cheap enough for every batch."""
         if self.world_size == 1:
             return list(values)
-        own = torch.tensor([list(values)], dtype=torch.float32, device=self.device)
-        most: list[float] = self.gather(own).max(0).values.tolist()
-        return most
+        row = torch.tensor([list(values)], dtype=torch.float32, device=self.device)
+        largest: list[float] = self.gather(row).max(0).values.tolist()
+        return largest
 
     def all_sum(self, counts: dict[str, int]) -> dict[str, int]:
         """Name by name, the sum over all ranks."""
         return dict(sum(map(Counter, self.all_gather_object(counts)), Counter()))
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """Rank 0 works while the others wait; an OSError of its is raised on all ranks alike."""
+        """Rank 0 works while the others wait; its OSError is raised on all ranks alike."""
         error: OSError | None = None
         if self.is_main:
             try:
@@ -132,28 +125,26 @@ class Runtime:
             raise error
 
     def together(self, work: Callable[[], T]) -> T:
-        """Every rank does the work, which holds no collective; what fails on any stops all, naming who failed.
+        """Run `work` (no collectives) on every rank; if one fails, all raise and name it.
 
-        Raises ValueError for a ValueError of any rank, and on the others for any error of one.
+        Raises ValueError, but the error itself where that was of another type.
         """
-        failed: Exception | None = None
+        if self.peers is None:
+            return work()
+        failure: Exception | None = None
         try:
             done = work()
         except Exception as error:
-            failed = error
-        if self.peers is None:
-            if failed:
-                raise failed
-            return done
-        said = self.all_gather_object(_words(failed))
-        if failed and not isinstance(failed, ValueError):
-            raise failed
-        if any(said):
-            raise ValueError(_blame(said, self.peers.names)) from failed
+            failure = error
+        words = self.all_gather_object(_words(failure))
+        if failure and not isinstance(failure, ValueError):
+            raise failure
+        if any(words):
+            raise ValueError(_blame(words, self.peers.names)) from failure
         return done
 
     def synchronize(self) -> None:
-        """Wait for this thread's own work on the device; what scorers do on streams of theirs goes on."""
+        """Wait for this thread's work on the device, not for scorers on streams of their own."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
@@ -163,27 +154,29 @@ class Runtime:
             progress.say(text)
 
     def epochs(self, start: int, stop: int) -> progress.Bar[int]:
-        """`progress.epochs` on the main process; the others say nothing."""
-        return progress.epochs(start, stop) if self.is_main else progress.Silent(range(start, stop))
+        """`progress.epochs` on the main process; silent on the others."""
+        return progress.epochs(start, stop) if self.is_main else progress.silent(range(start, stop))
 
     def bar(self, items: Sequence[T], name: str, **options: Any) -> progress.Bar[T]:
-        """`progress.bar` on the main process; the others say nothing."""
-        return progress.bar(items, name, **options) if self.is_main else progress.Silent(items)
+        """`progress.bar` on the main process; silent on the others."""
+        return progress.bar(items, name, **options) if self.is_main else progress.silent(items)
+
+
+def close_group() -> None:
+    """Close this process's group, if it has one; exiting with it open would abort."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _words(error: Exception | None) -> str:
-    """Of an error, for the other ranks; empty without one."""
-    if error is None:
-        return ""
-    return (
-        str(error) or "ValueError"
-        if isinstance(error, ValueError)
-        else f"{type(error).__name__}: {error}"
-    )
+    """An error for the other ranks; empty for None."""
+    if isinstance(error, ValueError):
+        return str(error) or "ValueError"
+    return f"{type(error).__name__}: {error}" if error else ""
 
 
-def _blame(said: list[str], names: list[str]) -> str:
-    """What each rank said in its name; what all say alike is said once."""
-    if len(set(said)) == 1:
-        return said[0]
-    return "\n".join(f"{name}: {words}" for name, words in zip(names, said, strict=True) if words)
+def _blame(words: list[str], names: list[str]) -> str:
+    """Each rank's words after its name; words that all share are said once."""
+    if len(set(words)) == 1:
+        return words[0]
+    return "\n".join(f"{name}: {text}" for name, text in zip(names, words, strict=True) if text)

@@ -1,4 +1,4 @@
-"""Run folders -> one self-contained HTML page: curves, before and after, trajectories with their turning points."""
+"""Run folders -> one self-contained HTML page: curves, before and after, trajectories."""
 
 from tp_grpo.report.data import gains
 from tp_grpo.report.page import write

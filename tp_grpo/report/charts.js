@@ -1,20 +1,20 @@
 "use strict";
-// Curves as inline SVG: a colour a run, a dash a key, a band a reference; drawn anew when a control changes.
+// Curves as inline SVG: a colour for each run, a dash for each key, a band for each reference.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const controls = document.getElementById("controls");
   const status = document.getElementById("status");
   const WIDTH = 440, HEIGHT = 230, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 34;
   const DASHES = ["", "7 4", "2 3", "10 3 2 3", "1 5"];
-  const AXES = { updates: "updates", evaluations: "sampling evaluations", seconds: "training seconds" };
+  const AXES = data.axes;
 
   function element(name, attributes = {}, parent = null, text = "") {
     const svg = ["svg", "g", "path", "line", "circle", "text", "title"].includes(name);
-    const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text) made.textContent = text;
-    if (parent) parent.append(made);
-    return made;
+    const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
   }
 
   function words(value) {
@@ -28,9 +28,9 @@
   function ticks(low, high, count = 5) {
     const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-    return found;
+    const values = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) values.push(i * step);
+    return values;
   }
 
   function chosen() {
@@ -41,7 +41,7 @@
     };
   }
 
-  // Points {x, y, error} of a key, sorted as logged; what is unknown is left out.
+  // The known points {x, y, error} of a key, in the order of the log.
   function points(table, key, axis) {
     const xs = table[axis] || [], ys = table[key] || [], errors = table[key + "_se"] || [];
     return xs.map((x, i) => ({ x, y: ys[i], error: errors[i] || 0 })).filter((p) => p.x != null && p.y != null);
@@ -50,10 +50,10 @@
   function linesOf(chart, state) {
     const lines = [];
     data.runs.forEach((run, r) => chart.keys.forEach((key, k) => {
-      const own = state.runs.has(r) ? points(run[chart.table], key, state.axis) : [];
-      const many = chart.table === "train" && own.length >= 30;
-      const line = { run: r, key, many, dash: DASHES[k % DASHES.length], points: own, shown: many ? smooth(own) : own };
-      if (own.length) lines.push(line);
+      const series = state.runs.has(r) ? points(run[chart.table], key, state.axis) : [];
+      const many = chart.table === "train" && series.length >= 30;
+      const line = { run: r, key, many, dash: DASHES[k % DASHES.length], points: series, shown: many ? smooth(series) : series };
+      if (series.length) lines.push(line);
     }));
     return lines;
   }
@@ -61,25 +61,25 @@
   function bandsOf(chart, state) {
     if (!state.bands || chart.keys.length > 1) return [];
     return data.bands.flatMap((band) => {
-      const table = band[chart.table], own = table[chart.keys[0]];
-      if (!own) return [];
-      const at = table[state.axis].map((x, i) => ({ x, y: own.mean[i], low: own.low[i], high: own.high[i] }));
-      const known = at.filter((p) => p.x != null && p.y != null);
-      return [{ label: band.label, run: band.run, points: chart.table === "train" ? smooth(known) : known }];
+      const table = band[chart.table], column = table[chart.keys[0]];
+      if (!column) return [];
+      const at = table[state.axis].map((x, i) => ({ x, y: column.mean[i], low: column.low[i], high: column.high[i] }));
+      const kncolumn = at.filter((p) => p.x != null && p.y != null);
+      return [{ label: band.label, run: band.run, points: chart.table === "train" ? smooth(kncolumn) : kncolumn }];
     });
   }
 
-  // The running mean, over about a fifteenth of the points, of everything but x.
-  function smooth(own) {
-    const half = Math.floor(own.length / 30);
-    return own.map((p, i) => {
-      const near = own.slice(Math.max(0, i - half), i + half + 1);
+  // Running means of all but x, over about a fifteenth of the points.
+  function smooth(series) {
+    const half = Math.floor(series.length / 30);
+    return series.map((p, i) => {
+      const near = series.slice(Math.max(0, i - half), i + half + 1);
       const mean = (key) => near.reduce((sum, q) => sum + q[key], 0) / near.length;
       return Object.fromEntries(Object.keys(p).map((key) => [key, key === "x" ? p.x : mean(key)]));
     });
   }
 
-  const path = (own, x, y) => own.map((p, i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("");
+  const path = (series, x, y) => series.map((p, i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("");
 
   function scales(lines, bands) {
     const all = lines.flatMap((line) => (line.many ? line.points.map(({ x, y }) => ({ x, y })) : []));
@@ -108,7 +108,7 @@
     element("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 3, "text-anchor": "middle" }, svg, AXES[axis]);
   }
 
-  function drawLine(svg, line, scale, held) {
+  function drawLine(svg, line, scale, marked) {
     const group = element("g", { class: `s${line.run % 7}`, "data-run": line.run }, svg);
     const around = line.shown.map((p) => ({ x: p.x, low: p.y - p.error, high: p.y + p.error }));
     if (line.many && line.points.some((p) => p.error)) element("path", { class: "area", d: between(around, scale) }, group);
@@ -117,18 +117,18 @@
     for (const p of line.points) {
       const x = scale.x(p.x), ends = { y1: scale.y(p.y - p.error), y2: scale.y(p.y + p.error) };
       if (p.error && !line.many) element("line", { class: "error", x1: x, x2: x, ...ends }, group);
-      if (held || line.points.length < 8) mark(group, x, scale.y(p.y), line.run);
+      if (marked || line.points.length < 8) mark(group, x, scale.y(p.y), line.run);
     }
   }
 
-  // A shape a run, so that colour is not all that tells them apart.
+  // A shape for each run, so that colour is not the only difference.
   function mark(group, x, y, run) {
     const shapes = ["M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z", "M-3.5 -3.5H3.5V3.5H-3.5Z", "M0 -4.5L4.5 3.5H-4.5Z", "M0 -5L5 0L0 5L-5 0Z", "M0 4.5L4.5 -3.5H-4.5Z"];
     element("path", { class: "mark", d: shapes[run % shapes.length], transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` }, group);
   }
 
-  function between(own, scale) {
-    const upper = own.map((p) => ({ x: p.x, y: p.high })), lower = own.map((p) => ({ x: p.x, y: p.low })).reverse();
+  function between(series, scale) {
+    const upper = series.map((p) => ({ x: p.x, y: p.high })), lower = series.map((p) => ({ x: p.x, y: p.low })).reverse();
     return path([...upper, ...lower], scale.x, scale.y) + "Z";
   }
 
@@ -141,15 +141,15 @@
   const name = (chart, line) => data.runs[line.run].name + (chart.keys.length > 1 ? ` ${line.key}` : "");
 
   function alternative(chart, lines, bands, axis) {
-    const told = lines.map((line) => {
+    const parts = lines.map((line) => {
       const first = line.points[0], last = line.points[line.points.length - 1];
       return `${name(chart, line)} from ${words(first.y)} to ${words(last.y)} at ${words(last.x)} ${AXES[axis]}`;
     });
-    told.push(...bands.map((band) => {
+    parts.push(...bands.map((band) => {
       const last = band.points[band.points.length - 1];
       return `reference ${band.label} ends between ${words(last.low)} and ${words(last.high)}`;
     }));
-    return `${chart.title}: ${told.join("; ") || "no run is shown"}`;
+    return `${chart.title}: ${parts.join("; ") || "no run is shown"}`;
   }
 
   function drawKeys(figure, chart) {
@@ -162,22 +162,22 @@
     });
   }
 
-  // The values nearest to a place on the axis, by pointer or arrow keys.
+  // Shows the values nearest to a place on the axis, by pointer or arrow keys.
   function readout(svg, output, chart, lines, scale, axis) {
     const places = [...new Set(lines.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
     const cursor = element("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }, svg);
-    const nearest = (own, x) => own.reduce((best, p) => (Math.abs(p.x - x) < Math.abs(best.x - x) ? p : best));
+    const nearest = (series, x) => series.reduce((best, p) => (Math.abs(p.x - x) < Math.abs(best.x - x) ? p : best));
     let at = places.length;
     const show = (index) => {
       at = Math.max(0, Math.min(places.length - 1, index));
       const x = places[at];
       for (const side of ["x1", "x2"]) cursor.setAttribute(side, scale.x(x));
       cursor.setAttribute("visibility", "visible");
-      const told = lines.map((line) => {
+      const parts = lines.map((line) => {
         const p = nearest(line.points, x);
         return `${name(chart, line)} ${words(p.y)}${p.error ? ` ± ${words(p.error)}` : ""}`;
       });
-      output.textContent = `${words(x)} ${AXES[axis]}: ${told.join(", ")}`;
+      output.textContent = `${words(x)} ${AXES[axis]}: ${parts.join(", ")}`;
     };
     svg.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: places.length - 1 }[event.key];
@@ -195,7 +195,7 @@
 
   function numbers(figure, chart, lines, axis) {
     const details = element("details", {}, figure);
-    // Before it opens: `toggle` comes some time after.
+    // Filled before it opens: `toggle` comes later.
     element("summary", {}, details, "Numbers").addEventListener("click", () => {
       if (details.querySelector("table")) return;
       const holder = element("div", { tabindex: "0", role: "region", "aria-label": `Numbers of ${chart.title}` }, details);

@@ -1,9 +1,10 @@
-"""Which figures are drawn of which metrics, and the numbers that travel in the page."""
+"""Which figures are drawn of which metrics, and the numbers that the page contains."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,21 +12,20 @@ from tp_grpo.report.data import AXES, Run, Table, rank
 
 HELD_OUT, TRAINING, HEALTH, COST = "Held-out prompts", "Training prompts", "Health", "Cost"
 SECTIONS = {
-    HELD_OUT: "ODE samples of the averaged weights, the same prompts and noise each time; bars are standard errors "
-    "over prompts.",
-    TRAINING: "Stochastic samples of the policy being trained; from 30 epochs on, thick lines are running means. Bars, "
-    "or the shade along a line, are the standard error of an epoch over its prompts.",
-    HEALTH: "What tells a run that learns from one that is about to break.",
+    HELD_OUT: "ODE samples of the averaged weights, the same prompts and noise each time; bars are "
+    "standard errors over prompts.",
+    TRAINING: "Stochastic samples of the policy being trained; from 30 epochs on, thick lines are "
+    "running means. Bars, or the shade along a line, are the standard error of an epoch over its "
+    "prompts.",
+    HEALTH: "Signs that tell a run that learns from one that is about to break.",
     COST: "Seconds of an epoch, by phase.",
 }
+RATIOS = "Ratio's distance from 1: before and after the epoch's updates"
 KNOWN = (
     ("KL to the frozen model", ("kl",)),
     ("Approximate KL of an update", ("approx_kl",)),
     ("Share of ratios clipped", ("clip_high", "clip_low")),
-    (
-        "Ratio's distance from 1: before and after the epoch's updates",
-        ("ratio_dev", "ratio_dev_moved"),
-    ),
+    (RATIOS, ("ratio_dev", "ratio_dev_moved")),
     ("Std of the reward within groups", ("group_std",)),
     ("Share of groups with zero std", ("zero_std",)),
     ("Gradient norm", ("grad_norm",)),
@@ -34,6 +34,7 @@ KNOWN = (
     ("Updates left out", ("skipped",)),
 )
 NOT_DRAWN = {"epoch", "nfe", "seconds_all", *AXES}
+NOT_HEALTH = ("seconds_", "turning_", "evaluations_", "images_")
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,13 @@ class Chart:
 def charts(runs: list[Run]) -> list[Chart]:
     """The figures for which some run has numbers, in the page's order.
 
-    Left out are what repeats another line (the total of a single scorer) and the health of `silent`.
+    Without lines that repeat another (the total of a single scorer) and the health of `silent`.
     """
-    phases = tuple(
-        name
-        for name in _names(runs, "train")
-        if name.startswith("seconds_") and name not in NOT_DRAWN
-    )
-    found = [Chart(HELD_OUT, name, "eval", (name,)) for name in _scores(runs, "eval")]
-    found += [Chart(TRAINING, name, "train", (name,)) for name in _scores(runs, "train")]
-    found += [chart for chart in _health(runs) if not _zero(runs, chart)]
-    return found + ([Chart(COST, "Seconds an epoch", "train", phases)] if phases else [])
+    drawn = [Chart(HELD_OUT, name, "eval", (name,)) for name in _distinct_scores(runs, "eval")]
+    drawn += [Chart(TRAINING, name, "train", (name,)) for name in _distinct_scores(runs, "train")]
+    drawn += [chart for chart in _health(runs) if not _zero(runs, chart)]
+    seconds = [n for n in _names(runs, "train") if n.startswith("seconds_") and n not in NOT_DRAWN]
+    return drawn + ([Chart(COST, "Seconds an epoch", "train", tuple(seconds))] if seconds else [])
 
 
 def silent(runs: list[Run]) -> list[str]:
@@ -68,124 +65,111 @@ def silent(runs: list[Run]) -> list[str]:
 
 
 def _health(runs: list[Run]) -> list[Chart]:
-    """Those of KNOWN, then the metrics that no figure knows."""
-    train, scores = (
-        _names(runs, "train"),
-        {name for run in runs for name in run.train if _is_score(run, "train", name)},
-    )
+    """The figures of KNOWN, then one for each other metric."""
+    names = _names(runs, "train")
+    drawn = {key for _, keys in KNOWN for key in keys} | {*NOT_DRAWN, *_scores(runs, "train")}
+    rest = [n for n in names if n.removesuffix("_se") not in drawn and not n.startswith(NOT_HEALTH)]
     known = [
-        (title, _distinct(runs, "train", [key for key in keys if key in train]))
-        for title, keys in KNOWN
+        (title, _distinct(runs, "train", (k for k in keys if k in names))) for title, keys in KNOWN
     ]
-    elsewhere = {key for _, keys in KNOWN for key in keys} | NOT_DRAWN | scores
-    rest = [name for name in train if name.removesuffix("_se") not in elsewhere]
-    alone = [
-        name
-        for name in rest
-        if not name.startswith(("seconds_", "turning_", "evaluations_", "images_"))
-    ]
-    found = [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in known if keys]
-    return found + [Chart(HEALTH, name.replace("_", " "), "train", (name,)) for name in alone]
+    titled = [(title, keys) for title, keys in known if keys]
+    titled += [(name.replace("_", " "), [name]) for name in rest]
+    return [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in titled]
+
+
+def _distinct_scores(runs: list[Run], table: str) -> list[str]:
+    names = sorted(_scores(runs, table), key=lambda name: (name != "reward", rank(name)))
+    return _distinct(runs, table, names)
 
 
 def _scores(runs: list[Run], table: str) -> list[str]:
-    names = [
-        name for name in _names(runs, table) if any(_is_score(run, table, name) for run in runs)
-    ]
-    return _distinct(runs, table, sorted(names, key=lambda name: (name != "reward", rank(name))))
+    return [n for n in _names(runs, table) if any(_is_score(run, table, n) for run in runs)]
 
 
 def _is_score(run: Run, table: str, name: str) -> bool:
-    """Scores have a standard error, if only an unknown one; a scorer's extras are named "scorer/extra"."""
-    return f"{name}_se" in getattr(run, table) or (
-        not name.endswith("_se") and (name == "reward" or "/" in name)
-    )
+    """Scores have a standard error, even if unknown; a scorer's extras are called scorer/extra."""
+    named = name == "reward" or "/" in name
+    return f"{name}_se" in getattr(run, table) or (named and not name.endswith("_se"))
 
 
 def _zero(runs: list[Run], chart: Chart) -> bool:
     return not any(value for run in runs for key in chart.keys for value in run.train.get(key, []))
 
 
-def _distinct(runs: list[Run], table: str, names: list[str]) -> list[str]:
-    """Without those that have, in every run, the values of an earlier one."""
-    values = [[getattr(run, table).get(name) for run in runs] for name in names]
-    return [name for i, name in enumerate(names) if values[i] not in values[:i]]
+def _distinct(runs: list[Run], table: str, names: Iterable[str]) -> list[str]:
+    """The names without those that have, in every run, the values of an earlier one."""
+    kept: list[str] = []
+    seen: list[list[Any]] = []
+    for name in names:
+        values = [getattr(run, table).get(name) for run in runs]
+        if values not in seen:
+            kept.append(name)
+            seen.append(values)
+    return kept
 
 
 def payload(runs: list[Run], bands: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page's script draws: {"axes", "charts", "runs", "bands"}; numbers have five digits."""
-    drawn = charts(runs)
+    """What the page's script draws: {"axes", "charts", "runs", "bands"}, with five digits."""
+    drawn, fields = charts(runs), ("label", "run", "train", "eval")
     needed = {key for chart in drawn for key in chart.keys} | {*AXES, "epoch"}
+
+    def table(columns: Table) -> Table:
+        kept = {n: c for n, c in columns.items() if n.removesuffix("_se") in needed or n in needed}
+        return {name: [digits(value) for value in column] for name, column in kept.items()}
+
     return {
         "axes": AXES,
         "charts": [asdict(chart) for chart in drawn],
-        "runs": [
-            {
-                "name": run.name,
-                "train": _rounded(run.train, needed),
-                "eval": _rounded(run.eval, needed),
-            }
-            for run in runs
-        ],
-        "bands": [
-            {name: band[name] for name in ("label", "run", "train", "eval")} for band in bands
-        ],
+        "runs": [{"name": r.name, "train": table(r.train), "eval": table(r.eval)} for r in runs],
+        "bands": [{name: band[name] for name in fields} for band in bands],
     }
 
 
 def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
-    """Share of trajectories with a turning point at each step, averaged over at most `most` spans of epochs.
+    """Share of trajectories with a turning point at each step, averaged over spans of epochs.
 
-    {"steps": [index], "spans": ["1-7"], "shares": [a step: [a span]]}; None for a credit that knows no turning points.
+    {"steps": [index], "spans": ["1-7"], "shares": [a step: [a span]]}, at most `most` spans; None
+    for a credit without turning points.
     """
-    steps = sorted(int(name.removeprefix("turning_")) for name in run.train if _is_turning(name))
-    epochs = run.train.get("epoch", [])
-    if not any(value for step in steps for value in run.train[f"turning_{step}"]):
+    names = [n for n in run.train if n.startswith("turning_") and n[len("turning_") :].isdigit()]
+    steps = sorted(int(name.removeprefix("turning_")) for name in names)
+    columns = [[value or 0.0 for value in run.train[f"turning_{step}"]] for step in steps]
+    if not any(map(any, columns)):
         return None
+    epochs = run.train["epoch"]
     width = -(-len(epochs) // most)
-    starts = range(0, len(epochs), width)
-    spans = [(epochs[start], epochs[min(start + width, len(epochs)) - 1]) for start in starts]
-    shares = []
-    for step in steps:
-        column = run.train[f"turning_{step}"]
-        shares.append(
-            [statistics.mean(v or 0.0 for v in column[start : start + width]) for start in starts]
-        )
+    spans = [slice(start, start + width) for start in range(0, len(epochs), width)]
+    ends = [(epochs[span][0], epochs[span][-1]) for span in spans]
     return {
         "steps": steps,
-        "spans": [f"{a}" if a == b else f"{a}–{b}" for a, b in spans],
-        "shares": shares,
+        "spans": [f"{first}" if first == last else f"{first}–{last}" for first, last in ends],
+        "shares": [[statistics.mean(column[span]) for span in spans] for column in columns],
     }
 
 
 def phases(run: Run) -> list[dict[str, Any]]:
-    """Of an epoch by phase, in the epoch's order: median seconds, their share, model evaluations and images decoded.
+    """Medians of an epoch by phase, in order: seconds, their share, model evaluations, images.
 
-    {"phase", "seconds", "share", "evaluations", "images"}; a count is None where none is known.
+    {"phase", "seconds", "share", "evaluations", "images"}; an unknown count is None.
     """
-    counts = _evaluations(run)
+    estimates = _evaluations(run)
     rows: list[dict[str, Any]] = []
-    for name in (
-        name for name in run.train if name.startswith("seconds_") and name != "seconds_all"
-    ):
+    for name in run.train:
         phase = name.removeprefix("seconds_")
-        evaluations = _median(run, f"evaluations_{phase}")
-        row = {
-            "phase": phase,
-            "seconds": _median(run, name),
-            "images": _median(run, f"images_{phase}"),
-        }
-        rows.append(
-            row | {"evaluations": counts.get(phase) if evaluations is None else evaluations}
-        )
-    whole = sum(row["seconds"] for row in rows) or 1.0
-    return [row | {"share": row["seconds"] / whole} for row in rows]
+        if phase in (name, "all"):
+            continue
+        counted = _median(run, f"evaluations_{phase}")
+        evaluations = estimates.get(phase) if counted is None else counted
+        row = {"phase": phase, "seconds": _median(run, name), "evaluations": evaluations}
+        rows.append(row | {"images": _median(run, f"images_{phase}")})
+    total = sum(row["seconds"] for row in rows) or 1.0
+    return [row | {"share": row["seconds"] / total} for row in rows]
 
 
 def _evaluations(run: Run) -> dict[str, float | None]:
-    """Rows through the model in an epoch of a run that did not count them by phase.
+    """Rows through the model in an epoch, for a run that did not count them by phase.
 
-    Those sampled are from the sum that was logged, those trained on from the settings (twice with a KL term).
+    Sampled ones from their logged sum, trained ones from the settings (twice with a KL term).
     """
     sample, train = run.config["sample"], run.config.get("train", {})
     steps = sample["groups_per_epoch"] * sample["group_size"] * sample["window_size"]
@@ -200,27 +184,10 @@ def _median(run: Run, name: str) -> float | None:
 
 
 def _names(runs: list[Run], table: str) -> list[str]:
-    tables = [getattr(run, table) for run in runs]
-    return list(
-        dict.fromkeys(
-            name
-            for columns in tables
-            for name, values in columns.items()
-            if any(value is not None for value in values)
-        )
-    )
-
-
-def _is_turning(name: str) -> bool:
-    return name.startswith("turning_") and name.removeprefix("turning_").isdigit()
-
-
-def _rounded(table: Table, needed: set[str]) -> Table:
-    return {
-        name: [digits(value) for value in column]
-        for name, column in table.items()
-        if name in needed or name.removesuffix("_se") in needed
-    }
+    """The columns in which some run has a value, in order."""
+    columns = [column for run in runs for column in getattr(run, table).items()]
+    known = (name for name, values in columns if any(value is not None for value in values))
+    return list(dict.fromkeys(known))
 
 
 def digits(value: float | None) -> float | None:

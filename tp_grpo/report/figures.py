@@ -10,27 +10,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tp_grpo.observe.tracking import by_epoch
 from tp_grpo.report import charts, reference
 from tp_grpo.report.charts import Chart
-from tp_grpo.report.data import Run, by_epoch, read_all, tensors
+from tp_grpo.report.data import AXES, Run, read_all, tensors
 from tp_grpo.report.strips import turn
 
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#7a6a00",
-    "#000000",
-    "#56b4e9",
-)  # Okabe and Ito's
+# Okabe and Ito's, which colour-blind readers can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#000000", "#56b4e9")
+GREY = "#666666"
 MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)))
-RINGS = {
-    "good": (COLOURS[0], "o", "-"),
-    "bad": (COLOURS[1], "s", "--"),
-    "even": ("#666666", "D", "-"),
-}
-UNITS = {"updates": "updates", "evaluations": "sampling evaluations", "seconds": "training seconds"}
+TURNS = {"good": (COLOURS[0], "o", "-"), "bad": (COLOURS[1], "s", "--"), "even": (GREY, "D", "-")}
 WIDE, MAX_ROWS = 3, 8
 MANY = 30  # points of a training curve that is smoothed
 
@@ -42,7 +32,7 @@ def save(
     axis: str = "updates",
     against: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """A file a section of curves, and for each run its turning points and the first group of its newest ladders.
+    """A file a section of curves; for each run its turning points and a group of its ladders.
 
     Raises ValueError for a folder that holds no run.
     """
@@ -50,39 +40,38 @@ def save(
     bands = reference.chosen(against, runs) if against else []
     drawn, figures = charts.charts(runs), {}
     for section in charts.SECTIONS:
-        own = [chart for chart in drawn if chart.section == section]
-        if own:
-            figures[section.lower().replace(" ", "-")] = _curves(runs, own, axis, bands)
+        shown = [chart for chart in drawn if chart.section == section]
+        if shown:
+            figures[section.lower().replace(" ", "-")] = _curves(runs, shown, axis, bands)
     for run in runs:
         name = run.name.replace("/", "-")
-        turning = charts.turning_points(run)
-        if turning:
+        if turning := charts.turning_points(run):
             figures[f"turning-points-{name}"] = _histogram(turning)
-        if by_epoch(run.folder / "ladders"):
-            figures[f"trajectories-{name}"] = _filmstrips(run)
+        if paths := by_epoch(run.folder / "ladders"):
+            figures[f"trajectories-{name}"] = _filmstrips(paths[-1])
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150)
     return [out / f"{name}.png" for name in figures]
 
 
-def _curves(runs: list[Run], own: list[Chart], axis: str, bands: list[dict[str, Any]]) -> Figure:
-    across = min(WIDE, len(own))
-    down = -(-len(own) // across)
+def _curves(runs: list[Run], shown: list[Chart], axis: str, bands: list[dict[str, Any]]) -> Figure:
+    across = min(WIDE, len(shown))
+    down = -(-len(shown) // across)
     figure = Figure(figsize=(4.2 * across, 2.9 * down + 0.5), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
-    for chart, axes in zip(own, panels, strict=False):
+    for chart, axes in zip(shown, panels, strict=False):
         for band in bands:
             _band(axes, band, chart, axis)
         for number, run in enumerate(runs):
             _lines(axes, run, number, chart, axis)
         axes.set_title(chart.title, fontsize=9)
-        axes.set_xlabel(UNITS[axis], fontsize=8)
+        axes.set_xlabel(AXES[axis], fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         if len(chart.keys) > 1:
             axes.legend(fontsize=7, frameon=False)
-    for axes in panels[len(own) :]:
+    for axes in panels[len(shown) :]:
         axes.remove()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
@@ -90,24 +79,17 @@ def _curves(runs: list[Run], own: list[Chart], axis: str, bands: list[dict[str, 
 
 
 def _lines(axes: Axes, run: Run, number: int, chart: Chart, axis: str) -> None:
-    table = getattr(run, chart.table)
+    table, colour = getattr(run, chart.table), COLOURS[number % len(COLOURS)]
     for k, key in enumerate(key for key in chart.keys if key in table):
         x, y, error = _known(table[axis], table[key], table.get(f"{key}_se"))
         label = f"{run.name} {key.removeprefix('seconds_')}" if len(chart.keys) > 1 else run.name
-        style: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "linestyle": DASHES[k % len(DASHES)],
-        }
+        style: dict[str, Any] = {"color": colour, "linestyle": DASHES[k % len(DASHES)]}
         if chart.table == "train" and len(x) >= MANY:
-            axes.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.7)
+            axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.7)
             y, error = running_mean(y), running_mean(np.nan_to_num(error))
-            axes.fill_between(
-                x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0
-            )
+            axes.fill_between(x, y - error, y + error, color=colour, alpha=0.18, linewidth=0)
         else:
-            axes.errorbar(
-                x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2
-            )
+            axes.errorbar(x, y, error, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
             style["marker"] = MARKS[number % len(MARKS)]
         axes.plot(x, y, label=label, **style)
 
@@ -116,11 +98,10 @@ def _band(axes: Axes, band: dict[str, Any], chart: Chart, axis: str) -> None:
     table = band[chart.table]
     if len(chart.keys) > 1 or chart.keys[0] not in table:
         return
-    colour = "#666666" if band["run"] is None else COLOURS[band["run"] % len(COLOURS)]
-    own = [table[chart.keys[0]][name] for name in ("mean", "low", "high")]
-    x, mean, low, high = _known(table[axis], *own)
-    if chart.table == "train":
-        mean, low, high = running_mean(mean), running_mean(low), running_mean(high)
+    colour = GREY if band["run"] is None else COLOURS[band["run"] % len(COLOURS)]
+    columns = [table[chart.keys[0]][name] for name in ("mean", "low", "high")]
+    x, *levels = _known(table[axis], *columns)
+    mean, low, high = map(running_mean, levels) if chart.table == "train" else levels
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(x, mean, "--", color=colour, linewidth=1, label=f"reference {band['label']}")
 
@@ -139,7 +120,7 @@ def _known(x: list[Any], y: list[Any], *others: list[Any] | None) -> list[np.nda
 
 
 def _histogram(turning: dict[str, Any]) -> Figure:
-    """A panel a span of epochs: the share of trajectories that turn at each step."""
+    """A panel for each span of epochs: the share of trajectories that turn at each step."""
     count = len(turning["spans"])
     figure = Figure(figsize=(1.1 * count + 0.8, 2.4), layout="constrained")
     shares = np.array(turning["shares"])
@@ -155,8 +136,8 @@ def _histogram(turning: dict[str, Any]) -> Figure:
     return figure
 
 
-def _filmstrips(run: Run) -> Figure:
-    kept, prompts = tensors(by_epoch(run.folder / "ladders")[-1])
+def _filmstrips(path: Path) -> Figure:
+    kept, prompts = tensors(path)
     ids = kept["group_id"][: len(kept["images"])]
     rows = (ids == ids[0]).nonzero().flatten().tolist()[:MAX_ROWS]
     across = kept["images"].shape[1]
@@ -174,23 +155,21 @@ def _filmstrips(run: Run) -> Figure:
             axes = figure.add_subplot(grid[2 * line + 1, :])
             _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
             axes.set_ylim(float(low) - margin, float(high) + margin)
-    figure.suptitle(
-        f"“{prompts[0]}”\nround: a turn for the better, square: for the worse", fontsize=9
-    )
+    legend = "round: a turn for the better, square: for the worse"
+    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9)
     return figure
 
 
 def _ladder(axes: Axes, kept: dict[str, Any]) -> None:
     ladder, credit = kept["ladder"].tolist(), kept["reward"].tolist()
-    axes.plot(range(len(ladder)), ladder, "-o", color="#666666", markersize=3)
-    if len(ladder) == len(credit) + 1:
-        for k in kept["turning"].nonzero().flatten().tolist():
-            colour, mark, dash = RINGS[turn(credit[k])]
-            place = (k + 0.5, (ladder[k] + ladder[k + 1]) / 2)
-            axes.plot(
-                *place, mark, markersize=11, fillstyle="none", color=colour, markeredgewidth=2
-            )
-            axes.plot([k, k + 1], ladder[k : k + 2], dash, color=colour, linewidth=2)
+    axes.plot(range(len(ladder)), ladder, "-o", color=GREY, markersize=3)
+    turns = kept["turning"].nonzero().flatten().tolist()
+    for k in turns if len(ladder) == len(credit) + 1 else []:
+        color, mark, dash = TURNS[turn(credit[k])]
+        middle = (ladder[k] + ladder[k + 1]) / 2
+        ring: dict[str, Any] = {"fillstyle": "none", "markersize": 11, "markeredgewidth": 2}
+        axes.plot(k + 0.5, middle, mark, color=color, **ring)
+        axes.plot([k, k + 1], ladder[k : k + 2], dash, color=color, linewidth=2)
     axes.set_xlim(-0.5, len(ladder) - 0.5)
     axes.set_xticks([])
     axes.tick_params(labelsize=7)

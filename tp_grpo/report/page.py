@@ -1,4 +1,4 @@
-"""The page: everything in one file, the style and the scripts too."""
+"""The page: one file with its style and its scripts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import jinja2
 from ml_collections import ConfigDict
 
 from tp_grpo.observe import alarms
+from tp_grpo.observe.tracking import by_epoch
 from tp_grpo.report import charts, reference
-from tp_grpo.report.data import Run, before_and_after, by_epoch, differences, gains, read_all
+from tp_grpo.report.data import AXES, Run, before_and_after, differences, gains, read_all
 from tp_grpo.report.strips import BUDGET, trajectories
 from tp_grpo.store import files
 
@@ -23,39 +24,26 @@ PAIRS = 48  # before and after, in a page
 def write(
     folders: Path | Sequence[Path], page: Path, *, against: dict[str, Any] | None = None
 ) -> None:
-    """Read the runs and write the page; `against`: reference curves as `reference.load` gives them.
+    """Read the runs and write the page; `against`: reference curves of `reference.load`.
 
     Raises ValueError when a folder holds no run.
     """
     runs = read_all([folders] if isinstance(folders, Path) else folders)
     bands = reference.chosen(against, runs) if against else []
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "percent": "{:.0%}".format,
-        "compact": compact,
-    }
+    environment.filters |= {"number": number, "signed": signed, "compact": compact}
     payload = charts.payload(runs, bands)
+    drawn = list(enumerate(payload["charts"]))
     html = environment.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
         runs=[_facts(run, share=1 / len(runs)) for run in runs],
         differs=differences([run.config for run in runs]),
+        axes=AXES,
         sections=[
-            (
-                name,
-                note,
-                [
-                    (i, chart)
-                    for i, chart in enumerate(payload["charts"])
-                    if chart["section"] == name
-                ],
-            )
+            (name, note, [(i, chart) for i, chart in drawn if chart["section"] == name])
             for name, note in charts.SECTIONS.items()
         ],
         silent=charts.silent(runs),
@@ -69,8 +57,9 @@ def write(
 
 
 def _facts(run: Run, share: float) -> dict[str, Any]:
-    """What the template tells of a run; `share` of the page's pictures is its own."""
-    headline, groups = gains(run.folder), trajectories(run.folder, share * BUDGET)
+    """What the template shows of a run; `share`: its part of the page's pictures."""
+    headline, pairs = gains(run.folder), math.ceil(share * PAIRS)
+    samples = before_and_after(run.folder, headline[0]["name"], pairs) if headline else []
     return {
         "name": run.name,
         "config": run.config,
@@ -81,10 +70,8 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
         "evaluations": _last(run, "evaluations"),
         "minutes": run.seconds / 60,
         "headline": headline,
-        "samples": before_and_after(run.folder, headline[0]["name"], math.ceil(share * PAIRS))
-        if headline
-        else [],
-        "groups": groups,
+        "samples": samples,
+        "groups": trajectories(run.folder, share * BUDGET),
         "kept_epochs": len(by_epoch(run.folder / "ladders")),
         "turning": charts.turning_points(run),
         "phases": charts.phases(run),
@@ -92,26 +79,25 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
 
 
 def _alarms(run: Run) -> list[alarms.Alarm]:
-    """Those that stand after the run's last line; none of a run whose settings know of no alarms."""
+    """Alarms raised by the run's last epoch; none if its settings do not mention alarms."""
     if "alarms" not in run.config.get("tracking", {}):
         return []
     return alarms.check(run.history, ConfigDict(run.config, allow_dotted_keys=True))
 
 
 def _last(run: Run, name: str) -> float:
-    known = [value for value in run.train.get(name, []) if value is not None]
-    return known[-1] if known else 0
+    return next((v for v in reversed(run.train.get(name, [])) if v is not None), 0)
 
 
-def number(value: float | None, places: int = 2) -> str:
-    """A number as prose has it: a true minus, "unknown" where there is none."""
-    return "unknown" if value is None or value != value else f"{value:.{places}f}".replace("-", "−")
+def number(value: float | None, places: int = 2, sign: str = "") -> str:
+    """A number as in print: a true minus, and "unknown" for None and NaN."""
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:{sign}.{places}f}".replace("-", "−")
 
 
 def signed(value: float | None, places: int = 2) -> str:
-    return (
-        "unknown" if value is None or value != value else f"{value:+.{places}f}".replace("-", "−")
-    )
+    return number(value, places, "+")
 
 
 def compact(value: float | None) -> str:

@@ -18,8 +18,8 @@
   function move(list, from, key) {
     const rows = [...list.children], row = from.closest(".strip");
     const steps = [...row.querySelectorAll(".step")], at = steps.indexOf(from);
-    const beside = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1 }[key];
-    if (beside !== undefined) return steps[beside];
+    const within = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1 }[key];
+    if (within !== undefined) return steps[within];
     const other = rows[rows.indexOf(row) + { ArrowUp: -1, ArrowDown: 1 }[key]];
     return other && other.querySelectorAll(".step")[at];
   }

@@ -1,1 +1,1 @@
-"""The embedded world: captions, a renderer and a small Stable-Diffusion-3 pipeline that this repository can train."""
+"""The embedded world: captions, a renderer and a small Stable Diffusion 3 pipeline to train."""

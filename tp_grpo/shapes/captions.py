@@ -1,6 +1,6 @@
-"""Captions in the GenEval families over six colours and four shapes, with a tenth of the compositions held out.
+"""Captions in GenEval's families over six colours and four shapes; a tenth is held out.
 
-A caption travels as (prompt, metadata); the metadata is what `reward_models.shapes` judges by and what `render` draws.
+A caption is (prompt, metadata): `reward_models.shapes` judges by the metadata, `render` draws it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _all() -> tuple[Caption, ...]:
 
 
 def is_held_out(caption: Caption) -> bool:
-    """One in ten pair and position captions, by a hash of the words: neither pretraining nor training sees them."""
+    """One in ten pair and position captions, by a hash; never shown in (pre)training."""
     return caption[1]["tag"] in ("pair", "position") and _digest(caption)[0] % 10 == 0
 
 
@@ -75,7 +75,7 @@ def train() -> list[Caption]:
 
 
 def held_out() -> list[Caption]:
-    """The compositions kept for evaluation, families and colours mixed, so that the first few show them all."""
+    """The compositions kept for evaluation, mixed so that the first few show all families."""
     return sorted((caption for caption in _all() if is_held_out(caption)), key=_digest)
 
 

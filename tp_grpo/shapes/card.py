@@ -1,6 +1,6 @@
 """Save the embedded pipeline, measure it as a user would load it, and write its model card.
 
-python -m tp_grpo.shapes.card FOLDER measures again, after a change of the scorer, and keeps how it was made.
+python -m tp_grpo.shapes.card FOLDER measures again, for instance after a change of the scorer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
     """Save in fp16; a plain `from_pretrained` gives fp32 everywhere."""
     pipeline.to(torch.float16).save_pretrained(out)
     for name in TEXT_ENCODERS:
-        # transformers loads the dtype that the config names, diffusers loads fp32: name fp32, so that they agree.
+        # transformers loads the config's dtype, diffusers fp32: with fp32 there they agree.
         path = out / name / "config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
@@ -42,7 +42,7 @@ def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
 
 
 def measure(folder: Path, *, images: int, seed: int) -> Figures:
-    """exact and graded by caption set, guidance scale and family, by the stock pipeline in 10 ODE steps."""
+    """exact and graded by caption set, guidance and family; stock pipeline, 10 ODE steps."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def stratified(
 def overall(
     families: dict[str, dict[str, float]], pool: list[captions.Caption]
 ) -> dict[str, float]:
-    """What captions drawn evenly from the pool would score: families weighted by their share of it."""
+    """The score of captions drawn evenly from the pool: families weighted by their share."""
     share = {
         tag: sum(metadata["tag"] == tag for _, metadata in pool) / len(pool) for tag in families
     }
@@ -149,7 +149,8 @@ def provenance(*, seed: int, schedule: Any, seconds: float) -> dict[str, Any]:
     return {
         "command": f"python -m tp_grpo.shapes.pretrain --out FOLDER --seed {seed} {options}",
         "minutes": round(seconds / 60),
-        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, "
+        f"torch {torch.__version__}",
         "seed": seed,
         "card_images": schedule.card_images,
     }
@@ -189,19 +190,20 @@ library_name: diffusers
 ---
 # Coloured shapes: a Stable Diffusion 3 pipeline of 5.7 MB
 
-A genuine `StableDiffusion3Pipeline` (transformer 2.30 M parameters, VAE 0.18 M, two CLIP and one T5 text encoder) that
-draws one to four coloured shapes at 48 x 48 from captions such as "a green triangle above a purple square". It exists
-so that reinforcement learning of flow-matching models can be run, tested and understood on a laptop. It was trained on
-rendered images only, by the command below; a tenth of the pair and position captions were never shown to it.
+A genuine `StableDiffusion3Pipeline` (transformer 2.30 M parameters, VAE 0.18 M, two CLIP and one T5
+text encoder) that draws one to four coloured shapes at 48 x 48 from captions such as "a green
+triangle above a purple square". It exists so that reinforcement learning of flow-matching models
+can be run, tested and understood on a laptop. It was trained on rendered images only, by the
+command below; a tenth of the pair and position captions were never shown to it.
 
 ```python
 pipe = StableDiffusion3Pipeline.from_pretrained("tp_grpo/shapes/weights")
-pipe("a red circle and a blue square", height=48, width=48, num_inference_steps=10, guidance_scale=3,
-     max_sequence_length={tokens}).images[0]
+pipe("a red circle and a blue square", height=48, width=48, num_inference_steps=10,
+     guidance_scale=3, max_sequence_length={tokens}).images[0]
 ```
 
-`max_sequence_length={tokens}` is what it was trained with; the pipeline's default of 256 pads the prompt and shifts the
-images.
+`max_sequence_length={tokens}` is what it was trained with; the pipeline's default of 256 pads the
+prompt and shifts the images.
 
 ## Made by
 
@@ -211,8 +213,8 @@ images.
 
 ## Figures
 
-Ten Euler steps of the stock pipeline; `exact` is the share of images in which every object, colour, count and relation
-is right, `graded` the mean of the parts (`reward_models/shapes.py`).
+Ten Euler steps of the stock pipeline; `exact` is the share of images in which every object, colour,
+count and relation is right, `graded` the mean of the parts (`reward_models/shapes.py`).
 
 {table}
 

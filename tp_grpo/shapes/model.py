@@ -1,4 +1,4 @@
-"""The embedded model, untrained: a `StableDiffusion3Pipeline` of the real classes, small enough to train on a CPU."""
+"""The embedded model, untrained: a `StableDiffusion3Pipeline` small enough to train on a CPU."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from transformers import (
 from tp_grpo.shapes.captions import words
 
 CLIP_TOKENS = 16
-T5_TOKENS = 12  # the longest caption has ten words; the pipeline's own default of 256 would drown 36 image tokens
+T5_TOKENS = 12  # the longest caption has ten words; the default of 256 would drown 36 image tokens
 JOINT_DIM = 128
 CLIP_WIDTH = JOINT_DIM // 2  # the two encoders side by side fill the joint width
 
 
 def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
-    """The pipeline with random weights from `seed`: 2.3 M transformer, 0.18 M VAE, 2 x 0.15 M CLIP, 0.07 M T5."""
+    """Random weights from `seed`: transformer 2.3 M, VAE 0.18 M, CLIP 2 x 0.15 M, T5 0.07 M."""
     torch.manual_seed(seed)
     clip_tokenizer = build_clip_tokenizer()
     t5_tokenizer = build_t5_tokenizer()
@@ -99,7 +99,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    # The pipeline needs a third encoder: without one it pads the prompt with 256 zero tokens, which shifts images.
+    # Without a third encoder the pipeline pads the prompt with 256 zeros, which shifts images.
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=JOINT_DIM,
@@ -113,7 +113,7 @@ def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE whose merges make one token of every caption word; any other text falls into bytes."""
+    """Byte-level BPE whose merges make each caption word one token; other text falls into bytes."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bpe.train_from_iterator(

@@ -1,8 +1,9 @@
 """Muon in fp32, matrices of one shape at a time.
 
-`torch.optim.Muon` orthogonalises in bfloat16, which a CPU without native bfloat16 multiplies about forty times slower
-than fp32 (measured: 7 s a step where this takes 0.1 s). Same update rule: Keller Jordan's Muon with the RMS of AdamW
-(arXiv 2502.16982), decoupled weight decay, Nesterov momentum.
+`torch.optim.Muon` orthogonalises in bfloat16, which a CPU without native bfloat16 multiplies about
+forty times slower than fp32 (measured: 7 s a step where this takes 0.1 s). The update rule is the
+same: Keller Jordan's Muon with the RMS of AdamW (arXiv 2502.16982), decoupled weight decay,
+Nesterov momentum.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Make the embedded model: `python -m tp_grpo.shapes.pretrain --out FOLDER` (about half an hour on 2 cores).
+"""Make the embedded model: `python -m tp_grpo.shapes.pretrain --out FOLDER` (half an hour).
 
-First the VAE on rendered images, then the transformer with its text encoders by flow matching on cached latents, then
-the figures that go into the model card. Everything follows from `--seed`.
+First the VAE on rendered images, then the transformer with its text encoders by flow matching on
+cached latents, then the figures of the model card. Everything follows from `--seed`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def train_vae(
 
 @torch.no_grad()
 def cache_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Posterior means (n, 8, 12, 12) in the VAE's own scale; sets shift and scaling so that they are standardised."""
+    """Posterior means (n, 8, 12, 12) in the VAE's scale; sets shift and scaling to standardise."""
     means = [vae.encode(to_pixels(chunk)).latent_dist.mean for chunk in images.split(256)]
     latents = torch.cat(means)
     vae.register_to_config(
@@ -116,7 +116,7 @@ def train_flow(
     schedule: Schedule,
     rng: np.random.Generator,
 ) -> None:
-    """Flow matching: x_sigma = (1 - sigma) x_0 + sigma eps, sigma = sigmoid(N(0, 1)), MSE on v = eps - x_0."""
+    """Flow matching: x_sigma = (1 - sigma) x_0 + sigma eps, sigma = sigmoid(N(0, 1)), MSE on v."""
     modules = nn.ModuleList(
         [
             pipeline.transformer,

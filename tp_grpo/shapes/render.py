@@ -1,4 +1,4 @@
-"""Draw a caption: 48 x 48, a light ground, solid shapes that neither touch each other nor the border."""
+"""Draw a caption: 48 x 48, light ground, solid shapes apart from each other and the border."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIES = 200
 
 
 def render(metadata: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
-    """One image (48, 48, 3) uint8 of the objects (and relation) that the metadata names, laid out at random."""
+    """One image (48, 48, 3) uint8 of the metadata's objects and relation, laid out at random."""
     objects = [o for o in metadata["objects"] for _ in range(o["count"])]
     image = np.full((SIZE, SIZE, 3), rng.uniform(0.90, 0.97), dtype=np.float32)
     for thing, (x, y, half) in zip(
@@ -37,7 +37,7 @@ def render(metadata: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
 def _layout(
     n: int, relation: str | None, rng: np.random.Generator
 ) -> list[tuple[float, float, float]]:
-    """Centres and half sizes of n boxes that keep their distance and, for two, stand in the relation."""
+    """Centres and half sizes of n boxes that keep their distance; two stand in the relation."""
     while True:
         placed: list[tuple[float, float, float]] = []
         for _ in range(TRIES):
@@ -67,7 +67,7 @@ def _related(a: tuple[float, float, float], b: tuple[float, float, float], relat
 def _coverage(
     shape: str, x: float, y: float, half: float
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The pixels (rows, columns) of the bounding box, and the share (h, w, 1) of each that the shape covers."""
+    """The bounding box (rows, columns), and the share (h, w, 1) of each pixel inside the shape."""
     rows, v = _fine(y, half)
     columns, u = _fine(x, half)
     hits = inside(shape, *np.meshgrid(u, v, indexing="xy")).astype(np.float32)
@@ -78,7 +78,7 @@ def _coverage(
 
 
 def _fine(center: float, half: float) -> tuple[slice, np.ndarray]:
-    """The pixels that [center - half, center + half] touches, and their subsamples in units of the box."""
+    """The pixels that [center - half, center + half] touches, and their subsamples in box units."""
     start, stop = int(np.floor(center - half)), int(np.ceil(center + half))
     fine = start + (np.arange((stop - start) * SUBSAMPLES) + 0.5) / SUBSAMPLES
     return slice(start, stop), (fine - center) / half

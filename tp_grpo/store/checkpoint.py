@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tp_grpo.store import files
+from tp_grpo.store.compare import flatten
 
-# What may change between two parts of one run without making it another run: how long it is, where it is kept and
-# shown, when it stops, and what changes the numbers by no more than rounding, for that is what other GPUs need.
-FREE_FIELDS = (
-    "epochs",
-    "output_dir",
-    "run_name",
-    "checkpoint.*",
-    "runtime.*",
-    "tracking.*",
-    "eval.every",
-    "eval.images",
-    "rewards.max_failed",
-    "train.max_ratio_dev",
-    "train.max_skipped",
-    "*.batch_size",
-    "model.decode_batch_size",
-    "model.text_encoders",
-    "model.embeddings_cache",
-    "model.gradient_checkpointing",
-    "sample.max_rows",
-    "sample.store_on_cpu",
-    "rewards.scorers.*.placement",
-    "rewards.scorers.*.remote",
-    "rewards.scorers.*.patience",
-)
-# What a run that begins with another's checkpoint must share with it: what the weights and states are of.
-BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
 BEST = "best"
@@ -237,49 +210,6 @@ def warn_of_versions(found: Checkpoint) -> None:
             "give the numbers it would have given",
             stacklevel=2,
         )
-
-
-def check_same_run(
-    old: Mapping[str, Any], new: Mapping[str, Any], where: Path, branches: bool = False
-) -> None:
-    """Raises ValueError, field by field, when a run would go on with other settings than it began with.
-
-    branches: it is a new run that begins with another's checkpoint; then only what the weights and states mean stays.
-    """
-
-    def concerns(field: str) -> bool:
-        if branches:
-            return any(fnmatchcase(field, kept) for kept in BRANCH_FIELDS)
-        return not any(fnmatchcase(field, free) for free in FREE_FIELDS)
-
-    before, now = flatten(old), flatten(json.loads(json.dumps(new)))
-    changed = [
-        f"  {field}: {before.get(field)!r} then, {now.get(field)!r} now"
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and concerns(field)
-    ]
-    if changed and branches:
-        raise ValueError(
-            f"the checkpoint {where} was made with other settings:\n" + "\n".join(changed) + "\n"
-            "A run that begins with its weights must keep these; the others may change."
-        )
-    if changed:
-        raise ValueError(
-            f"{where} holds a run with other settings:\n" + "\n".join(changed) + "\n"
-            "Give the new run its own name (--config.run_name=NAME), or set these back to go on with the old one."
-        )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train.beta": ...}: a nested config by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat.update(
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
-    return flat
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from torch import Tensor
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards
-from tp_grpo.types import Rollout
 
 
 @dataclass(frozen=True)
 class Gathered:
     """N samples on the CPU, ordered by (group, member): no result can depend on who held a sample.
 
-    ladder (N, J), J its length; group_id (N,); scores and extras: name -> (N, J), NaN where there is none.
+    ladder (N, J), J its length; group_id (N,); scores and extras: name -> (N, J), NaN if missing.
     """
 
     ladder: Tensor
@@ -31,16 +30,20 @@ def gather(
     runtime: Runtime,
     plan: Plan,
     groups: Sequence[int],
-    finished: list[tuple[Rollout, Rewards]],
+    rewards: Sequence[Rewards],
     extras: Sequence[str],
 ) -> Gathered:
-    """From each rank's batches; one collective. groups: the epoch's; extras: the names that all ranks ask for."""
+    """One collective over all ranks' batches.
+
+    groups: the epoch's prompts; rewards: this rank's, a batch each, of ladders (B, J); extras: the
+    names that all ranks ask for.
+    """
     rows = [
-        torch.cat([r.ladder, *r.rewards.values(), *(reward.extra(name) for name in extras)], 1)
-        for r, reward in finished
+        torch.cat([r.total, *r.scores.values(), *(r.extra(name) for name in extras)], 1)
+        for r in rewards
     ]
     ladder, *columns = in_order(runtime, plan, rows).split(plan.ladder, 1)
-    scores = list(finished[0][0].rewards)
+    scores = list(rewards[0].scores)
     return Gathered(
         ladder.contiguous(),
         torch.tensor(groups).repeat_interleave(plan.group_size),
@@ -49,12 +52,15 @@ def gather(
     )
 
 
-def in_order(runtime: Runtime, plan: Plan, rows: list[Tensor]) -> Tensor:
-    """Each rank's rows, batch by batch -> those of all (N, ...) on the CPU, ordered by (group, member)."""
-    gathered = runtime.gather(torch.cat(rows).to(runtime.device)).cpu()
-    held = [
-        slot for rank in range(plan.world_size) for batch in plan.batches(rank) for slot in batch
-    ]
+def in_order(runtime: Runtime, plan: Plan, rows: Sequence[Tensor]) -> Tensor:
+    """This rank's rows, a batch each -> all ranks' (N, ...) on the CPU, by (group, member)."""
+    places = [row for rank in range(plan.world_size) for batch in plan.rows(rank) for row in batch]
+    return gather_rows(runtime, torch.cat(list(rows)), torch.tensor(places))
+
+
+def gather_rows(runtime: Runtime, rows: Tensor, places: Tensor) -> Tensor:
+    """All ranks' rows (N, ...) on the CPU; places (N,): where each goes, rank by rank."""
+    gathered = runtime.gather(rows.to(runtime.device)).cpu()
     ordered = torch.empty_like(gathered)
-    ordered[torch.tensor([slot * plan.group_size + member for slot, member in held])] = gathered
+    ordered[places] = gathered
     return ordered

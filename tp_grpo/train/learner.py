@@ -1,4 +1,4 @@
-"""What learns, and so what a checkpoint holds: the policy's parameters, their optimizer and their average."""
+"""What learns, and what a checkpoint holds: the trained parameters, their optimizer and average."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from torch import Tensor
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.settings import Settings, TrainSettings
 from tp_grpo.store.checkpoint import Checkpoint
-
-OPTIMIZERS = ("adamw", "adamw_8bit")
 
 
 def check_optimizer(name: str) -> None:
-    """Raises ValueError for an unknown optimizer, or one that is not installed."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"train.optimizer = {name!r} is not one of {', '.join(OPTIMIZERS)}")
+    """Raises ValueError for an optimizer that is not installed."""
     if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "train.optimizer = 'adamw_8bit' needs bitsandbytes: pip install bitsandbytes"
         )
 
 
-def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    train: TrainSettings, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     """AdamW over `parameters` as `config.train` says."""
-    options = {
+    options: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": tuple(train.adam_betas),
         "weight_decay": train.weight_decay,
@@ -49,7 +48,7 @@ def make_optimizer(train: Any, parameters: list[torch.nn.Parameter]) -> torch.op
 class Learner:
     """Prepares the backbone's transformer for training on every rank."""
 
-    def __init__(self, runtime: Runtime, backbone: Backbone, config: Any) -> None:
+    def __init__(self, runtime: Runtime, backbone: Backbone, config: Settings) -> None:
         self.runtime, self.backbone, self.every = runtime, backbone, config.ema.every
         self.policy = Policy(
             backbone.transformer,
@@ -64,7 +63,7 @@ class Learner:
             backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
         self.updates = 0
-        self.skipped = 0  # updates in a row that were left out
+        self.skipped = 0  # updates skipped in a row
 
     def updated(self) -> None:
         """Count an update; every `ema.every`-th is averaged in."""
@@ -85,10 +84,7 @@ class Learner:
     def snapshot(
         self, epoch: int, settings: dict[str, Any], scores: dict[str, float], tracker: str
     ) -> Checkpoint:
-        """All that it takes to go on from here, copied into host memory: it stays as it is while training goes on.
-
-        Nothing in it depends on the number of ranks.
-        """
+        """Everything needed to resume, copied into host memory; independent of the rank count."""
         scaler = self.runtime.accelerator.scaler
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -97,38 +93,35 @@ class Learner:
             "updates": self.updates,
             "skipped": self.skipped,
         }
-        return Checkpoint(
-            epoch, _copied(self.policy.parameters), _copied(state), settings, scores, tracker
-        )
+        weights = _copied(self.policy.parameters)
+        return Checkpoint(epoch, weights, _copied(state), settings, scores, tracker)
 
-    def restore(self, found: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint's weights, states and counts; the optimizer's options stay."""
+        state, scaler = checkpoint.state, self.runtime.accelerator.scaler
         with torch.no_grad():
             for name, parameter in self.policy.parameters.items():
-                parameter.copy_(found.weights[name])
-        own = [
-            {k: v for k, v in group.items() if k != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(found.state["optimizer"])
-        for group, options in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(
-                options
-            )  # a run that goes on from another's checkpoint may have its own learning rate
-        self.ema.load_state_dict(found.state["ema"])
+                parameter.copy_(checkpoint.weights[name])
+        groups = self.optimizer.param_groups
+        # A run that starts from another's checkpoint may have a learning rate of its own.
+        options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, kept in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(kept)
+        self.ema.load_state_dict(state["ema"])
         self.ema.to(self.runtime.device)
-        if self.runtime.accelerator.scaler is not None and found.state["scaler"]:
-            self.runtime.accelerator.scaler.load_state_dict(found.state["scaler"])
-        self.updates, self.skipped = found.state["updates"], found.state["skipped"]
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        self.updates, self.skipped = state["updates"], state["skipped"]
 
     def export(self, folder: Path, ema: Mapping[str, Any] | None = None) -> None:
-        """The averaged policy, for use outside of this framework.
+        """Write the averaged policy for use outside of this framework.
 
-        ema: a snapshot's; then nothing that training changes is read, and any thread may call this.
+        ema: a snapshot's; training then changes nothing that is read, and any thread may call this.
         """
         average = self.ema.shadow_params if ema is None else ema["shadow_params"]
-        self.backbone.export(
-            self.policy, dict(zip(self.policy.parameters, average, strict=True)), folder
-        )
+        values = dict(zip(self.policy.parameters, average, strict=True))
+        self.backbone.export(self.policy, values, folder)
 
 
 def _copied(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From prompts to ladders: noise, staircase, decoding, scoring. Also the plain ODE images of an evaluation."""
+"""From prompts to ladders: noise, staircase, decoding, scoring; and the ODE images of evaluations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
+from tp_grpo.settings import SampleSettings
 from tp_grpo.types import PromptBatch, Rollout, index, to
 
-TRAINING, EVALUATION, COMMON = 0, 1, 2  # what a noise is for is part of its key
+TRAINING, EVALUATION, COMMON = 0, 1, 2  # the noise of each purpose has keys of its own
 
 
 def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal (B, *shape) fp32 on the CPU; each sample's from a generator of (key, prompt, member) alone."""
+    """Standard normal (B, *shape) fp32 on the CPU; each row is keyed by (key, prompt, member)."""
     rows = []
     for prompt, member in zip(batch.group_id.tolist(), batch.member.tolist(), strict=True):
         words = np.random.SeedSequence([*key, prompt, member]).generate_state(1, np.uint64)
@@ -44,10 +45,11 @@ def velocity_of(
 
 @dataclass(frozen=True)
 class Pending:
-    """A rollout whose scores are still on the reward thread.
+    """A rollout whose scores are still being computed on the scorers' threads.
 
-    place: (B, J), J the ladder's length: the scored image that each entry stands for; coarse, detail: (B, h, w, 3) and
-    (B,) of the trajectories' own images, see `images`; images: (B, J, H, W, 3) uint8 where they are to be kept.
+    place (B, J), J the ladder's length: the scored image of each of the ladder's entries.
+    coarse (B, h, w, 3), detail (B,): of the trajectories' own images, see `images`.
+    images (B, J, H, W, 3) uint8, if they are to be kept.
     """
 
     rollout: Rollout
@@ -57,17 +59,12 @@ class Pending:
     detail: Tensor
     images: np.ndarray | None
 
-    def finish(self) -> tuple[Rollout, Rewards]:
-        """Wait for the scores; the rollout with its ladder, and the rewards as (B, J)."""
-        place, done = self.place, self.rewards.result()
-        total = done.total[place]
-        rewards = Rewards(
-            total,
-            {name: score[place] for name, score in done.scores.items()},
-            {name: extra[place] for name, extra in done.extras.items()},
-        )
-        old = self.rollout
-        return Rollout(old.cond, old.trajectory, total, old.group_id, rewards.scores), rewards
+    def finish(self) -> Rewards:
+        """Wait for the scores -> ladders (B, J)."""
+        place, scored = self.place, self.rewards.result()
+        scores = {name: score[place] for name, score in scored.scores.items()}
+        extras = {name: extra[place] for name, extra in scored.extras.items()}
+        return Rewards(scored.total[place], scores, extras)
 
 
 def roll_out(
@@ -77,14 +74,15 @@ def roll_out(
     cond: Any,
     *,
     plan: Plan,
-    sample: Any,
+    sample: SampleSettings,
     key: Sequence[int],
     keep_images: bool,
     clock: Clock | None = None,
 ) -> Pending:
-    """Sample a batch with its branches, decode every completion and hand them to the reward thread.
+    """Sample a batch with its branches, decode every completion, and start scoring the images.
 
-    The clock counts the rows that were evaluated and the images that were decoded, which are those that are scored.
+    cond: of the batch, on the device. sample: the settings of that name. key: of the noise, beside
+    prompt and member. clock: counts the rows evaluated and the images decoded and scored.
     """
     clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
     velocity = velocity_of(backbone, sigmas, cond, sample.guidance_scale)
@@ -94,41 +92,39 @@ def roll_out(
         return velocity(x, step, rows)
 
     noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape))
-    origin = first_of_group(batch.group_id) if plan.same_latent else torch.arange(len(noise))
+    origin = torch.arange(len(noise))
     if plan.same_latent:
-        noise[:, 0] = draw_noise(
-            (COMMON, *key), replace(batch, member=0 * batch.member), backbone.latent_shape
-        )
+        origin = first_of_group(batch.group_id)
+        common = replace(batch, member=torch.zeros_like(batch.member))
+        noise[:, 0] = draw_noise((COMMON, *key), common, backbone.latent_shape)
     noise = noise.to(backbone.device)
-    trajectory, clean = sampler.staircase(
+    states, means, clean = sampler.staircase(
         counted,
         noise[:, 0],
         sigmas,
         noise[:, 1:],
-        window=plan.window,
+        completion=plan.completion,
         kind=sample.kind,
         noise_level=sample.noise_level,
         max_rows=sample.max_rows,
-        completions=plan.completions,
-        solver=plan.solver,
         origin=origin,
     )
+    rollout = Rollout(cond, states, means)
     if sample.store_on_cpu:
-        trajectory, cond = to(trajectory, "cpu"), to(cond, "cpu")
-    image_of = _image_of(origin, plan)
-    different = image_of.unique()
+        rollout = Rollout(to(cond, "cpu"), states.cpu(), means.cpu())
+    entries = _entries(origin, plan)
+    distinct = entries.unique()
     with clock.phase("decode"):
-        decoded = backbone.decode(clean.flatten(0, 1)[different.to(clean.device)])
+        decoded = backbone.decode(clean.flatten(0, 1)[distinct.to(clean.device)])
         images = to_uint8(decoded)
     clock.count("images_decode", len(images))
-    owners = (different // plan.ladder).tolist()
+    owners = (distinct // plan.ladder).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
-    future = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
-    place = torch.searchsorted(different, image_of)
-    unscored = Rollout(cond, trajectory, torch.empty(len(place), 0), batch.group_id, {})
-    own = images[place[:, -1].numpy()]
+    scores = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
+    place = torch.searchsorted(distinct, entries)
+    final = images[place[:, -1].numpy()]
     kept = images[place.numpy()] if keep_images else None
-    return Pending(unscored, future, place, coarse(own), detail(own), kept)
+    return Pending(rollout, scores, place, coarse(final), detail(final), kept)
 
 
 def first_of_group(group_id: Tensor) -> Tensor:
@@ -136,10 +132,10 @@ def first_of_group(group_id: Tensor) -> Tensor:
     return (group_id[:, None] == group_id).to(torch.uint8).argmax(1)
 
 
-def _image_of(origin: Tensor, plan: Plan) -> Tensor:
-    """Which of all B x J completions, each entry of the ladder shows -> (B, J); a common baseline is one."""
+def _entries(origin: Tensor, plan: Plan) -> Tensor:
+    """The completion, of all B x J, of each ladder entry (B, J); a shared baseline is one."""
     entry = torch.arange(len(origin) * plan.ladder).reshape(-1, plan.ladder)
-    if 0 in plan.branches:
+    if 0 in plan.completion.states[:-1]:
         entry[:, 0] = entry[origin, 0]
     return entry
 

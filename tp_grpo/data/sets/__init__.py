@@ -1,1 +1,1 @@
-"""The prompt sets of `scripts/prepare_prompts.py`. Stands alone, without torch; `tp_grpo.prompts` reads the files."""
+"""Prompt sets that `scripts/prepare_prompts.py` makes, without torch."""

@@ -1,4 +1,4 @@
-"""The words of GenEval (arXiv 2310.11513): its scorer's classes, colours and relations; numbers, articles, plurals."""
+"""GenEval's words (arXiv 2310.11513): classes, colours, relations, numbers, plurals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ __all__ = ["CLASSES", "COLORS", "NUMBERS", "RELATIONS", "many", "one", "plural"]
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
-# What is counted in pairs or heads; the detector's instance is the pair, the head.
+# These are counted in pairs or heads; the detector's instance is the pair, the head.
 UNITS = {"skis": "pair", "scissors": "pair", "broccoli": "head"}
-IRREGULAR = {
-    "person": "people",
-    "sheep": "sheep",
-    "knife": "knives",
-    "computer mouse": "computer mice",
-}
+IRREGULAR = {"person": "people", "sheep": "sheep", "knife": "knives"}
+IRREGULAR["computer mouse"] = "computer mice"
 
 
 def one(name: str, color: str = "") -> str:
@@ -26,11 +22,10 @@ def one(name: str, color: str = "") -> str:
 
 
 def many(number: str, name: str) -> str:
-    """A class counted: "two apples", "three people", "four pairs of skis"."""
+    """A counted class: "two apples", "three people", "four pairs of skis"."""
     return f"{number} {UNITS[name]}s of {name}" if name in UNITS else f"{number} {plural(name)}"
 
 
 def plural(name: str) -> str:
-    if name in IRREGULAR:
-        return IRREGULAR[name]
-    return name + ("es" if name.endswith(("s", "x", "ch", "sh")) else "s")
+    ending = "es" if name.endswith(("s", "x", "ch", "sh")) else "s"
+    return IRREGULAR.get(name, name + ending)

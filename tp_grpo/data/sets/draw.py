@@ -1,4 +1,4 @@
-"""Drawing at random without repeats, the same on every machine and Python version for the same seed."""
+"""Random draws without repeats, the same on every machine and Python version for the same seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ PATIENCE = 1000  # repeats in a row after which a source counts as exhausted
 
 
 def generator(seed: int, *names: str) -> random.Random:
-    """A stream of its own for each purpose, so that asking more of one leaves the others as they were."""
+    """A separate stream for each purpose: drawing more from one leaves the others unchanged."""
     return random.Random(" ".join([str(seed), *names]))
 
 
 def order(n: int, rng: random.Random) -> Iterator[int]:
-    """0..n-1 in a random order, drawn as it is used: taking k costs k, whatever n is (Fisher-Yates)."""
+    """0..n-1 in a random order, drawn lazily: taking k costs O(k) for any n (Fisher-Yates)."""
     moved: dict[int, int] = {}
     for i in range(n):
         j = rng.randrange(i, n)
@@ -24,18 +24,17 @@ def order(n: int, rng: random.Random) -> Iterator[int]:
 
 
 def distinct(draw: Callable[[], str], n: int, what: str) -> list[str]:
-    """n results of `draw`, no two the same but for case.
+    """n results of `draw`, distinct even without case.
 
     Raises ValueError when `PATIENCE` draws in a row bring nothing new.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     repeats = 0
-    while len(found) < n:
+    while len(texts) < n:
         text = draw()
-        repeats = repeats + 1 if text.casefold() in found else 0
-        found.setdefault(text.casefold(), text)
+        repeats = repeats + 1 if text.casefold() in texts else 0
+        texts.setdefault(text.casefold(), text)
         if repeats == PATIENCE:
-            raise ValueError(
-                f"{what}: {n} distinct prompts were asked, but only about {len(found)} can be made"
-            )
-    return list(found.values())
+            asked = f"{what}: {n} distinct prompts were asked"
+            raise ValueError(f"{asked}, but only about {len(texts)} can be made")
+    return list(texts.values())

@@ -1,48 +1,39 @@
-"""Writing prompt files: all or nothing to look at, and never over a file that says something else."""
+"""Writes prompt files, each whole or not at all, and never over a file with other content."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tp_grpo.store.files import whole
 
 Prompts = Sequence[str] | Sequence[Mapping[str, Any]]
 EXAMPLES = 3
 
 
 def write(sets: Mapping[Path, Prompts], *, force: bool = False) -> list[str]:
-    """Write each set to its path: strings a line each, entries as JSON a line each. Returns what to tell the user.
+    """Write strings a line each, entries as JSON a line each. Returns a report for the user.
 
-    Each file appears whole or not at all; one that is there already with the same content is left alone.
-    Raises ValueError, before anything is written, where a file says something else and `force` is not given.
+    Leaves a file with the same content alone. Raises ValueError, before anything is written,
+    when a file has other content and `force` is false.
     """
-    contents = {path: _content(prompts).encode("utf-8") for path, prompts in sets.items()}
-    changed = {
-        path
-        for path, content in contents.items()
-        if not path.is_file() or path.read_bytes() != content
-    }
-    in_the_way = sorted(str(path) for path in changed if path.exists())
+    contents = {path: _content(prompts).encode() for path, prompts in sets.items()}
+    changed = {p for p in sets if not p.is_file() or p.read_bytes() != contents[p]}
+    in_the_way = ", ".join(sorted(str(path) for path in changed if path.exists()))
     if in_the_way and not force:
-        raise ValueError(
-            f"{', '.join(in_the_way)}: there already, with other content; --force replaces it, --out writes elsewhere"
-        )
+        advice = "--force replaces it, --out writes elsewhere"
+        raise ValueError(f"{in_the_way}: exists with other content; {advice}")
     for path in changed:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.draft")
-        draft.write_bytes(contents[path])
-        os.replace(draft, path)
-    return [
-        line
-        for path, prompts in sets.items()
-        for line in [
-            f"{path}: {'written' if path in changed else 'unchanged'}, {len(prompts)} prompts",
-            *_about(prompts),
-        ]
-    ]
+        with whole(path) as draft:
+            draft.write_bytes(contents[path])
+    report = []
+    for path, prompts in sets.items():
+        state = "written" if path in changed else "unchanged"
+        report += [f"{path}: {state}, {len(prompts)} prompts", *_about(prompts)]
+    return report
 
 
 def _content(prompts: Prompts) -> str:
@@ -51,12 +42,10 @@ def _content(prompts: Prompts) -> str:
 
 
 def _about(prompts: Prompts) -> list[str]:
-    """Counts by tag, the longest, and the first few."""
+    """Counts by tag, the length of the longest, and the first few."""
     texts = [p if isinstance(p, str) else p["prompt"] for p in prompts]
     tags = Counter(str(p.get("tag", "no tag")) for p in prompts if not isinstance(p, str))
-    lines = (
-        ["  " + ", ".join(f"{tag} {count}" for tag, count in sorted(tags.items()))] if tags else []
-    )
+    lines = [f"  {', '.join(f'{t} {n}' for t, n in sorted(tags.items()))}"] if tags else []
     if texts:
         lines.append(f"  longest: {max(len(text.split()) for text in texts)} words; the first:")
     return lines + [f"    {text}" for text in texts[:EXAMPLES]]

@@ -1,53 +1,42 @@
-"""GenEval prompts (arXiv 2310.11513) with the official benchmark's metadata, train and test sharing no scene.
+"""GenEval prompts (arXiv 2310.11513) with the benchmark's metadata; train and test share no scene.
 
-An entry is what the benchmark's `evaluation_metadata.jsonl` has a line of: {"tag", "include": [{"class", "count",
-"color"?, "position"?: [relation, index of the clause it relates to]}], "exclude"?: [{"class", "count"}], "prompt"}.
-As there, every prompt starts with "a photo of", counts go from two to four, and nobody asks for a coloured person.
-Unlike there, plurals and pairs are English ("four benches", "a pair of skis").
+An entry is a line of the benchmark's `evaluation_metadata.jsonl`: {"tag", "include": [{"class",
+"count", "color"?, "position"?: [relation, index of the clause it relates to]}], "exclude"?:
+[{"class", "count"}], "prompt"}. As there, every prompt starts with "a photo of", counts go from
+two to four, and no prompt colours a person. Unlike there, plurals and pairs are English
+("four benches", "a pair of skis").
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tp_grpo.data.sets import draw
 from tp_grpo.data.sets.coco import CLASSES, COLORS, NUMBERS, RELATIONS, many, one
 
 Entry = dict[str, Any]
 
-# Flow-GRPO (arXiv 2505.05470) trains on position most and on no single objects; of counts there are only 240.
-TRAIN_SIZES = {
-    "single_object": 0,
-    "two_object": 100,
-    "counting": 160,
-    "colors": 100,
-    "position": 700,
-    "color_attr": 300,
+# Training as in Flow-GRPO (arXiv 2505.05470): mostly positions, no single objects; only 240 counts
+# exist. The test has the benchmark's own mix: all 80 single objects, about 100 of each other tag.
+_SIZES = {
+    "single_object": (0, 80),
+    "two_object": (100, 100),
+    "counting": (160, 80),
+    "colors": (100, 100),
+    "position": (700, 100),
+    "color_attr": (300, 100),
 }
-# The benchmark's own mix: all 80 single objects, about 100 of each other tag.
-TEST_SIZES = {
-    "single_object": 80,
-    "two_object": 100,
-    "counting": 80,
-    "colors": 100,
-    "position": 100,
-    "color_attr": 100,
-}
+TRAIN_SIZES = {tag: train for tag, (train, _) in _SIZES.items()}
+TEST_SIZES = {tag: test for tag, (_, test) in _SIZES.items()}
 
 _COLORABLE = tuple(name for name in CLASSES if name != "person")
 _OPPOSITE = {"right of": "left of", "below": "above"}
 
 
-def _entry(
-    tag: str, include: list[dict[str, Any]], words: str, exclude: list[dict[str, Any]] | None = None
-) -> Entry:
-    entry: Entry = {"tag": tag, "include": include}
-    if exclude:
-        entry["exclude"] = exclude
-    return {**entry, "prompt": f"a photo of {words}"}
+def _entry(tag: str, words: str, *include: dict[str, Any], **more: Any) -> Entry:
+    return {"tag": tag, "include": [*include], **more, "prompt": f"a photo of {words}"}
 
 
 def _clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
@@ -55,62 +44,58 @@ def _clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
 
 
 def _single_object(name: str) -> Entry:
-    return _entry("single_object", [_clause(name)], one(name))
+    return _entry("single_object", one(name), _clause(name))
 
 
-def _two_object(first: str, second: str) -> Entry | None:
-    if first == second:
-        return None
-    return _entry(
-        "two_object", [_clause(first), _clause(second)], f"{one(first)} and {one(second)}"
-    )
+def _two_object(first: str, second: str) -> Entry:
+    words = f"{one(first)} and {one(second)}"
+    return _entry("two_object", words, _clause(first), _clause(second))
 
 
 def _counting(name: str, number: str) -> Entry:
     count = NUMBERS[number]
-    return _entry(
-        "counting", [_clause(name, count)], many(number, name), exclude=[_clause(name, count + 1)]
-    )
+    exclude = [_clause(name, count + 1)]
+    return _entry("counting", many(number, name), _clause(name, count), exclude=exclude)
 
 
 def _colors(name: str, color: str) -> Entry:
-    return _entry("colors", [_clause(name, color=color)], one(name, color))
+    return _entry("colors", one(name, color), _clause(name, color=color))
 
 
-def _position(first: str, relation: str, second: str) -> Entry | None:
-    if first == second:
-        return None
-    # The clause that is related to comes first: clauses are judged in order.
-    include = [_clause(second), _clause(first, position=[relation, 0])]
-    return _entry("position", include, f"{one(first)} {relation} {one(second)}")
+def _position(first: str, relation: str, second: str) -> Entry:
+    words = f"{one(first)} {relation} {one(second)}"
+    # Clauses are judged in order, so the one that the position refers to comes first.
+    return _entry("position", words, _clause(second), _clause(first, position=[relation, 0]))
 
 
-def _color_attr(first: str, color1: str, second: str, color2: str) -> Entry | None:
-    if first == second or color1 == color2:
-        return None
-    include = [_clause(first, color=color1), _clause(second, color=color2)]
-    return _entry("color_attr", include, f"{one(first, color1)} and {one(second, color2)}")
+def _color_attr(first: str, color1: str, second: str, color2: str) -> Entry:
+    words = f"{one(first, color1)} and {one(second, color2)}"
+    clauses = _clause(first, color=color1), _clause(second, color=color2)
+    return _entry("color_attr", words, *clauses)
 
 
-@dataclass(frozen=True)
-class _Tag:
-    """make(one value of each axis) is an entry, or None where the values do not go together."""
+class _Tag(NamedTuple):
+    """make: an entry from one value of each axis."""
 
-    make: Callable[..., Entry | None]
+    make: Callable[..., Entry]
     axes: tuple[Sequence[str], ...]
 
     def entries(self, seed: int, name: str) -> Iterator[Entry]:
-        """Every entry once, in a random order."""
-        for index in draw.order(
-            math.prod(map(len, self.axes)), draw.generator(seed, "geneval", name)
-        ):
+        """Every entry once, in a random order, without those that repeat a class or a color."""
+        n = math.prod(map(len, self.axes))
+        for index in draw.order(n, draw.generator(seed, "geneval", name)):
             values = []
             for axis in self.axes:
                 index, place = divmod(index, len(axis))
                 values.append(axis[place])
             entry = self.make(*values)
-            if entry is not None:
+            if not _repeats(entry, "class") and not _repeats(entry, "color"):
                 yield entry
+
+
+def _repeats(entry: Entry, key: str) -> bool:
+    values = [clause[key] for clause in entry["include"] if key in clause]
+    return len(set(values)) < len(values)
 
 
 TAGS = {
@@ -124,20 +109,17 @@ TAGS = {
 
 
 def scene(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an entry asks to see, whatever order it is said in: a cat left of a dog is a dog right of a cat."""
+    """What an entry asks to see, however it is worded: "cat left of dog" is "dog right of cat"."""
     clauses = entry["include"]
     things = [(clause["class"], clause["count"], clause.get("color", "")) for clause in clauses]
-    positions = [
-        (number, *clause["position"])
-        for number, clause in enumerate(clauses)
-        if "position" in clause
-    ]
     relations = []
-    for number, relation, target in positions:
-        first, second = things[number], things[target]
-        if relation in _OPPOSITE:
-            relation, first, second = _OPPOSITE[relation], second, first
-        relations.append((first, relation, second))
+    for thing, clause in zip(things, clauses, strict=True):
+        if "position" in clause:
+            relation, target = clause["position"]
+            first, second = thing, things[target]
+            if relation in _OPPOSITE:
+                relation, first, second = _OPPOSITE[relation], second, first
+            relations.append((first, relation, second))
     return (entry["tag"], tuple(sorted(things)), tuple(sorted(relations)))
 
 
@@ -148,47 +130,46 @@ def build(
     test: Mapping[str, int] = TEST_SIZES,
     keep_out: Collection[tuple[Any, ...]] = (),
 ) -> tuple[list[Entry], list[Entry]]:
-    """(train, test): entries by tag as many as asked, shuffled; no scene twice, none of `keep_out` (see `scene`).
+    """(train, test) entries, shuffled; no scene twice, no scene of `keep_out` (see `scene`).
 
-    The test set does not depend on the size of the training set.
-    Raises ValueError for an unknown tag, and where a tag has fewer scenes than are asked.
+    train, test: entries by tag. The test set does not depend on the size of the training set.
+    Raises ValueError for an unknown tag, and when a tag has fewer scenes than are asked.
     """
     unknown = sorted({*train, *test} - set(TAGS))
     if unknown:
-        raise ValueError(
-            f"geneval has no tag {', '.join(map(repr, unknown))}; its tags are {', '.join(TAGS)}"
-        )
-    splits: tuple[list[Entry], list[Entry]] = ([], [])
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"geneval has no tag {names}; its tags are {', '.join(TAGS)}")
+    splits: dict[str, list[Entry]] = {"train": [], "test": []}
     for name in TAGS:
-        for_test, for_train = test.get(name, 0), train.get(name, 0)
-        found = _take(name, for_test, for_train, seed, keep_out)
-        splits[0].extend(found[for_test:])
-        splits[1].extend(found[:for_test])
-    ordered = [
-        [entries[i] for i in draw.order(len(entries), draw.generator(seed, "geneval", split))]
-        for split, entries in zip(("train", "test"), splits, strict=True)
-    ]
-    return ordered[0], ordered[1]
+        for_test = test.get(name, 0)
+        entries = _take(name, for_test, train.get(name, 0), seed, keep_out)
+        splits["train"] += entries[for_test:]
+        splits["test"] += entries[:for_test]
+
+    def shuffled(split: str) -> list[Entry]:
+        entries = splits[split]
+        order = draw.order(len(entries), draw.generator(seed, "geneval", split))
+        return [entries[i] for i in order]
+
+    return shuffled("train"), shuffled("test")
 
 
 def _take(
     name: str, for_test: int, for_train: int, seed: int, keep_out: Collection[tuple[Any, ...]]
 ) -> list[Entry]:
     seen = set(keep_out)
-    found: list[Entry] = []
-    for entry in TAGS[name].entries(seed, name) if for_test + for_train else ():
+    entries: list[Entry] = []
+    source = TAGS[name].entries(seed, name)
+    while len(entries) < for_test + for_train:
+        entry = next(source, None)
+        if entry is None:
+            rest = f" besides the {len(keep_out)} scenes to keep out" if keep_out else ""
+            raise ValueError(
+                f"{name}: {for_train} training and {for_test} test prompts were asked, but there "
+                f"are only {len(entries)} scenes{rest}; ask for at most {len(entries)} in all"
+            )
         key = scene(entry)
         if key not in seen:
             seen.add(key)
-            found.append(entry)
-        if len(found) == for_test + for_train:
-            return found
-    if len(found) < for_test + for_train:
-        kept_out = (
-            f" beside those of the files to keep out ({len(keep_out)} scenes)" if keep_out else ""
-        )
-        raise ValueError(
-            f"{name}: {for_train} training and {for_test} test prompts were asked, but there are only {len(found)} "
-            f"scenes{kept_out}; ask for at most {len(found)} in all"
-        )
-    return found
+            entries.append(entry)
+    return entries

@@ -14,17 +14,17 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Grammar:
-    """templates: sentences with {slots}; slots: name -> phrases, which may hold slots themselves."""
+    """templates: sentences with {slots}; slots: name -> phrases, which may contain slots."""
 
     templates: list[str]
     slots: dict[str, list[str]]
 
-    def sentence(self, rng: random.Random, **given: str) -> str:
-        """A random template with its slots filled; `given` ones as told, the others without using a phrase twice."""
+    def sentence(self, rng: random.Random, **fixed: str) -> str:
+        """A random template, its slots filled with `fixed` or at random, no phrase used twice."""
         text = rng.choice(self.templates)
         used: set[str] = set()
         while slot := SLOT.search(text):
-            phrase = given.get(slot[1]) or self._pick(slot[1], used, rng)
+            phrase = fixed.get(slot[1]) or self._pick(slot[1], used, rng)
             text = text[: slot.start()] + phrase + text[slot.end() :]
         return text
 
@@ -36,8 +36,7 @@ class Grammar:
 
 
 def shipped(name: str) -> dict[str, Any]:
-    """The lists of NAME.json beside this file: templates, slots, and what else that set needs."""
-    lists: dict[str, Any] = json.loads(
-        resources.files(__package__).joinpath(f"{name}.json").read_text("utf-8")
-    )
+    """NAME.json in this folder: templates, slots, and what else that set needs."""
+    file = resources.files(__package__).joinpath(f"{name}.json")
+    lists: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return lists

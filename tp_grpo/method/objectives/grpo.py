@@ -15,12 +15,15 @@ def grpo(
     beta: float,
     weight: Tensor | None = None,
 ) -> LossStats:
-    """`mean(w max(-A rho, -A clip(rho, 1 - eps, 1 + eps))) + beta mean(kl)`, where `rho = exp(log_ratio)`.
+    """`mean(w max(-A rho, -A clip(rho, 1 - eps, 1 + eps))) + beta mean(kl)`, `rho = e^log_ratio`.
 
-    log_ratio (M,): new minus old log-prob, in nats; advantage (M,), no unit; kl (M,) >= 0 from the frozen model, or
-    None for no such term; clip_range `eps` > 0; beta >= 0; weight (M,) of mean 1, or None for all ones. Of the
-    statistics, approx_kl is `mean(log_ratio^2 / 2)`, how far the policy has moved from the one that sampled.
-    Raises ValueError when the shapes do not match. Source: the objective of Flow-GRPO, arXiv 2505.05470.
+    log_ratio (M,): new minus old log-prob, in nats. advantage (M,): no unit.
+    kl (M,) >= 0: from the frozen model; None leaves the term out.
+    clip_range: `eps` > 0. beta >= 0. weight (M,) of mean 1: None for all ones.
+
+    The statistic approx_kl is `mean(log_ratio^2 / 2)`, how far the policy has moved from the one
+    that sampled. Raises ValueError when the shapes do not match. Source: the objective of
+    Flow-GRPO, arXiv 2505.05470.
     """
     for name, value in {"advantage": advantage, "kl": kl, "weight": weight}.items():
         if value is not None and value.shape != log_ratio.shape:
@@ -33,7 +36,7 @@ def grpo(
     )
     policy = (surrogate if weight is None else weight * surrogate).mean()
     distance = torch.zeros_like(policy) if kl is None else kl.mean()
-    # In fp32 1 + 1e-5 is good to 1 % only; expm1 keeps the small deviations that a clip range of 1e-5 is about.
+    # In fp32 1 + 1e-5 is good to 1 % only; expm1 keeps deviations as small as the clip range.
     deviation = torch.expm1(log_ratio.detach())
     return LossStats(
         loss=policy + beta * distance,

@@ -1,0 +1,56 @@
+"""HTTP connections to scorers elsewhere, shared by the remote scorer and the judges."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS = 10.0
+TRY_AGAIN = (408, 429, 502, 503, 504)  # statuses of a server that is too slow, busy or restarting
+
+
+class Connections:
+    """One httpx.Client per process, opened at the first use and shared by the threads.
+
+    A forked child gets its own client: it must not write into its parent's sockets.
+
+    timeout: seconds without a byte of an answer; options: further arguments of httpx.Client.
+    """
+
+    def __init__(self, timeout: float, **options: Any) -> None:
+        import httpx
+
+        self._options = options | {
+            "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
+            "limits": httpx.Limits(max_connections=None),
+        }
+        self._clients: dict[int, httpx.Client] = {}
+        self._lock = threading.Lock()
+
+    def client(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            if os.getpid() not in self._clients:
+                self._clients[os.getpid()] = httpx.Client(**self._options)
+            return self._clients[os.getpid()]
+
+    def close(self) -> None:
+        """Close this process's connections; a later `client` opens new ones."""
+        with self._lock:
+            client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+
+def check_remote(name: str, option: str, url: str, example: str, **numbers: float) -> None:
+    """Raises ValueError, naming scorer and option, unless url is an address and all numbers > 0."""
+    if not str(url).startswith(("http://", "https://")):
+        raise ValueError(f"{name}: {option} = {url!r} must be an address, as in {example!r}")
+    for number, value in numbers.items():
+        if value <= 0:
+            raise ValueError(f"{name}: {number} = {value} must be above 0")

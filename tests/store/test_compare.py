@@ -1,0 +1,51 @@
+"""Configs compared: the lines of a difference, and what may change on resuming or branching off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tp_grpo.store.compare import check_same_run, differences
+
+OLD = {
+    "seed": 1,
+    "epochs": 5,
+    "lora": {"rank": 4},
+    "train": {"learning_rate": 1.0, "betas": [0.9, 0.99]},
+    "tracking": {"project": "a"},
+}
+
+
+def test_each_field_that_differs_is_a_line_in_order_of_name() -> None:
+    assert differences({"c": 1, "b": [1, 2], "a": 0}, {"d": 3, "b": (1, 2), "a": 1}) == {
+        "a": "  a: 0 then, 1 now",
+        "c": "  c: 1 then, None now",
+        "d": "  d: None then, 3 now",
+    }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epochs": 9, "tracking": {"project": "b"}},
+        {"train": {"learning_rate": 1.0, "betas": (0.9, 0.99)}},
+    ],
+)
+def test_fields_that_do_not_matter_may_change(changed: dict, tmp_path: Path) -> None:
+    check_same_run(OLD, {**OLD, **changed}, tmp_path)
+
+
+def test_fields_that_matter_may_not_change(tmp_path: Path) -> None:
+    now = {**OLD, "epochs": 9, "train": {"learning_rate": 2.0, "betas": [0.9, 0.99]}}
+    with pytest.raises(ValueError, match=r"train.learning_rate: 1.0 then, 2.0 now") as refused:
+        check_same_run(OLD, now, tmp_path)
+    assert "epochs" not in str(refused.value)
+
+
+def test_a_run_that_branches_off_must_share_what_its_weights_belong_to(tmp_path: Path) -> None:
+    now = {**OLD, "train": {"learning_rate": 2.0, "betas": [0.5]}, "seed": 2}
+    check_same_run(OLD, now, tmp_path, branches=True)
+    with pytest.raises(ValueError, match=r"lora.rank: 4 then, 8 now\n.*must keep these") as refused:
+        check_same_run(OLD, {**now, "lora": {"rank": 8}}, tmp_path, branches=True)
+    assert "seed" not in str(refused.value)

@@ -1,0 +1,85 @@
+"""Two configs compared: which fields differ, and which may when a run resumes or branches off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+# What may change when a run resumes: its length, where it is kept and shown, when it stops, and
+# what moves the numbers by rounding alone, since other GPUs need other batches.
+FREE_FIELDS = (
+    "epochs",
+    "output_dir",
+    "run_name",
+    "checkpoint.*",
+    "runtime.*",
+    "tracking.*",
+    "eval.every",
+    "eval.images",
+    "rewards.max_failed",
+    "train.max_ratio_dev",
+    "train.max_skipped",
+    "*.batch_size",
+    "model.decode_batch_size",
+    "model.text_encoders",
+    "model.embeddings_cache",
+    "model.gradient_checkpointing",
+    "sample.max_rows",
+    "sample.store_on_cpu",
+    "rewards.scorers.*.placement",
+    "rewards.scorers.*.remote",
+    "rewards.scorers.*.patience",
+)
+# What a run that branches off another's checkpoint must keep: what the weights and states belong to.
+BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """{field: "  field: A then, B now"} for the top-level fields that differ, in order of name.
+
+    Values are compared as JSON stores them: a tuple equals the list that was saved of it.
+    """
+    now = json.loads(json.dumps(now))
+    return {
+        field: f"  {field}: {then.get(field)!r} then, {now.get(field)!r} now"
+        for field in sorted(then.keys() | now.keys())
+        if then.get(field) != now.get(field)
+    }
+
+
+def check_same_run(
+    then: Mapping[str, Any], now: Mapping[str, Any], where: Path, branches: bool = False
+) -> None:
+    """Raises ValueError, field by field, when a run would resume with other settings.
+
+    branches: a new run begins with another's checkpoint, and only BRANCH_FIELDS must agree.
+    """
+
+    def matters(field: str) -> bool:
+        names = BRANCH_FIELDS if branches else FREE_FIELDS
+        return any(fnmatchcase(field, name) for name in names) == branches
+
+    changed = differences(flatten(then), flatten(now))
+    lines = "\n".join(line for field, line in changed.items() if matters(field))
+    if lines and branches:
+        raise ValueError(
+            f"the checkpoint {where} was made with other settings:\n{lines}\n"
+            "A run that begins with its weights must keep these; the others may change."
+        )
+    if lines:
+        raise ValueError(
+            f"{where} holds a run with other settings:\n{lines}\nGive the new run its own name "
+            "(--config.run_name=NAME), or set these back to resume the old one."
+        )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.beta": ...}: a nested config by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, dict) and bool(value)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat

@@ -1,12 +1,14 @@
-"""What cheaper completions do to the increments, on a real model: the same trajectories, completed in every way.
+"""How cheaper completions change the increments: the same trajectories, completed in every way.
 
-    python scripts/compare_completions.py --config=config/tp_grpo.py:shapes_tiny --config.sample.steps=10 \\
-        --config.sample.window_size=9 [--checkpoint=runs/quickstart] [--groups=6 --batches=6 --repeats=3]
+    python scripts/compare_completions.py --config=config/tp_grpo.py:shapes_tiny \\
+        --config.sample.steps=10 --config.sample.window_size=9 \\
+        [--checkpoint=runs/quickstart] [--groups=6 --batches=6 --repeats=3]
 
-Every row is compared with `euler` on the same prompts and noise: correlation of the increments (over all, and of the
-step where it is least), share of the increments that are not 0 whose sign it keeps, turning points found
-(intersection over union, unbalanced). ± is the standard deviation over the batches, each of `--groups` prompts.
-Seconds are those of a batch, sampling, decoding and scoring together: median, and the range over the repeats.
+Each row is compared with `euler` on the same prompts and noise: correlation of the increments (of
+all, and at the step where it is lowest), share of the non-zero increments whose sign it keeps,
+turning points (intersection over union, unbalanced). ± is the standard deviation over the batches
+of `--groups` prompts. Seconds are a batch's, to sample, decode and score: median and range over the
+repeats.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from _config import CONFIG, parse, quiet
 from absl import app, flags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tp_grpo.plan import Plan
     from tp_grpo.settings import Settings
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "a run, one of its checkpoints, or an exported policy; none: base"
 )
-_GROUPS = flags.DEFINE_integer("groups", 6, "prompts a batch", lower_bound=1)
+_GROUPS = flags.DEFINE_integer("groups", 6, "prompts per batch", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 6, "batches, of other prompts and noise", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timings of each batch", lower_bound=1)
 
@@ -55,10 +60,8 @@ def main(_: list[str]) -> int:
 
 def measure(
     config: Settings,
-) -> tuple[dict[str, list[Any]], dict[str, list[float]], dict[str, Any]]:
-    """By variant: the ladders (B, J) of each batch, all its timings, its plan. The variants take turns."""
-    import torch
-
+) -> tuple[dict[str, list[Tensor]], dict[str, list[float]], dict[str, Plan]]:
+    """By variant: each batch's ladders (B, J), all timings, the plan. The variants take turns."""
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.models.conditions import conditions_of, encode_once
@@ -67,40 +70,39 @@ def measure(
     from tp_grpo.rewards.reward_set import RewardSet
     from tp_grpo.train.rollout import roll_out
 
-    policy = policy_on_base.find(_CHECKPOINT.value) if _CHECKPOINT.value else None
+    policy = policy_on_base.find(_CHECKPOINT.value)
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
     rewards = RewardSet(config.rewards.scorers)
-    backbone = policy_on_base.PolicyOnBase(
-        config.model, Runtime(config.model.dtype, (), config.output_dir), policy
-    ).backbone
+    runtime = Runtime(config.model.dtype, (), config.output_dir)
+    backbone = policy_on_base.PolicyOnBase(config.model, runtime, policy).backbone
     plan = plan.at(backbone.sigmas(plan.steps).tolist())
     plans = {
         name: replace(plan, completion=replace(plan.completion, **fields))
         for name, fields in VARIANTS.items()
     }
-    ladders: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
+    ladders: dict[str, list[Tensor]] = {name: [] for name in plans}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
-    for number in range(_BATCHES.value):
+    for epoch in range(_BATCHES.value):
         groups = prompts.epoch_groups(
-            len(known), seed=config.seed, epoch=number, groups=_GROUPS.value
+            len(known), seed=config.seed, epoch=epoch, groups=_GROUPS.value
         )
-        members = range(plan.group_size)
-        batch = known.batch(
-            [g for g in groups for _ in members], [m for _ in groups for m in members]
-        )
+        chosen = [(group, member) for group in groups for member in range(plan.group_size)]
+        batch = known.batch(*zip(*chosen, strict=True))
         cond = conditions_of(encode_once(backbone, batch.prompts), batch.prompts, backbone.device)
         for repeat in range(_REPEATS.value):
-            for name, own in plans.items():
+            for name, variant in plans.items():
                 start = time.perf_counter()
-                key = (config.seed, number)
-                options: Any = {
-                    "plan": own,
-                    "sample": config.sample,
-                    "key": key,
-                    "keep_images": False,
-                }
-                scored = roll_out(backbone, rewards, batch, cond, **options).finish()
+                scored = roll_out(
+                    backbone,
+                    rewards,
+                    batch,
+                    cond,
+                    plan=variant,
+                    sample=config.sample,
+                    key=(config.seed, epoch),
+                    keep_images=False,
+                ).finish()
                 seconds[name].append(time.perf_counter() - start)
                 if repeat == 0:
                     ladders[name].append(scored.total.double())
@@ -109,62 +111,59 @@ def measure(
 
 
 def table(
-    ladders: dict[str, list[Any]], seconds: dict[str, list[float]], plans: dict[str, Any]
+    ladders: dict[str, list[Tensor]], seconds: dict[str, list[float]], plans: dict[str, Plan]
 ) -> str:
+    """Markdown, a row for each variant."""
     from tp_grpo.method import credit
 
-    exact = [credit.turning_point(R, balance=False) for R in ladders["`euler`"]]
-    lines = [
-        "| completion | evaluations | seconds | correlation | least, at a step | sign kept | turning points, IoU |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+    credits = {
+        name: [credit.turning_point(R, balance=False) for R in batches]
+        for name, batches in ladders.items()
+    }
+    head = "completion | evaluations | seconds | correlation | least, at a step | sign kept"
+    lines = [f"| {head} | turning points, IoU |", "|---|---|---|---|---|---|---|"]
     for name, plan in plans.items():
-        own = [credit.turning_point(R, balance=False) for R in ladders[name]]
-        pairs = list(zip(exact, own, strict=True))
-        least = [
-            min(correlation(a.increment[:, k], b.increment[:, k]) for k in columns(a))
-            for a, b in pairs
-        ]
+        times = seconds[name]
+        pairs = list(zip(credits["`euler`"], credits[name], strict=True))
+        increments = [(exact.increment, other.increment) for exact, other in pairs]
         cells = [
             name,
             str(plan.nfe),
-            f"{statistics.median(seconds[name]):.2f} ({low_high(seconds[name])})",
+            f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})",
+            spread([correlation(a, b) for a, b in increments]),
+            spread([least_correlation(a, b) for a, b in increments]),
+            spread([signs_kept(a, b) for a, b in increments]),
+            spread([overlap(exact.turning, other.turning) for exact, other in pairs]),
         ]
-        cells.append(spread([correlation(a.increment, b.increment) for a, b in pairs]))
-        cells.append(spread(least))
-        cells.append(spread([signs_kept(a.increment, b.increment) for a, b in pairs]))
-        cells.append(spread([overlap(a.turning, b.turning) for a, b in pairs]))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def columns(found: Any) -> list[int]:
-    """The steps at which the increments differ at all."""
-    return [k for k, spread in enumerate(found.increment.std(0).tolist()) if spread > 0]
-
-
-def correlation(a: Any, b: Any) -> float:
+def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's, of all entries; NaN where one of them does not vary."""
     import torch
 
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-def signs_kept(a: Any, b: Any) -> float:
-    """Share of the entries of `a` that are not 0 whose sign `b` has."""
+def least_correlation(a: Tensor, b: Tensor) -> float:
+    """The lowest of a step (column) at which `a` varies."""
+    varies = (a.std(0) > 0).nonzero().flatten().tolist()
+    return min(correlation(a[:, k], b[:, k]) for k in varies)
+
+
+def signs_kept(a: Tensor, b: Tensor) -> float:
+    """Share of the non-zero entries of `a` whose sign `b` has."""
     return float((a.sign() == b.sign())[a != 0].double().mean())
 
 
-def overlap(a: Any, b: Any) -> float:
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two masks."""
     return float((a & b).sum() / (a | b).sum())
 
 
 def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-
-def low_high(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 if __name__ == "__main__":

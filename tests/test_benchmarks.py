@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -138,23 +137,3 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
             [sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path / "one.log", 1
         )
     assert (tmp_path / "one.log").read_text() == "why\n"
-
-
-def test_completions_are_compared_on_a_real_model() -> None:
-    command = [
-        sys.executable,
-        "scripts/compare_completions.py",
-        "--config=config/tp_grpo.py:shapes_smoke",
-    ]
-    command += ["--groups=2", "--batches=2", "--repeats=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    rows = {
-        line.split(" | ")[0].strip("| "): line.split(" | ")
-        for line in done.stdout.splitlines()
-        if "|" in line
-    }
-    assert rows["`euler`"][3] == "1.000 ± 0.000" and int(rows["`euler`"][1]) > int(
-        rows["`tweedie`"][1]
-    )
-    assert set(rows) >= {"`euler`", "`reuse`", "`multistep`, 3", "`strided`, 2", "`tweedie`"}

@@ -1,4 +1,4 @@
-"""Images as bytes, as thumbnails, and as two numbers: how varied a prompt's are, how fine their detail."""
+"""Images as bytes, thumbnails, and two numbers: a prompt's diversity and an image's detail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COARSE = 16  # pixels; the longest side of the images that are compared
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Quantise (n, 3, H, W) in [0, 1] to (n, H, W, 3) uint8 for scorers and pictures; NaN is black."""
+    """Quantise (n, 3, H, W) in [0, 1] to (n, H, W, 3) uint8; NaN becomes black."""
     pixels = (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -48,10 +48,9 @@ def diversity(small: Tensor, group_id: Tensor) -> float:
 
 
 def detail(images: np.ndarray) -> Tensor:
-    """RMS of what 2 x 2 means remove from the luminance -> (N,) fp32: 0 where flat, 0.5 for a chessboard.
+    """RMS of what 2 x 2 means remove from the luminance -> (N,) fp32: 0 flat, 0.5 a chessboard.
 
-    images (N, H, W, 3) uint8, H and W at least 2. It sees grain, and the grids that a transformer's
-    patches leave.
+    images (N, H, W, 3) uint8, H and W at least 2. Grain raises it, and a grid of patches.
     """
     n, height, width = images.shape[:3]
     luminance = images[:, : height // 2 * 2, : width // 2 * 2] @ (
@@ -63,7 +62,7 @@ def detail(images: np.ndarray) -> Tensor:
 
 
 def _shrink(images: np.ndarray, side: int) -> np.ndarray:
-    """Block means of (..., H, W, 3) over the least whole factor that brings both sides to `side`."""
+    """Block means of (..., H, W, 3), by the least whole factor to sides of at most `side`."""
     factor = -(-max(images.shape[-3:-1]) // side)
     height, width = (length // factor for length in images.shape[-3:-1])
     cropped = images[..., : height * factor, : width * factor, :]

@@ -1,16 +1,12 @@
-"""What is trained here works elsewhere: peft, the stock pipelines, generate.py and evaluate.py."""
+"""What is trained here works elsewhere: peft and the stock pipelines."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -21,13 +17,11 @@ from diffusers import (
 )
 from ml_collections import ConfigDict
 from peft import PeftModel
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny_models import CPU, PROMPTS, settings
 from tp_grpo import models
-from tp_grpo.evaluate import policy_on_base
 from tp_grpo.models import export
 from tp_grpo.models.policy import Policy
 from tp_grpo.shapes import captions
@@ -35,7 +29,6 @@ from tp_grpo.train.rollout import EVALUATION, draw_noise
 from tp_grpo.trainer import Trainer
 from tp_grpo.types import PromptBatch
 
-ROOT = Path(__file__).resolve().parents[2]
 STOCK: dict[str, Any] = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
 TRANSFORMER: dict[str, Any] = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
 SIZE = {"height": 48, "width": 48, "max_sequence_length": 12}
@@ -207,152 +200,3 @@ def test_an_export_that_does_not_survive_is_noticed(
     monkeypatch.setattr(export, writes, spoilt)
     with pytest.raises(RuntimeError, match="did not survive saving"):
         backbone.export(policy, policy.parameters, tmp_path)
-
-
-def script(name: str, *arguments: str) -> str:
-    command = [
-        sys.executable,
-        f"scripts/{name}.py",
-        "--config=config/tp_grpo.py:shapes_smoke",
-        *arguments,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of seconds on the embedded model."""
-    from config import tp_grpo
-
-    config = tp_grpo.get_config("shapes_smoke")
-    config.output_dir, config.train.learning_rate = str(tmp_path_factory.mktemp("runs")), 1e-2
-    return Trainer(config).run().parent
-
-
-def test_generate_draws_base_and_tuned_from_the_same_noise(run: Path, tmp_path: Path) -> None:
-    common = (f"--checkpoint={run}", "--prompts=a red circle", "--members=2", "--grid")
-    script("generate", *common, f"--out={tmp_path / 'a'}", "--seed=7")
-    script("generate", *common, f"--out={tmp_path / 'b'}", "--seed=7", "--config.eval.batch_size=1")
-    script("generate", *common, f"--out={tmp_path / 'c'}", "--seed=8")
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == [f"0000-{m}-{k}.png" for m in (0, 1) for k in ("base", "tuned")] + ["grid.png"]
-
-    def pixels(folder: str, name: str) -> np.ndarray:
-        return np.asarray(Image.open(tmp_path / folder / name)).astype(int)
-
-    assert (abs(pixels("a", names[0]) - pixels("a", names[1])) > 10).any(), "tuned is not the base"
-    for name in names[:4]:
-        assert abs(pixels("a", name) - pixels("b", name)).max() <= 1
-    assert (abs(pixels("a", names[0]) - pixels("c", names[0])) > 10).any()
-    assert pixels("a", "grid.png").shape == (48 + 4, 4 * 50 + 2, 3)
-
-
-@pytest.mark.parametrize(
-    "prompts, count", [("a red circle " * 30, 1), ("tests.scorers:two_prompts", 2)]
-)
-def test_generate_takes_any_text_and_any_source(
-    run: Path, tmp_path: Path, prompts: str, count: int
-) -> None:
-    script("generate", f"--prompts={prompts}", f"--out={tmp_path}")
-    assert len(list(tmp_path.iterdir())) == count
-
-
-def test_of_a_run_the_newest_checkpoint_counts(tmp_path: Path) -> None:
-    """A finished run that is being gone on with has an adapter of its first end."""
-    for name in (
-        "adapter",
-        "checkpoints/epoch-1/adapter",
-        "checkpoints/epoch-12/adapter",
-        "checkpoints/epoch-3/adapter",
-    ):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / export.PEFT_WEIGHTS).touch()
-    assert policy_on_base.find(str(tmp_path)) == tmp_path / "checkpoints/epoch-12/adapter"
-    assert (
-        policy_on_base.find(str(tmp_path / "checkpoints/epoch-3"))
-        == tmp_path / "checkpoints/epoch-3/adapter"
-    )
-    shutil.rmtree(tmp_path / "checkpoints")
-    assert policy_on_base.find(str(tmp_path)) == tmp_path / "adapter"
-
-
-def test_evaluate_goes_on_and_gives_the_same_for_any_batch_size(run: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    pairs = captions.held_out()[:6]
-    tags = ["a", "b", "a", "b", "a", "a"]
-    rows = [
-        {"prompt": text, **data, "tag": tag} for (text, data), tag in zip(pairs, tags, strict=True)
-    ]
-    prompts.write_text("\n".join(map(json.dumps, rows)))
-    common = (
-        f"--checkpoint={run}/checkpoints/epoch-2",
-        f"--prompts={prompts}",
-        "--config.eval.prompts=0",
-    )
-    # How bright an image is does not jump where two kernels round differently, as a count of objects may.
-    common += ("--rewards=tests.scorers:ByTag",)
-    said = script("evaluate", *common, f"--out={tmp_path / 'one'}", "--config.eval.batch_size=6")
-    assert "| total | all |" in said and "| total | b |" in said
-    table = json.loads((tmp_path / "one" / "table.json").read_text())
-    assert {(row["tag"], row["n"]) for row in table if row["score"] == "total"} == {
-        (None, 6),
-        ("a", 4),
-        ("b", 2),
-    }
-    means = {(row["score"], row["tag"]): row["mean"] for row in table}
-    halves = [means["tests.scorers:ByTag", tag] for tag in "ab"]
-    assert means["tests.scorers:ByTag/overall", None] == pytest.approx(sum(halves) / 2)
-    assert means["tests.scorers:ByTag", None] != pytest.approx(sum(halves) / 2), (
-        "tags are weighed, not images"
-    )
-
-    script("evaluate", *common, f"--out={tmp_path / 'two'}", "--config.eval.batch_size=2")
-    lines = (tmp_path / "two" / "scores-0.jsonl").read_text().splitlines()
-    (tmp_path / "two" / "scores-0.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
-    said = script("evaluate", *common, f"--out={tmp_path / 'two'}", "--config.eval.batch_size=1")
-    assert "3 of 6 images are scored already" in said
-    again = json.loads((tmp_path / "two" / "table.json").read_text())
-    for first, second in zip(table, again, strict=True):
-        assert (
-            first["mean"] == pytest.approx(second["mean"], abs=1e-3) and first["n"] == second["n"]
-        )
-
-    shutil.copytree(tmp_path / "two", tmp_path / "three")
-    command = [
-        sys.executable,
-        "scripts/evaluate.py",
-        "--config=config/tp_grpo.py:shapes_smoke",
-        *common,
-    ]
-    command += [f"--out={tmp_path / 'three'}", "--config.seed=5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2 and "seed: 42 then, 5 now" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("--checkpoint=no/such/run",), "no trained policy"),
-        (("--rewards=shaps",), "did you mean 'shapes'"),
-        (("--config.eval.members=0",), "eval.members = 0 must be at least 1"),
-        (("--config.model.decode_batch_size=0",), "model.decode_batch_size = 0 must be at least 1"),
-        (("--prompts=missing.txt",), "--prompts = 'missing.txt': no such file"),
-    ],
-)
-def test_evaluate_refuses_with_a_sentence(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
-) -> None:
-    command = [
-        sys.executable,
-        "scripts/evaluate.py",
-        "--config=config/tp_grpo.py:shapes_smoke",
-        *arguments,
-    ]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (
-        done.stderr
-    )

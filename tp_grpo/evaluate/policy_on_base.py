@@ -14,11 +14,13 @@ from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
 from tp_grpo.store.files import sha256
 
 
-def find(path: str) -> Path:
+def find(path: str) -> Path | None:
     """The exported policy in a run (its newest), a checkpoint `epoch-N`, or its own folder.
 
-    Raises ValueError when none of them holds one.
+    None, the base model, for an empty path. Raises ValueError when none of them holds one.
     """
+    if not path:
+        return None
     folder = Path(path)
     # A finished run that was resumed has checkpoints newer than its adapter.
     newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]

@@ -22,7 +22,7 @@ Scores = Mapping[Sample, Mapping[str, float]]
 
 
 class ScoreTable:
-    """A folder with `scores-RANK.jsonl` of each rank and the `settings.json` that they depend on."""
+    """A folder of `scores-RANK.jsonl` and of `settings.json`, all that the scores depend on."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int) -> None:
         """Raises ValueError, field by field, when the folder holds scores by other settings."""

@@ -25,8 +25,8 @@ def adapter(kind: str) -> Any:
 def load(model: ModelSettings, device: torch.device) -> Backbone:
     """Load the backbone that `config.model` names; all its parts come frozen.
 
-    Raises ValueError, before any weights load, for an incomplete folder, an impossible
-    resolution, an option that the family lacks, or a dtype that the device lacks.
+    Raises ValueError, before any weights load, for an incomplete folder, an impossible resolution,
+    an option that the family lacks, or a dtype that the device lacks.
     """
     if model.dtype == "fp16" and device.type != "cuda":
         raise ValueError("model.dtype = 'fp16' needs a CUDA GPU, none found; use fp32 or bf16")

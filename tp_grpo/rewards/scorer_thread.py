@@ -121,7 +121,7 @@ class ScorerThread:
         sleep: Callable[[float], Any] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """sleep: waits for so many seconds; None: until `close` at most. now: the clock's seconds."""
+        """sleep, now: a clock for tests, in seconds; the default sleep ends with `close`."""
         self.name, self.options = name, options
         self.largest = options.batch_size or sys.maxsize  # images a call
         self.broken, self.error = False, ""

@@ -1,0 +1,61 @@
+"""The lines of a resumable evaluation, whatever stops it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tp_grpo.evaluate.score_table import ScoreTable
+from tp_grpo.rewards.reward_set import Rewards
+from tp_grpo.types import PromptBatch
+
+SETTINGS = {"seed": 1, "model": {"path": "a", "height": 8}}
+NAN = float("nan")
+
+
+def batch(prompts: list[int]) -> PromptBatch:
+    """The third member of each."""
+    n = len(prompts)
+    return PromptBatch([""] * n, [{}] * n, torch.tensor(prompts), torch.full((n,), 2))
+
+
+def rewards(total: list[float], judge: list[float]) -> Rewards:
+    values = torch.tensor(total)
+    return Rewards(values, {"a": values, "judge": torch.tensor(judge)}, {"a/x": values / 2})
+
+
+def test_what_is_written_is_read_by_every_rank(tmp_path: Path) -> None:
+    first, second = ScoreTable(tmp_path, SETTINGS, 0), ScoreTable(tmp_path, SETTINGS, 1)
+    first.append(batch([4]), rewards([0.5], [1.0]))
+    second.append(batch([7]), rewards([0.25], [NAN]))
+    scores = first.read()
+    assert scores[4, 2] == {"total": 0.5, "a": 0.5, "judge": 1.0, "a/x": 0.25}
+    assert math.isnan(scores[7, 2]["judge"]), "an extra judge without a score is no reason to retry"
+
+
+def test_an_image_without_a_total_is_left_for_the_next_try(tmp_path: Path) -> None:
+    table = ScoreTable(tmp_path, SETTINGS, 0)
+    table.append(batch([1, 2]), rewards([NAN, 1.0], [1.0, 1.0]))
+    assert list(table.read()) == [(2, 2)]
+
+
+def test_a_line_that_a_kill_cut_short_is_lost_alone(tmp_path: Path) -> None:
+    table = ScoreTable(tmp_path, SETTINGS, 0)
+    table.append(batch([1, 2]), rewards([1.0, 2.0], [0.0, 0.0]))
+    table.path.write_text(table.path.read_text()[:-20])
+    assert list(table.read()) == [(1, 2)]
+    again = ScoreTable(tmp_path, SETTINGS, 0)
+    again.append(batch([3]), rewards([3.0], [0.0]))
+    assert list(again.read()) == [(1, 2), (3, 2)]
+
+
+def test_other_settings_are_named_field_by_field(tmp_path: Path) -> None:
+    ScoreTable(tmp_path, SETTINGS, 0)
+    ScoreTable(tmp_path, SETTINGS, 1)
+    other = {"seed": 1, "model": {"path": "b", "height": 8}}
+    message = r"holds other scores:\n  model.path: 'a' then, 'b' now\nGive another --out"
+    with pytest.raises(ValueError, match=message):
+        ScoreTable(tmp_path, other, 0)

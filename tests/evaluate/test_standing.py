@@ -1,0 +1,94 @@
+"""scripts/evaluate.py: a table of scores that can be stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.forked import printed, script
+from tp_grpo.shapes import captions
+
+
+def rows(folder: Path) -> dict[tuple[str, str | None], dict[str, Any]]:
+    table = json.loads((folder / "table.json").read_text())
+    return {(row["score"], row["tag"]): row for row in table}
+
+
+def scores(folder: Path) -> dict[tuple[int, int], float]:
+    lines = (folder / "scores-0.jsonl").read_text().splitlines()
+    complete = [json.loads(line) for line in lines if line.endswith("}}")]
+    return {(row["prompt"], row["member"]): row["scores"]["total"] for row in complete}
+
+
+@pytest.fixture(scope="module")
+def options(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Six prompts of two tags. A scorer without thresholds: two kernels may round differently."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    tagged = zip(captions.held_out()[:6], "abab" + "aa", strict=True)
+    lines = [{"prompt": text, **data, "tag": tag} for (text, data), tag in tagged]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    checkpoint = f"--checkpoint={trained}/checkpoints/epoch-2"
+    scorer = "--rewards=tests.scorers:ByTag"
+    return (checkpoint, scorer, f"--prompts={prompts}", "--config.eval.prompts=0")
+
+
+@pytest.fixture(scope="module")
+def whole(options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation in one batch."""
+    folder = tmp_path_factory.mktemp("whole")
+    text = printed("evaluate", *options, f"--out={folder}", "--config.eval.batch_size=6")
+    assert "| total | all |" in text
+    assert "| total | b |" in text
+    return folder
+
+
+def test_the_table_has_rows_for_all_prompts_and_by_tag(whole: Path) -> None:
+    table, name = rows(whole), "tests.scorers:ByTag"
+    assert {tag: table["total", tag]["n"] for tag in (None, "a", "b")} == {None: 6, "a": 4, "b": 2}
+    halves = [table[name, tag]["mean"] for tag in "ab"]
+    assert table[f"{name}/overall", None]["mean"] == pytest.approx(sum(halves) / 2)
+    assert table[name, None]["mean"] != pytest.approx(sum(halves) / 2), "it averages images"
+
+
+def test_it_resumes_and_the_batch_size_changes_no_score(
+    options: tuple[str, ...], whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "cut")
+    file = tmp_path / "cut" / "scores-0.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    out = f"--out={tmp_path / 'cut'}"
+    text = printed("evaluate", *options, out, "--config.eval.batch_size=1")
+    assert "3 of 6 images are scored already" in text
+    assert scores(tmp_path / "cut") == pytest.approx(scores(whole), abs=1e-3)
+    assert rows(tmp_path / "cut").keys() == rows(whole).keys()
+    assert all(row["n"] == rows(whole)[key]["n"] for key, row in rows(tmp_path / "cut").items())
+
+
+def test_scores_by_other_settings_are_refused(options: tuple[str, ...], whole: Path) -> None:
+    done = script("evaluate", *options, f"--out={whole}", "--config.seed=5")
+    assert done.returncode == 2
+    assert "seed: 42 then, 5 now" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--checkpoint=no/such/run",), "no trained policy"),
+        (("--rewards=shaps",), "did you mean 'shapes'"),
+        (("--config.eval.members=0",), "eval.members = 0 must be at least 1"),
+        (("--config.model.decode_batch_size=0",), "model.decode_batch_size = 0 must be at least 1"),
+        (("--prompts=missing.txt",), "--prompts = 'missing.txt': no such file"),
+    ],
+)
+def test_evaluate_refuses_with_a_sentence(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = script("evaluate", *arguments, f"--out={tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

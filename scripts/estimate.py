@@ -1,6 +1,7 @@
 """What a run will take, before anything loads: images, FLOPs, memory by phase, hours.
 
-python scripts/estimate.py --config=config/tp_grpo.py:pickscore_flux --world-size 32 --gpu-memory 80 --tflops 400
+    python scripts/estimate.py --config=config/tp_grpo.py:pickscore_flux --world-size 32 \\
+        --gpu-memory 80 --tflops 400
 """
 
 from __future__ import annotations
@@ -20,34 +21,21 @@ if TYPE_CHECKING:
     from tp_grpo.settings import Settings
 
 _WORLD_SIZE = flags.DEFINE_integer("world-size", 1, "GPUs", lower_bound=1)
-_GPU_MEMORY = flags.DEFINE_float(
-    "gpu-memory", 80.0, "of each GPU, in GB (2^30 bytes)", lower_bound=0.0
-)
-_TFLOPS = flags.DEFINE_float(
-    "tflops", 200.0, "10^12 FLOP/s that each GPU sustains", lower_bound=1e-9
-)
+_GPU_MEMORY = flags.DEFINE_float("gpu-memory", 80.0, "GB (2^30 bytes) a GPU", lower_bound=0.0)
+_TFLOPS = flags.DEFINE_float("tflops", 200.0, "10^12 FLOP/s a GPU sustains", lower_bound=1e-9)
 _JSON = flags.DEFINE_boolean("json", False, "print JSON instead of text")
 
 MB, GB = 2**20, 2**30
 SPARE = 0.1  # of the GPU, for fragments, kernels' workspaces and the CUDA context
+# What shrinks a phase: each field, and the values with which it has done what it can.
+_STORE = ("sample.store_on_cpu", (True,))
 REMEDIES = {
     "encode": (("model.text_encoders", ()), ("model.dtype", ("bf16", "fp16"))),
-    "sample": (
-        ("sample.max_rows", (1,)),
-        ("eval.batch_size", (1,)),
-        ("sample.store_on_cpu", (True,)),
-    ),
-    "decode": (
-        ("model.decode_batch_size", (1,)),
-        ("model.vae_dtype", ("bf16",)),
-        ("sample.store_on_cpu", (True,)),
-    ),
+    "sample": (("sample.max_rows", (1,)), ("eval.batch_size", (1,)), _STORE),
+    "decode": (("model.decode_batch_size", (1,)), ("model.vae_dtype", ("bf16",)), _STORE),
     "update": (
-        ("train.batch_size", (0,)),
-        ("model.gradient_checkpointing", (True,)),
-        ("sample.batch_size", (1,)),
-        ("sample.store_on_cpu", (True,)),
-        ("train.optimizer", ("adamw_8bit",)),
+        *(("train.batch_size", (0,)), ("model.gradient_checkpointing", (True,))),
+        *(("sample.batch_size", (1,)), _STORE, ("train.optimizer", ("adamw_8bit",))),
     ),
 }
 
@@ -59,51 +47,44 @@ def main(_: list[str]) -> int:
 
     try:
         settings = Settings.read(CONFIG.value)
-        found = estimate(settings, _WORLD_SIZE.value)
+        cost = estimate(settings, _WORLD_SIZE.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    said = warnings(settings, found, _GPU_MEMORY.value)
+    warned = warnings(settings, cost, _GPU_MEMORY.value)
     if _JSON.value:
-        print(json.dumps(as_json(found) | {"warnings": said}, indent=2))
+        print(json.dumps(as_json(cost) | {"warnings": warned}, indent=2))
     else:
-        parts = [
-            _plan(settings, found),
-            _flops(found),
-            _network(found),
-            _memory(found),
-            "\n".join(said),
-        ]
-        print("\n\n".join(part for part in parts if part).rstrip())
+        parts = _plan(settings, cost), _flops(cost), _network(cost), _memory(cost), warned
+        print("\n\n".join("\n".join(lines) for lines in parts if lines))
     return 0
 
 
-def warnings(config: Settings, found: Estimate, gpu_memory: float) -> list[str]:
+def warnings(settings: Settings, cost: Estimate, gpu_memory: float) -> list[str]:
     """A line for each phase that does not fit, with the fields that would make it smaller."""
     lines = []
     usable = gpu_memory * GB * (1 - SPARE)
-    for phase in found.memory:
-        if found.peak(phase) <= usable:
+    for phase, parts in cost.memory.items():
+        if cost.peak(phase) <= usable:
             continue
-        largest = max(found.memory[phase], key=lambda part: found.memory[phase][part])
-        fields = [name for name, done in REMEDIES[phase] if _get(config, name) not in done]
-        change = f"it would shrink with {', '.join(f'{name} (now {_get(config, name)!r})' for name in fields)}"
-        if found.memory[phase]["frozen transformer"] > usable:
+        now = {name: attrgetter(name)(settings) for name, _ in REMEDIES[phase]}
+        left = [f"{n} (now {now[n]!r})" for n, done in REMEDIES[phase] if now[n] not in done]
+        change = f"it would shrink with {', '.join(left)}"
+        if parts["frozen transformer"] > usable:
             change = "the frozen transformer alone is more than that; use a larger GPU"
         lines.append(
-            f"WARNING: {phase} needs {_digits(found.peak(phase) / GB)} GB, more than {_digits(usable / GB)} GB "
-            f"({gpu_memory:g} GB less {SPARE:.0%} spare); most of it: {largest}; {change}"
+            f"WARNING: {phase} needs {_gb(cost.peak(phase))} GB, more than {_gb(usable)} GB "
+            f"({gpu_memory:g} GB less {SPARE:.0%} spare); "
+            f"most of it: {max(parts, key=lambda part: parts[part])}; {change}"
         )
     return lines or [f"Every phase fits in {gpu_memory:g} GB with {SPARE:.0%} to spare."]
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
-    """Bytes, FLOPs, hours; the properties of the plan beside its fields."""
-    plan = {
-        name: getattr(found.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")
-    }
-    completion = found.plan.completion
-    plan |= {name: value for name, value in vars(found.plan).items() if name != "completion"} | {
+def as_json(cost: Estimate) -> dict[str, Any]:
+    """Bytes, FLOPs, hours; the plan's fields and properties."""
+    completion = cost.plan.completion
+    plan = {name: getattr(cost.plan, name) for name in ("images", "ladder", "nfe", "micro_batches")}
+    plan |= {name: value for name, value in vars(cost.plan).items() if name != "completion"} | {
         "steps": completion.steps,
         "window": list(completion.window),
         "branches": completion.branches,
@@ -114,96 +95,78 @@ def as_json(found: Estimate) -> dict[str, Any]:
     }
     return {
         "plan": plan,
-        "parameters": asdict(found.counts),
-        "flops_per_epoch": asdict(found.flops) | {"total": found.flops.total},
-        "network_bytes_per_rank": asdict(found.network),
-        "memory_bytes": found.memory,
-        "peak_bytes": {phase: found.peak(phase) for phase in found.memory},
+        "parameters": asdict(cost.counts),
+        "flops_per_epoch": asdict(cost.flops) | {"total": cost.flops.total},
+        "network_bytes_per_rank": asdict(cost.network),
+        "memory_bytes": cost.memory,
+        "peak_bytes": {phase: cost.peak(phase) for phase in cost.memory},
         "tflops_per_gpu": _TFLOPS.value,
-        "hours_per_100_epochs": found.hours(100, _TFLOPS.value),
+        "hours_per_100_epochs": cost.hours(100, _TFLOPS.value),
     }
 
 
-def _plan(config: Settings, found: Estimate) -> str:
-    counts, rank = found.counts, config.lora.rank
-    how = (
-        f"LoRA of rank {rank} on {counts.adapted_modules} modules"
-        if rank
-        else "the whole transformer"
-    )
+def _plan(settings: Settings, cost: Estimate) -> list[str]:
+    counts, rank, model = cost.counts, settings.lora.rank, settings.model
+    trained = "the whole transformer"
+    if rank:
+        trained = f"LoRA of rank {rank} on {counts.adapted_modules} modules"
     rows = [
-        (
-            "model",
-            f"{config.model.path}, {config.model.dtype}, {_count(counts.transformer)} parameters",
-        ),
-        ("trained", f"{how}, {_count(counts.trainable)} parameters"),
-        *found.plan.summary,
+        ("model", f"{model.path}, {model.dtype}, {_count(counts.transformer)} parameters"),
+        ("trained", f"{trained}, {_count(counts.trainable)} parameters"),
+        *cost.plan.summary,
     ]
-    return "\n".join(["Plan", *(f"  {name:<10}{text}" for name, text in rows)])
+    return ["Plan", *(f"  {name:<10}{text}" for name, text in rows)]
 
 
-def _flops(found: Estimate) -> str:
-    f = found.flops
+def _flops(cost: Estimate) -> list[str]:
+    f = cost.flops
     parts = {"sample": f.sample, "decode": f.decode, "train": f.train, "evaluate": f.evaluate}
     lines = [f"Compute ({_digits(f.forward / 1e12)} TFLOP a model evaluation of an image)"]
     for name, value in parts.items():
-        share = (
-            "not counted: prompts.eval cannot be read yet"
-            if value is None
-            else f"{value / f.total:6.1%}"
-        )
-        amount = (
-            f"{_digits((value or 0) / 1e15):>12} PFLOP an epoch" if value is not None else " " * 12
-        )
-        lines.append(f"  {name:<10}{amount}  {share}")
-    hours, source = (
-        found.hours(100, _TFLOPS.value),
-        "" if _TFLOPS.present else " (assumed; give yours as --tflops)",
-    )
-    lines.append(f"  {'all':<10}{_digits(f.total / 1e15):>12} PFLOP an epoch")
-    ranks = found.plan.world_size
-    lines.append(
-        f"  {_digits(hours)} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs{source}"
-    )
-    lines.append("  Scoring, loading and text encoding come on top.")
-    return "\n".join(lines)
-
-
-def _network(found: Estimate) -> str:
-    n = found.network
-    if not n.gradients:
-        return ""
-    lines = ["Network: what each GPU sends and receives (MB: 2^20 bytes)"]
-    lines.append(
-        f"  {'gradients':<10}{_digits(n.gradients / MB):>12} MB an update: mean of the trained part's, fp32"
-    )
-    lines.append(
-        f"  {'results':<10}{_digits(n.results / MB):>12} MB an epoch: ladders, scores and ids"
-    )
-    if n.shares:
-        each = f"{_digits(n.share_per_pass / GB)} a pass, sampling's too"
-        lines.append(
-            f"  {'shares':<10}{_digits(n.shares / GB):>12} GB an update, with FSDP2 alone: frozen weights, {each}"
-        )
-    return "\n".join(lines)
-
-
-def _memory(found: Estimate) -> str:
-    parts = list(dict.fromkeys(part for phase in found.memory.values() for part in phase))
-    lines = [
-        "Memory of each GPU in GB (2^30 bytes; without scorers, text encoders' activations and kernels' workspaces)"
+        text = " " * 14 + "not counted: prompts.eval cannot be read yet"
+        if value is not None:
+            text = f"{_digits(value / 1e15):>12} PFLOP an epoch  {value / f.total:6.1%}"
+        lines.append(f"  {name:<10}{text}")
+    hours, ranks = _digits(cost.hours(100, _TFLOPS.value)), cost.plan.world_size
+    source = "" if _TFLOPS.present else " (assumed; give yours as --tflops)"
+    return [
+        *lines,
+        f"  {'all':<10}{_digits(f.total / 1e15):>12} PFLOP an epoch",
+        f"  {hours} hours for 100 epochs at {_TFLOPS.value:g} TFLOP/s on each of {ranks} GPUs"
+        + source,
+        "  Scoring, loading and text encoding come on top.",
     ]
-    lines.append(f"  {'':<20}" + "".join(f"{phase:>9}" for phase in found.memory))
-    for part in parts:
-        held = (phase.get(part) for phase in found.memory.values())
-        lines.append(
-            f"  {part:<20}" + "".join(f"{'' if h is None else _digits(h / GB):>9}" for h in held)
-        )
-    lines.append(
-        f"  {'all':<20}"
-        + "".join(f"{_digits(found.peak(phase) / GB):>9}" for phase in found.memory)
-    )
-    return "\n".join(lines)
+
+
+def _network(cost: Estimate) -> list[str]:
+    n = cost.network
+    if not n.gradients:
+        return []
+    per_pass = f"{_gb(n.share_per_pass)} a pass, sampling's too"
+    rows = [
+        ("gradients", n.gradients / MB, "MB an update: mean of the trained part's, fp32"),
+        ("results", n.results / MB, "MB an epoch: ladders, scores and ids"),
+        ("shares", n.shares / GB, f"GB an update, with FSDP2 alone: frozen weights, {per_pass}"),
+    ]
+    lines = [f"  {name:<10}{_digits(amount):>12} {text}" for name, amount, text in rows if amount]
+    return ["Network: what each GPU sends and receives (MB: 2^20 bytes)", *lines]
+
+
+def _memory(cost: Estimate) -> list[str]:
+    phases = cost.memory.values()
+    rows = {"": list(cost.memory)}
+    for part in dict.fromkeys(part for phase in phases for part in phase):
+        rows[part] = [_gb(phase[part]) if part in phase else "" for phase in phases]
+    rows["all"] = [_gb(cost.peak(phase)) for phase in cost.memory]
+    return [
+        "Memory of each GPU in GB (2^30 bytes; "
+        "without scorers, text encoders' activations and kernels' workspaces)",
+        *(f"  {name:<20}" + "".join(f"{c:>9}" for c in cells) for name, cells in rows.items()),
+    ]
+
+
+def _gb(size: float) -> str:
+    return _digits(size / GB)
 
 
 def _digits(value: float) -> str:
@@ -213,10 +176,6 @@ def _digits(value: float) -> str:
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
-
-
-def _get(config: Settings, name: str) -> Any:
-    return attrgetter(name)(config)
 
 
 if __name__ == "__main__":

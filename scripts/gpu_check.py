@@ -3,8 +3,8 @@
     python scripts/gpu_check.py --config=config/tp_grpo.py:pickscore_sd3 --config.model.dtype=bf16
     python scripts/gpu_check.py --config=config/tp_grpo.py:pickscore_flux_80gb
 
-One rollout, its decoding and one update of a batch, as Markdown: seconds, model evaluations and TFLOP a second, their
-share of the fastest matrix product, peak memory, and how far the ratio of an unmoved policy is from 1.
+One rollout of a batch, its decoding and one update, as Markdown: seconds, work and TFLOP a second,
+their share of the fastest matrix product, peak memory, and |ratio - 1| of an unmoved policy.
 """
 
 from __future__ import annotations
@@ -30,32 +30,29 @@ def main(_: list[str]) -> int:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         settings = Settings.read(CONFIG.value)
-        found = probe(settings, repeats=_REPEATS.value)
+        probed = probe(settings, repeats=_REPEATS.value)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     model = settings.model
-    print(
-        f"{model.path}, {model.dtype}, {model.height} x {model.width}, batch {found.batch_size}; {device}, ",
-        end="",
-    )
-    print(f"torch {torch.__version__}, {date.today()}\n")
+    size = f"{model.height} x {model.width}, batch {probed.batch_size}"
+    software = f"torch {torch.__version__}, {date.today()}"
+    print(f"{model.path}, {model.dtype}, {size}; {device}, {software}\n")
     print("| phase | seconds | a second | TFLOP/s | share of matmul | peak GB |")
     print("|---|---|---|---|---|---|")
     counts = {
-        "rollout": (found.nfe * found.batch_size, "evaluations"),
-        "decode": (found.images, "images"),
-        "update": (found.batch_size, "trajectories"),
+        "rollout": (probed.nfe * probed.batch_size, "evaluations"),
+        "decode": (probed.images, "images"),
+        "update": (probed.batch_size, "trajectories"),
     }
-    for name, phase in found.phases.items():
+    for name, phase in probed.phases.items():
         count, unit = counts[name]
         rate = phase.flops / phase.seconds
-        print(
-            f"| {name} | {phase.seconds:.3f} | {count / phase.seconds:.2f} {unit} | {rate / 1e12:.2f} "
-            f"| {rate / found.matmul:.0%} | {phase.peak / 2**30:.1f} |"
-        )
-    print(f"\nmatmul {found.matmul / 1e12:.1f} TFLOP/s; ratio_dev {found.ratio_dev:.1e}")
+        work = f"{count / phase.seconds:.2f} {unit} | {rate / 1e12:.2f}"
+        share = f"{rate / probed.matmul:.0%} | {phase.peak / 2**30:.1f}"
+        print(f"| {name} | {phase.seconds:.3f} | {work} | {share} |")
+    print(f"\nmatmul {probed.matmul / 1e12:.1f} TFLOP/s; ratio_dev {probed.ratio_dev:.1e}")
     return 0
 
 

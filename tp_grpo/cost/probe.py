@@ -40,9 +40,7 @@ class Probe:
     images: int  # decoded
     phases: dict[str, Phase]
     ratio_dev: float  # max |ratio - 1| of the unmoved policy
-    matmul: (
-        float  # FLOP/s of a large square matrix product in the model's dtype, the most to expect
-    )
+    matmul: float  # FLOP/s of a large square matrix product in the model's dtype, a ceiling
 
 
 def probe(config: Settings, *, repeats: int) -> Probe:

@@ -66,8 +66,8 @@ class Mask2FormerDetector(Model):
         if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
             expected = f"a whole number of at least {STRIDE} pixels"
             raise ValueError(f"geneval: side = {side!r} must be {expected}")
-        # By default the checkpoint's processor makes squares of 384 pixels, and given other sides
-        # it stretches the image to a multiple of the stride.
+        # By default the checkpoint's processor makes squares of 384 pixels; for other sizes it
+        # stretches the image to a multiple of the stride.
         size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
         load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
         self.processor = self.weights.pretrained(load, path)
@@ -83,7 +83,7 @@ class Mask2FormerDetector(Model):
 
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
         """images (B, H, W, 3) uint8 RGB -> for each, its detections scored above THRESHOLD."""
-        return [found for part in self.in_chunks(self._chunk, images) for found in part]
+        return [image for part in self.in_chunks(self._chunk, images) for image in part]
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:

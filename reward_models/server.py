@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             install = "pip install 'tp_grpo[server]'"
             raise ValueError(f"the server's packages are missing ({error}): {install}") from error
-        scorers = {name: build(name, **given) for name, given in options.items()}
+        scorers = {name: build(name, **chosen) for name, chosen in options.items()}
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

@@ -23,7 +23,7 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", body, re.DOTALL)
 
 
-def test_the_example_of_ones_own_scorer_runs_as_printed(
+def test_the_example_scorer_runs_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reward_models, "_FACTORIES", dict(reward_models._FACTORIES))
@@ -44,7 +44,7 @@ def test_the_example_of_ones_own_scorer_runs_as_printed(
     assert rewards.extras["my_rewards:Redness/red"].tolist() == [1, 0]
 
 
-def test_ten_lines_is_what_the_class_takes() -> None:
+def test_the_example_has_ten_lines() -> None:
     module = blocks("Your own scorer in ten lines")[0]
     code = [line for line in module.splitlines() if line.strip() and '"""' not in line]
     assert len(code) <= 10

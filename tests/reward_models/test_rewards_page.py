@@ -11,7 +11,7 @@ import pytest
 
 import reward_models
 from config import base
-from reward_models.doctor import check_of
+from reward_models.doctor import OK, check_of, examine
 from tp_grpo.rewards import RewardSet
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
@@ -39,6 +39,7 @@ def test_the_example_scorer_runs_as_printed(
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[0, ..., 0], images[1, ..., 2] = 255, 255
     assert names["scorer"](images, ["", ""], [{}, {}]).score.tolist() == [2, -1]
+    assert examine("redness", "my_rewards:Redness", {}).state == OK
     rewards = RewardSet(config.rewards.scorers.to_dict()).score(images, ["", ""], [{}, {}])
     assert rewards.total.tolist() == [2, -1]
     assert rewards.extras["my_rewards:Redness/red"].tolist() == [1, 0]

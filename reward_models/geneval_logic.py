@@ -47,7 +47,7 @@ class Detection:
 
     label: int
     score: float
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     mask: np.ndarray | None = None
     color: str = ""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.geneval_detector import Frame, detections, extents
+from reward_models.geneval_detector import Frame, detections
 from reward_models.geneval_logic import CLASSES
 
 CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")
@@ -84,9 +84,3 @@ def test_the_100_best_pairs_of_query_and_class_are_kept() -> None:
     chances = sorted((p for row in rows for p in row.values()), reverse=True)
     assert len(shown) == 100
     assert sorted((d.score for d in shown), reverse=True) == pytest.approx(chances[:100], abs=1e-4)
-
-
-def test_extents() -> None:
-    mask = np.zeros((5, 7), bool)
-    mask[3, 2] = mask[1, 6] = True
-    assert extents(mask) == (2, 1, 7, 4)

@@ -17,7 +17,6 @@ from reward_models.geneval_detector import (
     ColorClassifier,
     Mask2FormerDetector,
     crop,
-    extents,
 )
 from reward_models.geneval_logic import CLASSES, COLORS, TAGS, Detection
 from tests.reward_models import tiny
@@ -221,7 +220,9 @@ def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, 
         assert detection.mask is not None
         assert detection.mask.shape == (48, 48)
         assert detection.mask.dtype == bool
-        assert detection.box == extents(detection.mask)
+        rows, columns = detection.mask.nonzero()
+        corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert detection.box == corners
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -218,17 +220,29 @@ def test_the_sentence_of_a_refusal_reaches_a_client_that_is_still_sending(
 
 def test_the_memory_of_all_bodies_is_limited() -> None:
     intake = service.Intake(max_requests=100, max_body=10)
-    with ExitStack() as stack:
-        takes = [stack.enter_context(intake.place()) for _ in range(service.BODIES_HELD + 1)]
-        for take in takes[:-1]:
-            take(4)
-            take(6)
-        with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
-            takes[-1](1)
-        assert refused.value.status == 503
-        with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
-            takes[0](1)
+
+    def body(*sizes: int) -> AbstractAsyncContextManager[bytes]:
+        async def stream() -> AsyncIterator[bytes]:
+            for size in sizes:
+                yield bytes(size)
+
+        request: Any = SimpleNamespace(headers={}, stream=stream)
+        return intake.body(request)
+
+    async def fill() -> None:
+        async with AsyncExitStack() as stack:
+            with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
+                await stack.enter_async_context(body(4, 6, 1))
+            for _ in range(service.BODIES_HELD):
+                assert len(await stack.enter_async_context(body(4, 6))) == 10
+            with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
+                await stack.enter_async_context(body(1))
+            assert refused.value.status == 503
+            assert intake.requests == service.BODIES_HELD
+
+    asyncio.run(fill())
     assert intake.bytes == 0
+    assert intake.requests == 0
 
 
 def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

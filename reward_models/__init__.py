@@ -10,19 +10,7 @@ from typing import Any
 
 from reward_models.base import Metadata, Scorer, Scores, Unavailable
 
-__all__ = [
-    "Metadata",
-    "Scorer",
-    "Scores",
-    "Unavailable",
-    "build",
-    "factory",
-    "macros",
-    "names",
-    "register",
-    "takes",
-    "target",
-]
+__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "register"]
 
 _FACTORIES: dict[str, str] = {
     "aesthetic": "reward_models.aesthetic:Aesthetic",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Head(nn.Module):
-    """Five linear layers without activations, named as in the published file; (B, width) -> (B, 1)."""
+    """Five linear layers without activations, named as in the file; (B, width) -> (B, 1)."""
 
     def __init__(self, width: int = 768) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Aesthetic(TransformersClip):
     ) -> None:
         head = self._load_head(path) if head is None else head
         super().__init__(clip_path, "", device, dtype, batch_size, model, processor)
-        given, read = self.model.config.projection_dim, head.layers[0].in_features
-        if given != read:
+        width, expected = self.model.config.projection_dim, head.layers[0].in_features
+        if width != expected:
             raise ValueError(
-                f"aesthetic: the head reads embeddings of width {read}, but the CLIP of clip_path "
-                f"gives {given}; the published head belongs to {self.weights.repo}, 768 wide"
+                f"aesthetic: the head reads embeddings of width {expected}, but the CLIP of "
+                f"clip_path gives {width}; the published one is for {self.weights.repo}, 768 wide"
             )
         self.head = head.eval().requires_grad_(False).to(self.device)
 

@@ -15,8 +15,7 @@ from reward_models.connection import TRY_AGAIN, Connections, check_remote
 
 
 class Refused(TypeError):
-    """The code or settings are wrong, here or on the server: neither a smaller batch nor another
-    try would succeed."""
+    """The code or settings are wrong, here or there: another try would fail too."""
 
 
 class RemoteScorer:
@@ -104,11 +103,10 @@ class RemoteScorer:
                 method, path, content=body, headers=headers
             )
         except httpx.TransportError as error:
-            raise Unavailable(
-                f"no answer from the reward server at {self.url} ({type(error).__name__}: {error});"
-                " is it running? "
-                f"python -m reward_models.server --scorers '{{\"{self.name}\": {{}}}}'"
-            ) from error
+            message = f"no answer from the reward server at {self.url}"
+            reason = f"({type(error).__name__}: {error}); is it running?"
+            command = f"python -m reward_models.server --scorers '{{\"{self.name}\": {{}}}}'"
+            raise Unavailable(f"{message} {reason} {command}") from error
         try:
             reply = response.json()
         except ValueError:

@@ -27,11 +27,8 @@ PROCESSOR_FILES = (
 )
 PROCESSOR_NEEDED = ("preprocessor_config.json", "tokenizer.json")
 CONTEXT = 77  # tokens that a CLIP reads of a prompt
-_PRECISIONS = {  # open_clip's names
-    torch.float32: "fp32",
-    torch.bfloat16: "pure_bf16",
-    torch.float16: "pure_fp16",
-}
+# open_clip's names
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}
 
 
 def openai_clip(scorer: str, option: str = "path") -> Source:
@@ -47,9 +44,10 @@ def openai_clip(scorer: str, option: str = "path") -> Source:
 
 
 class Clip(ModelScorer):
-    """Embeds images and prompts with the two towers of a CLIP, which subclasses provide."""
+    """score = scale x cosine. Subclasses provide `weights` and the two towers of the CLIP."""
 
     weights: ClassVar[Source]
+    scale: ClassVar[float] = 1.0
 
     def embed_images(self, images: Any) -> Tensor:
         """A chunk of images -> (B, D)."""
@@ -60,7 +58,7 @@ class Clip(ModelScorer):
         raise NotImplementedError
 
     def score(self, images: np.ndarray, prompts: list[str]) -> Tensor:
-        return self.cosine(images, prompts)
+        return self.scale * self.cosine(images, prompts)
 
     def cosine(self, images: np.ndarray, prompts: list[str]) -> Tensor:
         """The cosine of each image with its own prompt, (B,) fp32 in [-1, 1]."""
@@ -113,16 +111,12 @@ class TransformersClip(Clip):
 
     def embed_images(self, images: np.ndarray) -> Tensor:
         pixels = self.pixels(self.processor.image_processor, images)
-        return _features(self.model.get_image_features(pixel_values=pixels))
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         ids, mask = self.tokens(self.processor.tokenizer, prompts, CONTEXT)
-        return _features(self.model.get_text_features(input_ids=ids, attention_mask=mask))
-
-
-def _features(output: Any) -> Tensor:
-    """transformers 5 returns an object with the embedding as `pooler_output`, 4 the embedding."""
-    return output if isinstance(output, Tensor) else output.pooler_output
+        features = self.model.get_text_features(input_ids=ids, attention_mask=mask)
+        return features.pooler_output
 
 
 def _has_processor(path: str) -> bool:

@@ -16,7 +16,7 @@ TRY_AGAIN = (408, 429, 502, 503, 504)  # statuses of a server that is too slow, 
 class Connections:
     """One httpx.Client per process, opened at the first use and shared by the threads.
 
-    A forked child gets its own client: it must not write into its parent's sockets.
+    A forked child gets a client too: it must not write into its parent's sockets.
 
     timeout: seconds without a byte of an answer; options: further arguments of httpx.Client.
     """

@@ -171,12 +171,11 @@ def table(reports: Sequence[Report]) -> str:
     wide = max(len(name) for name in ("scorer", *(report.name for report in reports)))
     lines = [f"{'scorer':{wide}}  state    s/image  MB loaded  MB/image  golden images"]
     for report in reports:
-        cost = report.cost
-        numbers = (
-            f"{cost.seconds:7.3f}  {cost.loaded:9.0f}  {cost.image:8.1f}" if cost else " " * 28
-        )
+        numbers = ""
+        if cost := report.cost:
+            numbers = f"{cost.seconds:7.3f}  {cost.loaded:9.0f}  {cost.image:8.1f}"
         scores = ", ".join(f"{name} {score:.3f}" for name, score in report.scores.items())
-        lines.append(f"{report.name:{wide}}  {report.state:7}  {numbers}  {scores}".rstrip())
+        lines.append(f"{report.name:{wide}}  {report.state:7}  {numbers:28}  {scores}".rstrip())
         lines += [f"{'':{wide}}  {text}" for text in (report.why, *report.advice) if text]
     return "\n".join(lines)
 

@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from reward_models import geneval_logic as logic
 from reward_models.base import Metadata, Scores
 from reward_models.check import Check, golden_cases
 from reward_models.geneval_detector import SIDE, ColorClassifier, ColorClip, Mask2FormerDetector
-from reward_models.geneval_logic import (
-    SCORINGS,
-    TAGS,
-    Detection,
-    Found,
-    Task,
-    judge,
-    parse,
-    select,
-    to_color,
-)
+from reward_models.geneval_logic import TAGS, ByLabel, Detection, Task
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +61,10 @@ class GenEval:
         detector: Detector | None = None,
         colors: Colors | None = None,
     ) -> None:
-        if scoring not in SCORINGS:
-            raise ValueError(f"geneval: scoring = {scoring!r} is not one of {', '.join(SCORINGS)}")
+        if scoring not in logic.SCORINGS:
+            raise ValueError(
+                f"geneval: scoring = {scoring!r} is not one of {', '.join(logic.SCORINGS)}"
+            )
         self.scoring = scoring
         self.detector = detector or Mask2FormerDetector(path, device, dtype, batch_size, side)
         self.colors = colors or ColorClassifier(
@@ -86,17 +79,17 @@ class GenEval:
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Task]:
         """What the prompts ask for. Raises ValueError, naming prompt and field, for a mistake."""
-        return [parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
+        return [logic.parse(data, prompt) for prompt, data in zip(prompts, metadata, strict=True)]
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """metadata: see `geneval_logic`. Raises ValueError as `check` does."""
         tasks = self.check(prompts, metadata)
-        found = [
-            select(detections, task.threshold)
+        shown = [
+            logic.select(detections, task.threshold)
             for detections, task in zip(self.detector(images), tasks, strict=True)
         ]
-        self._color(images, tasks, found)
-        verdicts = [judge(*pair, self.scoring) for pair in zip(tasks, found, strict=True)]
+        self._color(images, tasks, shown)
+        verdicts = [logic.judge(*pair, self.scoring) for pair in zip(tasks, shown, strict=True)]
         graded, strict, nonstrict = np.array(verdicts, dtype=np.float32).reshape(-1, 3).T
         extras = {"strict": strict, "nonstrict": nonstrict}
         for tag in TAGS:
@@ -105,12 +98,12 @@ class GenEval:
             extras[f"strict/{tag}"] = np.where(rows, strict, np.float32(np.nan))
         return Scores(graded, extras)
 
-    def _color(self, images: np.ndarray, tasks: list[Task], found: list[Found]) -> None:
+    def _color(self, images: np.ndarray, tasks: list[Task], shown: list[ByLabel]) -> None:
         """Set the colours that the verdicts read, classified in one batch."""
         asked = [
             (image, detection)
-            for image, task, objects in zip(images, tasks, found, strict=True)
-            for detection in to_color(task, objects)
+            for image, task, objects in zip(images, tasks, shown, strict=True)
+            for detection in logic.to_color(task, objects)
         ]
         if asked:
             colors = self.colors(*zip(*asked, strict=True))

@@ -66,8 +66,8 @@ class Mask2FormerDetector(Model):
         if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
             expected = f"a whole number of at least {STRIDE} pixels"
             raise ValueError(f"geneval: side = {side!r} must be {expected}")
-        # By default the checkpoint's processor makes squares of 384 pixels, and given other sides
-        # it stretches the image to a multiple of the stride.
+        # By default the checkpoint's processor makes squares of 384 pixels; for other sizes it
+        # stretches the image to a multiple of the stride.
         size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}
         load = partial(AutoImageProcessor.from_pretrained, size=size, size_divisor=0)
         self.processor = self.weights.pretrained(load, path)
@@ -83,7 +83,7 @@ class Mask2FormerDetector(Model):
 
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
         """images (B, H, W, 3) uint8 RGB -> for each, its detections scored above THRESHOLD."""
-        return [found for part in self.in_chunks(self._chunk, images) for found in part]
+        return [image for part in self.in_chunks(self._chunk, images) for image in part]
 
     @torch.inference_mode()
     def _chunk(self, images: np.ndarray) -> list[list[Detection]]:
@@ -109,6 +109,8 @@ def detections(
     A mask is where its logit, resized to the image, exceeds 0; the score is the class probability
     times the mean sigmoid within the mask.
     """
+    from torchvision.ops import masks_to_boxes
+
     probability = classes.softmax(-1)[:, :-1]
     top = probability.flatten().topk(min(TOP, probability.numel()))
     # The factor from the mask is below 1, so pairs below the threshold need no mask.
@@ -125,19 +127,15 @@ def detections(
     logits = resize(logits, size=size)[0]
     inside = logits > 0
     certainty = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-    scores = (probabilities * certainty).tolist()
-    objects = zip(labels.tolist(), scores, inside.cpu().numpy(), strict=True)
+    scores = (probabilities * certainty).double()
+    kept = scores > THRESHOLD
+    boxes = masks_to_boxes(inside[kept])
+    boxes[:, 2:] += 1  # torchvision's x1 and y1 are inclusive
+    columns = labels[kept].tolist(), scores[kept].tolist(), boxes.tolist(), inside[kept].cpu()
     return [
-        Detection(label, score, extents(mask), mask)
-        for label, score, mask in objects
-        if score > THRESHOLD
+        Detection(label, score, tuple(box), mask.numpy())
+        for label, score, box, mask in zip(*columns, strict=True)
     ]
-
-
-def extents(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) around the True pixels of mask (H, W), at least one; x1, y1 exclusive."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 class ColorClip(OpenClip):

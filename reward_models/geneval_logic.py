@@ -32,7 +32,7 @@ refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush
 CLASSES = tuple(_CLASSES.replace("\n", "").split("|"))
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # scores of a detection; the second for tag counting
-MAX_OBJECTS = 16  # detections kept of a class, the surest
+MAX_OBJECTS = 16  # detections kept of a class, those of the highest scores
 SLACK = 0.1  # share of both objects' sizes that an offset must exceed
 DIRECTION = 0.5  # share of the whole offset that a relation's axis must have
 
@@ -47,12 +47,12 @@ class Detection:
 
     label: int
     score: float
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     mask: np.ndarray | None = None
     color: str = ""
 
 
-Found = dict[int, list[Detection]]  # the detections of an image by label, surest first
+ByLabel = dict[int, list[Detection]]  # the detections of an image, highest scores first
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,20 @@ def _choice(value: Any, known: Sequence[str], field: str) -> str:
     raise ValueError(f"{field} = {value!r} is unknown; {hint}")
 
 
-def select(detections: Sequence[Detection], threshold: float) -> Found:
+def select(detections: Sequence[Detection], threshold: float) -> ByLabel:
     """By label, copies of the detections scored above the threshold, at most MAX_OBJECTS each."""
-    found: Found = {}
+    by_label: ByLabel = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         if detection.score > threshold:
-            found.setdefault(detection.label, []).append(replace(detection))
-    return {label: same_class[:MAX_OBJECTS] for label, same_class in found.items()}
+            by_label.setdefault(detection.label, []).append(replace(detection))
+    return {label: same_class[:MAX_OBJECTS] for label, same_class in by_label.items()}
 
 
-def to_color(task: Task, found: Found) -> list[Detection]:
-    """The detections whose colour a verdict reads: the surest of a clause with enough objects."""
+def to_color(task: Task, by_label: ByLabel) -> list[Detection]:
+    """The detections whose colour a verdict reads: the best of each clause with enough objects."""
     chosen: list[Detection] = []
     for clause in task.include:
-        objects = found.get(clause.label, [])[: clause.count]
+        objects = by_label.get(clause.label, [])[: clause.count]
         if clause.color and len(objects) == clause.count:
             chosen += objects
     return chosen
@@ -183,18 +183,18 @@ def relations(first: Detection, second: Detection) -> set[str]:
     return {name for name, share in shares.items() if share > DIRECTION}
 
 
-def nonstrict(task: Task, found: Found) -> bool:
-    """The official metric: at least `count` objects for every clause, the surest `count` of them
-    in its colour and position, and fewer than the limit of everything excluded.
+def nonstrict(task: Task, by_label: ByLabel) -> bool:
+    """The official metric: at least `count` objects for every clause, the best `count` of them in
+    its colour and position, and fewer than the limit of everything excluded.
     """
     matched: list[list[Detection]] = []
     for clause in task.include:
-        objects = found.get(clause.label, [])[: clause.count]
+        objects = by_label.get(clause.label, [])[: clause.count]
         holds = len(objects) == clause.count
         holds = holds and (not clause.color or all(d.color == clause.color for d in objects))
         holds = holds and (not clause.relation or _placed(clause, objects, matched))
         matched.append(objects if holds else [])
-    few_enough = all(len(found.get(label, [])) < n for label, n in task.exclude)
+    few_enough = all(len(by_label.get(label, [])) < n for label, n in task.exclude)
     return all(matched) and few_enough
 
 
@@ -206,11 +206,11 @@ def _placed(clause: Clause, objects: list[Detection], matched: list[list[Detecti
     )
 
 
-def grade(task: Task, found: Found, scoring: str = "fixed") -> tuple[float, bool]:
+def grade(task: Task, by_label: ByLabel, scoring: str = "fixed") -> tuple[float, bool]:
     """(graded, strict). strict: exactly `count` objects for every clause, all in its colour and
     position; `exclude` is not read.
 
-    graded: the mean over the clauses' scores, which are 1 - |asked - found| / asked for the count,
+    graded: the mean over the clauses' scores, which are 1 - |asked - shown| / asked for the count,
     at least 0, then those for colour and position, each 0 if the one before fails. "reference"
     scores as the public implementation does: a count may fall below 0, a failed count adds one 0
     for colour and position together, a position is left out if the colour failed, and is 0 AND 1
@@ -219,7 +219,7 @@ def grade(task: Task, found: Found, scoring: str = "fixed") -> tuple[float, bool
     scores: list[float] = []
     matched: list[list[Detection]] = []
     for clause in task.include:
-        objects = found.get(clause.label, [])
+        objects = by_label.get(clause.label, [])
         parts, holds = _grade_clause(clause, objects, matched, reference=scoring == "reference")
         scores.extend(parts)
         matched.append(objects if holds else [])
@@ -246,7 +246,7 @@ def _grade_clause(
     return scores + ([1.0] if placed else wrong), placed
 
 
-def judge(task: Task, found: Found, scoring: str = "fixed") -> Verdict:
+def judge(task: Task, by_label: ByLabel, scoring: str = "fixed") -> Verdict:
     """The verdict on one image, whose detections that `to_color` lists have their colours."""
-    graded, strict = grade(task, found, scoring)
-    return Verdict(graded, float(strict), float(nonstrict(task, found)))
+    graded, strict = grade(task, by_label, scoring)
+    return Verdict(graded, float(strict), float(nonstrict(task, by_label)))

@@ -1,10 +1,5 @@
 """HPS v2.1: human preference by a finetuned CLIP ViT-H/14 (Wu et al. 2023, arXiv 2306.09341)."""
 
-from __future__ import annotations
-
-import numpy as np
-from torch import Tensor
-
 from reward_models.check import Check, matching_cases
 from reward_models.clip import OpenClip
 from reward_models.loading import Source
@@ -16,7 +11,5 @@ class HPSv2(OpenClip):
     weights = Source("hpsv2", "xswu/HPSv2", "3.9 GB", ("HPS_v2.1_compressed.pt",))
     architecture = "ViT-H-14"
     resize_mode = "longest"  # HPS shows its model the whole image, where CLIP crops the sides
+    scale = 100.0
     doctor = Check(("open_clip",), extra="geneval", weights=(weights,), cases=matching_cases)
-
-    def score(self, images: np.ndarray, prompts: list[str]) -> Tensor:
-        return 100 * self.cosine(images, prompts)

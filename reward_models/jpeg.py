@@ -1,4 +1,4 @@
-"""JPEG compressibility: small files score high. It needs no weights, so a pipeline is tried out with it."""
+"""JPEG compressibility: small files score high. It needs no weights, so it suits a first try."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from reward_models.check import Check, golden_cases
 class Jpeg:
     """score = -kB / scale, at most 0; extras: size_kb, in units of 1000 bytes.
 
-    quality: of the JPEG, 1 to 95; scale: kB for a score of -1 (Black et al. 2023, arXiv 2305.13301, use 95 and 500).
+    quality: of the JPEG, 1 to 95. scale: kB for a score of -1. Black et al. 2023 (arXiv
+    2305.13301) use 95 and 500.
     """
 
     # A plain image makes the smallest file, noise the largest.
@@ -33,6 +34,6 @@ class Jpeg:
     def _bytes(self, image: np.ndarray) -> int:
         from PIL import Image
 
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
-        return buffer.tell()
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="JPEG", quality=self.quality)
+        return file.tell()

@@ -1,7 +1,8 @@
 """`general_ocr`: does the image show the text that its prompt puts between double quotes?
 
-Read by rapidocr's PP-OCR models, which come inside its wheel; nothing is downloaded. The score is that of Flow-GRPO
-(arXiv 2505.05470): 1 minus the edit distance from what was read to what was asked, over the length of the latter.
+The reader is rapidocr's PP-OCR, whose wheel contains the models: nothing is downloaded. The score
+is Flow-GRPO's (arXiv 2505.05470): 1 minus the edit distance between the text read and the text
+asked for, over the length of the latter.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from reward_models.check import GOLDEN_TEXT, Check, golden_cases
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
 CPU = "CPUExecutionProvider"
-# onnxruntime's names -> the switch that rapidocr has for each
-SWITCHES = {
+# onnxruntime's name of a provider -> rapidocr's
+PROVIDERS = {
     "CUDAExecutionProvider": "cuda",
     "DmlExecutionProvider": "dml",
     "CoreMLExecutionProvider": "coreml",
@@ -39,38 +39,39 @@ MOST_WORKERS = 16
 
 
 def target_text(prompt: str) -> str:
-    """What the prompt asks for: the text between its first pair of double quotes (" or “ ”), normalised.
+    """The text between the first pair of double quotes (" or “ ”) of the prompt, normalised.
 
     Raises ValueError, naming the prompt, when there is none or it is blank.
     """
     match = QUOTED.search(prompt)
     target = normalise(match.group(1)) if match else ""
     if not target:
+        example = 'as in: a sign "Open"'
         raise ValueError(
-            f'general_ocr: the prompt {prompt!r} has no text between double quotes, as in: a sign "Open"'
+            f"general_ocr: the prompt {prompt!r} has no text between double quotes, {example}"
         )
     return target
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, without white space: what one reads alike counts as alike."""
+    """NFKC, lower case, without white space."""
     return "".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
-def similarity(read: str, target: str) -> float:
-    """1 - min(d, n) / n in [0, 1], n the length of the target; the distance d is 0 where `read` contains the target.
+def similarity(text: str, target: str) -> float:
+    """1 - min(d, n) / n in [0, 1], with n the length of the target, which is not empty.
 
-    Both normalised, the target not empty.
+    The edit distance d is 0 if the text contains the target. Both are normalised.
     """
     from rapidfuzz.distance import Levenshtein
 
-    distance = 0 if target in read else Levenshtein.distance(read, target)
+    distance = 0 if target in text else Levenshtein.distance(text, target)
     return 1 - min(distance, len(target)) / len(target)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How the reader is built; hashable, so that each process builds it once."""
+    """The settings of a reader; hashable, so that each process loads it once."""
 
     detector: str
     recogniser: str
@@ -82,15 +83,16 @@ class Engine:
 
 
 class OcrScorer:
-    """score = similarity of what is read to what is asked, in [0, 1]; extra: exact, 1 where both are equal, else 0.
+    """score: similarity of the text read to the text asked for; extra: exact, 1 if equal, else 0.
 
-    workers: processes that read; 0 reads in this one; -1 takes this process' share of the cores, at most 16, and reads
-    in this process where the provider is a GPU. threads: onnxruntime threads of each. side: in pixels; an image whose
-    shorter side is less is enlarged to it before text is looked for. text_score: lines read less surely than this, in
-    [0, 1], do not count. provider: onnxruntime's name of what it runs on; device_id: which GPU, by default this rank's.
+    workers: processes that read; 0 reads in this one; -1 takes this rank's share of the cores, at
+    most 16, or reads in this process if the provider is a GPU. threads: of onnxruntime, for each.
+    side: in pixels; an image with a shorter side is enlarged to it before the detection of text.
+    text_score: lines read with a confidence below it, in [0, 1], do not count.
+    provider: onnxruntime's name of what it runs on. device_id: which GPU; by default this rank's.
     path: a folder with other models, one *_det_*.onnx and one *_rec_*.onnx.
 
-    Raises ValueError when a package or a model is missing, or onnxruntime does not offer the provider.
+    Raises ValueError when a package or a model is missing, or onnxruntime lacks the provider.
     """
 
     doctor = Check(
@@ -111,15 +113,16 @@ class OcrScorer:
         device_id: int = -1,
         path: str = "",
     ) -> None:
-        folder = _models(path)
+        folder = _model_folder(path)
         _check_provider(provider)
         if workers < -1 or threads < 1 or side < 32 or not 0 <= text_score <= 1:
             raise ValueError(
-                f"general_ocr: workers = {workers} must be at least -1, threads = {threads} at least 1, side = {side} "
-                f"at least 32 pixels, and text_score = {text_score} in [0, 1]"
+                f"general_ocr: workers = {workers} must be at least -1, threads = {threads} at "
+                f"least 1, side = {side} at least 32 pixels, text_score = {text_score} in [0, 1]"
             )
-        device_id = int(os.environ.get("LOCAL_RANK", 0)) if device_id < 0 else device_id
-        detector, recogniser = (_one_model(folder, kind) for kind in ("det", "rec"))
+        if device_id < 0:
+            device_id = int(os.environ.get("LOCAL_RANK", 0))
+        detector, recogniser = _one_model(folder, "det"), _one_model(folder, "rec")
         self.engine = Engine(detector, recogniser, provider, device_id, side, text_score, threads)
         self.workers = _share_of_cores() if workers < 0 and provider == CPU else max(workers, 0)
         self._pool: ProcessPoolExecutor | None = None
@@ -128,45 +131,36 @@ class OcrScorer:
         targets = [target_text(prompt) for prompt in prompts]
         texts = [normalise(text) for text in self.read(images)]
         pairs = list(zip(texts, targets, strict=True))
-        score = np.array([similarity(text, target) for text, target in pairs], dtype=np.float32)
-        return Scores(
-            score, {"exact": np.array([text == target for text, target in pairs], dtype=np.float32)}
-        )
+        exact = np.array([text == target for text, target in pairs], dtype=np.float32)
+        return Scores(np.array([similarity(*p) for p in pairs], np.float32), {"exact": exact})
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Raises ValueError for the first prompt that quotes no text, and for a reader that does not start."""
+        """Raises ValueError for a prompt that quotes no text, and if the reader does not start."""
         for prompt in prompts:
             target_text(prompt)
         try:
             self.read(np.zeros((1, self.engine.side, self.engine.side, 3), dtype=np.uint8))
         except Exception as error:  # whatever onnxruntime, OpenCV and their native libraries raise
-            lacks = "libGL" in str(error)
-            advice = "; pip install opencv-python-headless, or the system's libgl1" if lacks else ""
-            raise ValueError(
-                f"general_ocr: the reader does not start: {type(error).__name__}: {error}{advice}"
-            ) from error
+            advice = "; pip install opencv-python-headless, or the system's libgl1"
+            advice = advice if "libGL" in str(error) else ""
+            reason = f"{type(error).__name__}: {error}{advice}"
+            raise ValueError(f"general_ocr: the reader does not start: {reason}") from error
 
     def read(self, images: np.ndarray) -> list[str]:
-        """The text of each image (H, W, 3) uint8 RGB: its lines from top to bottom, joined; "" where there is none."""
+        """The text of each image (H, W, 3) uint8 RGB: its lines from top to bottom, joined."""
         if not self.workers:
             return [_read(self.engine, image) for image in images]
         if self._pool is None:
-            spawn = multiprocessing.get_context(
-                "spawn"
-            )  # a fork would inherit CUDA and the threads' locks
-            self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=spawn, initializer=_start_worker
-            )
+            spawn = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and locks
+            self._pool = ProcessPoolExecutor(self.workers, spawn, initializer=_start_worker)
         try:
             return list(self._pool.map(functools.partial(_read, self.engine), images))
         except BrokenProcessPool as error:
             self._pool = None  # the next call starts a new one
-            raise RuntimeError(
-                f"a reading process died, of memory or of an image: {error}"
-            ) from error
+            raise RuntimeError(f"a reading process died, of memory or an image: {error}") from error
 
     def close(self) -> None:
-        """End the processes; what they have not begun is dropped. A later call starts new ones."""
+        """End the processes and drop what they have not begun. A later call starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -176,19 +170,19 @@ class OcrScorer:
 
 
 def _read(engine: Engine, image: np.ndarray) -> str:
-    found = _build(engine)(np.ascontiguousarray(image[..., ::-1]))  # it expects BGR
-    return "".join(found.txts or ())
+    result = _load(engine)(np.ascontiguousarray(image[..., ::-1]))  # RGB -> BGR
+    return "".join(result.txts or ())
 
 
 @functools.cache
-def _build(engine: Engine) -> Any:
+def _load(engine: Engine) -> Any:
     import cv2
     from rapidocr import RapidOCR
 
     cv2.setNumThreads(engine.threads)
     onnx = "EngineConfig.onnxruntime"
     params: dict[str, Any] = {
-        "Global.use_cls": False,  # the orientation classifier would turn text that stands upright
+        "Global.use_cls": False,  # the classifier of orientations would turn upright text
         "Global.log_level": "error",
         "Global.text_score": engine.text_score,
         "Det.limit_side_len": engine.side,
@@ -198,50 +192,51 @@ def _build(engine: Engine) -> Any:
         f"{onnx}.inter_op_num_threads": engine.threads,
     }
     if engine.provider != CPU:
-        switch = SWITCHES[engine.provider]
-        params |= {f"{onnx}.use_{switch}": True, f"{onnx}.cuda_ep_cfg.device_id": engine.device_id}
+        params[f"{onnx}.use_{PROVIDERS[engine.provider]}"] = True
+        params[f"{onnx}.cuda_ep_cfg.device_id"] = engine.device_id
     reader: Any = RapidOCR(params=params)
-    reader(
-        np.zeros((engine.side, engine.side, 3), dtype=np.uint8)
-    )  # the models load with the first image
+    reader(np.zeros((engine.side, engine.side, 3), dtype=np.uint8))  # loads the models
     running = reader.text_det.session.session.get_providers()[0]
     if running != engine.provider:
         raise RuntimeError(
-            f"onnxruntime reads with {running}, not {engine.provider}: do its CUDA and cuDNN versions match yours?"
+            f"onnxruntime reads with {running}, not {engine.provider}: do its CUDA and cuDNN "
+            "versions match yours?"
         )
     return reader
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle; and no reader outlives its parent, however that ends."""
+    """Leave Ctrl-C to the parent, and end with the parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
+    assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _models(path: str) -> Path:
-    """The folder of the models; raises ValueError, with the command that mends it, for a missing package."""
-    missing = [name for name in OcrScorer.doctor.packages if importlib.util.find_spec(name) is None]
+def _model_folder(path: str) -> Path:
+    """Raises ValueError, with the command that installs it, for a missing package."""
+    packages = OcrScorer.doctor.packages
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[ocr]"')
     if path:
         return Path(path).expanduser()
-    (root,) = importlib.util.find_spec("rapidocr").submodule_search_locations or [""]  # type: ignore[union-attr]
-    return Path(root) / "models"
+    spec = importlib.util.find_spec("rapidocr")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "models"
 
 
 def _one_model(folder: Path, kind: str) -> str:
-    found = sorted(folder.glob(f"*_{kind}_*.onnx"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+    models = sorted(folder.glob(f"*_{kind}_*.onnx"))
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models) or "none"
         raise ValueError(f"general_ocr: {folder} must hold one *_{kind}_*.onnx, it holds {names}")
-    return str(found[0])
+    return str(models[0])
 
 
 def _check_provider(provider: str) -> None:
@@ -249,16 +244,16 @@ def _check_provider(provider: str) -> None:
         return
     from onnxruntime import get_available_providers
 
-    if provider not in SWITCHES or provider not in get_available_providers():
+    if provider not in PROVIDERS or provider not in get_available_providers():
+        offered = ", ".join(get_available_providers())
         raise ValueError(
-            f"general_ocr: provider = {provider!r} is not to be had; this onnxruntime offers "
-            f"{', '.join(get_available_providers())}. "
-            "For an NVIDIA GPU: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+            f"general_ocr: provider = {provider!r} is not available; this onnxruntime offers "
+            f"{offered}. For an NVIDIA GPU: pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
 
 
 def _share_of_cores() -> int:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MOST_WORKERS)
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(1, share - 1), MOST_WORKERS)  # one core is for the rank itself

@@ -37,15 +37,12 @@ def read_token(file: str = "") -> str:
 
     Raises ValueError for a weak token.
     """
-    token, source = (
-        os.environ.get(TOKEN_VARIABLE, "").strip(),
-        f"the environment's {TOKEN_VARIABLE}",
-    )
-    if file:
-        try:
-            token, source = Path(file).read_text().strip(), file
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the token file cannot be read: {error}") from error
+    source = file or f"the environment's {TOKEN_VARIABLE}"
+    try:
+        token = Path(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the token file cannot be read: {error}") from error
+    token = token.strip()
     weak = len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable()
     if (file or token) and weak:
         raise ValueError(
@@ -80,9 +77,8 @@ def read_scorers(text: str) -> dict[str, dict[str, Any]]:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(
-        prog="python -m reward_models.server", description="Serve scorers over HTTP."
-    )
+    program, summary = "python -m reward_models.server", "Serve scorers over HTTP."
+    parser = argparse.ArgumentParser(prog=program, description=summary)
     add = parser.add_argument
     add("--scorers", required=True, help="""JSON, {"name": {options}, ...}""")
     add("--host", default="127.0.0.1", help="address to bind to (default: this machine only)")
@@ -101,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_binding(args.host, token)
         options = read_scorers(args.scorers)
         if args.max_body <= 0 or args.queue < 1:
-            raise ValueError(
-                f"--max-body {args.max_body:g} and --queue {args.queue} must be above 0"
-            )
+            limits = f"--max-body {args.max_body:g} and --queue {args.queue}"
+            raise ValueError(f"{limits} must be above 0")
         try:
             import uvicorn
 
@@ -111,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             install = "pip install 'tp_grpo[server]'"
             raise ValueError(f"the server's packages are missing ({error}): {install}") from error
-        scorers = {name: build(name, **given) for name, given in options.items()}
+        scorers = {name: build(name, **chosen) for name, chosen in options.items()}
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

@@ -12,9 +12,9 @@ import hmac
 import importlib.metadata
 import logging
 import platform
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -66,46 +66,39 @@ class Intake:
         self.max_requests, self.max_body = max_requests, max_body
         self.requests = self.bytes = 0
 
-    @contextmanager
-    def place(self) -> Iterator[Callable[[int], None]]:
-        """A place for one request; yields the function to call before each piece of its body.
-
-        It takes the size of the piece. Both raise Refusal.
-        """
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body; until the exit the request counts as present. Raises Refusal."""
         if self.requests >= self.max_requests:
             raise Refusal(503, "busy", f"{self.requests} requests are waiting already; try again")
-        size = 0
-
-        def take(piece: int) -> None:
-            nonlocal size
-            if size + piece > self.max_body:
-                sentence = f"the body exceeds the {self.max_body} bytes that this server takes"
-                raise Refusal(413, "size", sentence)
-            if self.bytes + piece > BODIES_HELD * self.max_body:
-                sentence = f"{self.bytes} bytes of other requests are in memory; try again"
-                raise Refusal(503, "busy", sentence)
-            size += piece
-            self.bytes += piece
-
+        body = bytearray()
         self.requests += 1
         try:
-            yield take
+            try:
+                await asyncio.wait_for(self._read(request, body), READ_SECONDS)
+            except asyncio.TimeoutError:
+                sentence = f"the body did not arrive within {READ_SECONDS:g} s"
+                raise Refusal(408, "busy", sentence) from None
+            yield bytes(body)
         finally:
             self.requests -= 1
-            self.bytes -= size
+            self.bytes -= len(body)
 
-    async def read(self, request: Request, take: Callable[[int], None]) -> bytes:
-        """The whole body; the limits hold while it arrives, with or without a Content-Length."""
+    async def _read(self, request: Request, body: bytearray) -> None:
         announced = int(request.headers.get("content-length", 0))
         if announced > self.max_body:
             sizes = f"{announced} bytes, above the {self.max_body} that this server takes"
             advice = "send fewer images at a time, or raise --max-body"
             raise Refusal(413, "size", f"the body is {sizes}: {advice}")
-        body = bytearray()
-        async for piece in request.stream():
-            take(len(piece))
+        async for piece in request.stream():  # a body without a Content-Length is counted
+            if len(body) + len(piece) > self.max_body:
+                sentence = f"the body exceeds the {self.max_body} bytes that this server takes"
+                raise Refusal(413, "size", sentence)
+            if self.bytes + len(piece) > BODIES_HELD * self.max_body:
+                sentence = f"{self.bytes} bytes of other requests are in memory; try again"
+                raise Refusal(503, "busy", sentence)
+            self.bytes += len(piece)
             body += piece
-        return bytes(body)
 
 
 class Desk:
@@ -185,13 +178,9 @@ def create_app(
         if name not in desks:
             known = f"this server has {', '.join(desks)}"
             raise Refusal(404, "name", f"no scorer is called {name!r} here; {known}")
-        with intake.place() as take:
+        async with intake.body(request) as body:
             try:
-                body = await asyncio.wait_for(intake.read(request, take), READ_SECONDS)
                 batch = await asyncio.to_thread(wire.decode, body, max_body)
-            except asyncio.TimeoutError:
-                sentence = f"the body did not arrive within {READ_SECONDS:g} s"
-                raise Refusal(408, "busy", sentence) from None
             except wire.BadBody as error:
                 raise Refusal(400, "body", str(error)) from error
             return JSONResponse(await desks[name].score(request, batch))

@@ -1,8 +1,9 @@
-"""The embedded world's scorer: does a 48 x 48 image show the coloured shapes that its caption asks for?
+"""The embedded world's scorer: does a 48 x 48 image show the coloured shapes of its caption?
 
-It looks at pixels alone: what differs from the ground falls into connected components (scipy.ndimage); a component's
-colour is the nearest of six, its shape the best intersection over union with four templates. The definitions of the
-colours and shapes live here, because a scorer never imports the trainer; the renderer draws to them.
+It reads pixels alone. Those that differ from the background form connected components
+(scipy.ndimage); the colour of a component is the nearest of six, its shape that of the four
+templates with the best intersection over union (IoU). Colours and shapes are defined here, because
+a scorer never imports the trainer; the renderer draws by these definitions.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ RELATIONS = {
     "right of": (1.0, 0.0),
 }
 
-FOREGROUND = 0.25  # distance from the ground, in RGB units, at which a pixel belongs to an object
+FOREGROUND = 0.25  # RGB distance from the background at which a pixel belongs to an object
 MIN_AREA = 12  # pixels; smaller specks are not objects
-COLOR_SURE, COLOR_LOST = 0.15, 0.50  # RGB distance at which the colour part is 1 and 0
-COLOR_LIMIT = 0.35  # and beyond which a colour is none of the six
-IOU_LOST, IOU_SURE = 0.45, 0.80  # template IoU at which the shape part is 0 and 1
-IOU_LIMIT = 0.65
+COLOR_RIGHT, COLOR_WRONG = 0.15, 0.50  # RGB distances at which the colour part is 1 and 0
+COLOR_LIMIT = 0.35  # RGB distance beyond which a colour is none of the six
+IOU_WRONG, IOU_RIGHT = 0.45, 0.80  # IoUs with the template at which the shape part is 0 and 1
+IOU_LIMIT = 0.65  # IoU below which a shape is none of the four
 AXIS = np.cos(np.pi / 4)  # a relation holds within 45 degrees of its axis
 
 PARTS = ("count", "color", "shape", "position")
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points of the bounding box [-1, 1]^2 (u right, v down) belong to the shape; bool, shape of u and v."""
+    """Which points of the box [-1, 1]^2 (u right, v down) the shape covers; bool, shaped like u."""
     if shape == "circle":
         return u**2 + v**2 <= 1
     if shape == "square":
@@ -60,7 +61,7 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Component:
-    """One connected object of an image: centre (x, y) in pixels, RGB colour in [0, 1], template IoU by shape."""
+    """One object. center: (x, y) in pixels. color: RGB in [0, 1]. iou: by shape."""
 
     center: np.ndarray
     color: np.ndarray
@@ -72,82 +73,83 @@ class Component:
     def is_a(self, color: str, shape: str) -> bool:
         nearest = min(COLORS, key=self.color_distance)
         best = max(self.iou, key=self.iou.__getitem__)
-        sure = self.color_distance(color) <= COLOR_LIMIT and self.iou[shape] >= IOU_LIMIT
-        return sure and nearest == color and best == shape
+        close = self.color_distance(color) <= COLOR_LIMIT and self.iou[shape] >= IOU_LIMIT
+        return close and nearest == color and best == shape
 
 
 def components(image: np.ndarray) -> list[Component]:
-    """The objects of one image (H, W, 3) uint8, against the median of its border as ground."""
+    """The objects of one image (H, W, 3) uint8; the median of its border is the background."""
     pixels = image.astype(np.float32) / 255
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    mask = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1) > FOREGROUND
-    labels, _ = ndimage.label(mask)
-    found = []
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        own = labels[box] == number
-        if own.sum() >= MIN_AREA:
-            found.append(_component(own, pixels[box], box))
-    return found
+    foreground = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1) > FOREGROUND
+    labels, _ = ndimage.label(foreground)
+    boxes = enumerate(ndimage.find_objects(labels), start=1)
+    masks = [(labels[box] == number, box) for number, box in boxes]
+    return [_component(m, pixels[box], box) for m, box in masks if m.sum() >= MIN_AREA]
 
 
-def _component(own: np.ndarray, pixels: np.ndarray, box: tuple[slice, slice]) -> Component:
-    height, width = own.shape
+def _component(mask: np.ndarray, pixels: np.ndarray, box: tuple[slice, slice]) -> Component:
+    """The object that covers `mask` of the pixels in the box."""
+    height, width = mask.shape
     v, u = np.meshgrid(_centers(height), _centers(width), indexing="ij")
     iou = {}
     for shape in SHAPES:
         template = inside(shape, u, v)
-        iou[shape] = float((own & template).sum() / (own | template).sum())
-    core = ndimage.binary_erosion(own)  # edge pixels are mixed with the ground
-    color = np.median(pixels[core if core.any() else own], axis=0)
+        iou[shape] = float((mask & template).sum() / (mask | template).sum())
+    core = ndimage.binary_erosion(mask)  # edge pixels are mixed with the background
+    color = np.median(pixels[core if core.any() else mask], axis=0)
     center = np.array([box[1].start + width / 2, box[0].start + height / 2])
     return Component(center, color, iou)
 
 
 def _centers(n: int) -> np.ndarray:
+    """The centres of n pixels that cover [-1, 1]."""
     return (np.arange(n) + 0.5) / n * 2 - 1
 
 
-def _ramp(value: float, lost: float, sure: float) -> float:
-    return float(np.clip((value - lost) / (sure - lost), 0.0, 1.0))
+def _ramp(value: float, zero: float, one: float) -> float:
+    """Linear from 0 at `zero` to 1 at `one`, constant beyond."""
+    return float(np.clip((value - zero) / (one - zero), 0.0, 1.0))
 
 
 def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
-    """Parts in [0, 1]: count, color, shape, and position where one is asked; `graded`, their mean; `exact`, 0 or 1.
+    """The parts in [0, 1]: count, color, shape, and position if the metadata asks for one.
 
-    metadata: {"objects": [{"color", "shape", "count"}, ...]} and, for two objects, optionally {"relation": "above"}.
+    Also graded, the mean of the parts, and exact, 0 or 1. metadata: {"objects": [{"color", "shape",
+    "count"}, ...]} and, for two objects, optionally {"relation": "above"}.
     """
-    wanted = [
+    asked = [
         (o["color"], o["shape"]) for o in metadata["objects"] for _ in range(o.get("count", 1))
     ]
-    found = components(image)
-    # Matched by the raw distance and IoU: the parts saturate, and a circle and a square of one colour would tie.
-    cost = np.array([[f.color_distance(c) - f.iou[s] for f in found] for c, s in wanted])
-    rows, columns = linear_sum_assignment(cost.reshape(len(wanted), len(found)))
-    pairs = [(wanted[r], found[c]) for r, c in zip(rows, columns, strict=True)]
-    # Surplus objects dilute colour and shape: drawing everything twice must not be a cheap way to be graded well.
-    objects = max(len(wanted), len(found))
+    shown = components(image)
+    # Matched by distance and IoU: the parts saturate, so a circle and a square of one colour tie.
+    cost = np.array([[x.color_distance(c) - x.iou[s] for x in shown] for c, s in asked])
+    rows, columns = linear_sum_assignment(cost.reshape(len(asked), len(shown)))
+    pairs = [(asked[r], shown[c]) for r, c in zip(rows, columns, strict=True)]
+    colors = [_ramp(x.color_distance(c), COLOR_WRONG, COLOR_RIGHT) for (c, _), x in pairs]
+    shapes = [_ramp(x.iou[s], IOU_WRONG, IOU_RIGHT) for (_, s), x in pairs]
+    # Surplus objects dilute colour and shape: drawing everything twice must not be graded well.
+    objects = max(len(asked), len(shown))
     parts = {
-        "count": max(0.0, 1 - abs(len(found) - len(wanted)) / len(wanted)),
-        "color": sum(_ramp(f.color_distance(c), COLOR_LOST, COLOR_SURE) for (c, _), f in pairs)
-        / objects,
-        "shape": sum(_ramp(f.iou[s], IOU_LOST, IOU_SURE) for (_, s), f in pairs) / objects,
+        "count": max(0.0, 1 - abs(len(shown) - len(asked)) / len(asked)),
+        "color": sum(colors) / objects,
+        "shape": sum(shapes) / objects,
     }
-    exact = len(found) == len(wanted) and all(f.is_a(*w) for w, f in pairs)
+    exact = len(shown) == len(asked) and all(x.is_a(*wanted) for wanted, x in pairs)
     if "relation" in metadata:
-        parts["position"], holds = _relation(metadata["relation"], [f for _, f in pairs])
+        parts["position"], holds = _relation(metadata["relation"], [x for _, x in pairs])
         exact = exact and holds
     return {**parts, "graded": float(np.mean(list(parts.values()))), "exact": float(exact)}
 
 
 def _relation(name: str, matched: list[Component]) -> tuple[float, bool]:
-    """The position part and whether the first object stands in the relation to the second."""
+    """The position part, and whether the first object stands in the relation to the second."""
     if len(matched) < 2:
         return 0.0, False
-    first, second = (
-        matched  # linear_sum_assignment returns rows, the objects asked for, in their order
-    )
+    first, second = matched  # in the order of the metadata, as linear_sum_assignment keeps it
     offset = first.center - second.center
-    cosine = float(offset @ np.array(RELATIONS[name]) / max(float(np.linalg.norm(offset)), 1e-6))
+    length = max(float(np.linalg.norm(offset)), 1e-6)
+    cosine = float(offset @ np.array(RELATIONS[name]) / length)
     return _ramp(cosine, -AXIS, AXIS), cosine >= AXIS
 
 
@@ -156,14 +158,14 @@ def _golden_cases() -> list[Case]:
     red = np.array(COLORS["red"]) * 255
     circle = np.where(inside("circle", u, v)[..., None], red, 240).astype(np.uint8)
     prompt, metadata = "a red circle", {"objects": [{"color": "red", "shape": "circle"}]}
-    return [
-        Case("circle", circle, prompt, rank=1, metadata=metadata),
-        *golden_cases(prompt, metadata, side=48),
-    ]
+    return [Case("circle", circle, prompt, 1, metadata), *golden_cases(prompt, metadata, side=48)]
 
 
 class ShapesScorer:
-    """score = exact_share x exact + (1 - exact_share) x graded, in [0, 1]; extras: exact, graded and the parts."""
+    """score = exact_share x exact + (1 - exact_share) x graded, in [0, 1].
+
+    extras: exact, graded and the parts.
+    """
 
     doctor = Check(cases=_golden_cases)
 

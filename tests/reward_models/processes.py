@@ -1,4 +1,4 @@
-"""A reward server as a user starts it: a process of its own on a free port of this machine."""
+"""A reward server as users start it: a process on a free port of this machine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from reward_models.shapes import COLORS
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests"
 START_SECONDS = 60.0
+# Names of scorers
+BRIGHTNESS, RAISES, SLOW = (f"tests.scorers:{name}" for name in ("Brightness", "Raises", "Slow"))
+SHORT, SILENT = (f"{__name__}:{name}" for name in ("OneShort", "OutOfReach"))
 
 
 class OneShort:
-    """A scorer with a fault in its code: a score too few."""
+    """A scorer with a bug: it returns one score too few."""
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         return Scores(np.zeros(len(images) - 1, np.float32))
 
 
 class OutOfReach:
-    """A scorer whose own server is down."""
+    """A scorer whose server is down."""
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         raise Unavailable("the far end is silent")
@@ -43,7 +46,7 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """`python -m reward_models.server` with the scorers and arguments; `url` answers once it is made."""
+    """`python -m reward_models.server` with these scorers and arguments; it answers at `url`."""
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class ServerProcess:
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            assert self.process.poll() is None, f"the server left with {self.process.returncode}"
+            assert self.process.poll() is None, f"the server exited with {self.process.returncode}"
             try:
                 httpx.get(f"{self.url}/health", trust_env=False)
                 return
@@ -84,13 +87,13 @@ class ServerProcess:
         raise AssertionError("the server did not start")
 
     def stop(self) -> None:
-        """Without a goodbye, as the kernel does it when memory runs out."""
+        """Kill it, as the kernel does when memory runs out."""
         self.process.kill()
         self.process.wait(timeout=10)
 
 
 def shapes_batch(n: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[dict]]:
-    """n images with one square each, of any colour and place, some noise on top, and captions that ask for one."""
+    """n images with one noisy square each, of a random colour and place, and random captions."""
     random = np.random.default_rng(seed)
     images = np.full((n, 48, 48, 3), 235, dtype=np.uint8)
     names = list(COLORS)

@@ -1,10 +1,9 @@
-"""The remote scorer: a server that comes and goes, and what its answers become."""
+"""The remote scorer: outages of the server, and what becomes of its answers."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -14,26 +13,20 @@ import pytest
 from reward_models import build
 from reward_models.base import Unavailable
 from reward_models.client import Refused, RemoteScorer
-from tests.reward_models.processes import TOKEN, ServerProcess, free_port, shapes_batch
+from tests.reward_models.processes import (
+    BRIGHTNESS,
+    RAISES,
+    SHORT,
+    SILENT,
+    SLOW,
+    TOKEN,
+    ServerProcess,
+    free_port,
+    shapes_batch,
+)
 
-BRIGHTNESS, RAISES = "tests.scorers:Brightness", "tests.scorers:Raises"
-SHORT, SILENT = "tests.reward_models.processes:OneShort", "tests.reward_models.processes:OutOfReach"
 IMAGES = np.full((2, 4, 4, 3), 51, np.uint8)
 BATCH = (IMAGES, ["a", "b"], [{}, {}])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    scorers: dict[str, dict] = {
-        "shapes": {},
-        BRIGHTNESS: {},
-        RAISES: {"calls": 0},
-        SHORT: {},
-        SILENT: {},
-    }
-    process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
-    yield process
-    process.stop()
 
 
 def remote(server: ServerProcess, name: str, **options: object) -> RemoteScorer:
@@ -48,11 +41,12 @@ def test_a_remote_scorer_gives_what_the_local_one_gives(
     batch = shapes_batch(20, seed=1)
     scorer = remote(server, "shapes", png=png, batch_size=batch_size)
     scorer.check(batch[1], batch[2])
-    found, expected = scorer(*batch), build("shapes")(*batch)
-    assert found.score.dtype == np.float32 and found.score.tobytes() == expected.score.tobytes()
-    assert list(found.extras) == list(expected.extras)
+    remote_scores, expected = scorer(*batch), build("shapes")(*batch)
+    assert remote_scores.score.dtype == np.float32
+    assert remote_scores.score.tobytes() == expected.score.tobytes()
+    assert list(remote_scores.extras) == list(expected.extras)
     for name, values in expected.extras.items():
-        np.testing.assert_array_equal(found.extras[name], values, strict=True)
+        np.testing.assert_array_equal(remote_scores.extras[name], values, strict=True)
 
 
 def test_a_view_that_is_not_contiguous_travels_whole(server: ServerProcess) -> None:
@@ -70,7 +64,7 @@ def test_the_server_dies_in_mid_run_and_comes_back() -> None:
         server.stop()
         for _ in range(
             3
-        ):  # the first finds a broken connection in its pool, the next cannot make one
+        ):  # the first meets a broken connection in the pool, the next cannot open one
             with pytest.raises(
                 Unavailable, match=f"no answer from the reward server at {server.url}"
             ):
@@ -84,10 +78,9 @@ def test_the_server_dies_in_mid_run_and_comes_back() -> None:
         server.stop()
 
 
-def test_a_server_killed_over_a_batch_is_unavailable() -> None:
-    slow = "tests.scorers:Slow"
-    server = ServerProcess({slow: {}})
-    scorer = RemoteScorer(server.url, slow, timeout=30)
+def test_a_server_killed_during_a_batch_is_unavailable() -> None:
+    server = ServerProcess({SLOW: {}})
+    scorer = RemoteScorer(server.url, SLOW, timeout=30)
     scorer(*BATCH)
     timer = threading.Timer(0.15, server.process.kill)
     timer.start()
@@ -97,12 +90,9 @@ def test_a_server_killed_over_a_batch_is_unavailable() -> None:
     server.stop()
 
 
-def test_an_answer_that_does_not_come_in_time_is_unavailable() -> None:
-    slow = "tests.scorers:Slow"
-    server = ServerProcess({slow: {}})
+def test_a_late_answer_is_unavailable(server: ServerProcess) -> None:
     with pytest.raises(Unavailable, match="ReadTimeout"):
-        RemoteScorer(server.url, slow, timeout=0.1)(*BATCH)
-    server.stop()
+        remote(server, SLOW, timeout=0.1)(*BATCH)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +110,7 @@ def test_an_answer_that_does_not_come_in_time_is_unavailable() -> None:
         (SILENT, {}, Unavailable, "503: .*the far end is silent"),
     ],
 )
-def test_the_servers_words_come_through(
+def test_the_servers_message_is_in_the_exception(
     server: ServerProcess, name: str, options: dict, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as raised:
@@ -128,7 +118,9 @@ def test_the_servers_words_come_through(
     assert type(raised.value) is error
 
 
-def test_a_request_above_the_cap_says_so_and_a_smaller_one_passes(server: ServerProcess) -> None:
+def test_a_request_above_the_limit_is_refused_and_a_smaller_one_passes(
+    server: ServerProcess,
+) -> None:
     images = np.zeros((4, 400, 400, 3), np.uint8)  # 1.9 MB; the server takes 1 MiB
     texts = (["a"] * 4, [{}] * 4)
     with pytest.raises(RuntimeError, match=r"413: .* above the 1048576"):
@@ -143,26 +135,26 @@ def test_check_names_what_is_wrong_before_a_run(server: ServerProcess) -> None:
         remote(server, "geneval").check()
 
 
-def test_threads_share_one_scorer_and_get_their_own_answers(server: ServerProcess) -> None:
+def test_threads_share_one_scorer_and_each_gets_its_answers(server: ServerProcess) -> None:
     scorer = remote(server, BRIGHTNESS)
 
     def ask(i: int) -> float:
         return float(scorer(np.full((1, 4, 4, 3), i, np.uint8), ["a"], [{}]).score[0])
 
     with ThreadPoolExecutor(32) as pool:
-        found = list(pool.map(ask, range(200)))
-    np.testing.assert_allclose(found, np.arange(200) / 255, rtol=1e-6)
+        scores = list(pool.map(ask, range(200)))
+    np.testing.assert_allclose(scores, np.arange(200) / 255, rtol=1e-6)
 
 
-def test_a_forked_child_has_connections_of_its_own(server: ServerProcess) -> None:
+def test_a_forked_child_opens_new_connections(server: ServerProcess) -> None:
     scorer = remote(server, BRIGHTNESS)
     scorer(*BATCH)
-    own = scorer._connections.client()
+    parent = scorer._connections.client()
     child = os.fork()
     if child == 0:
         os._exit(
             0
-            if scorer._connections.client() is not own
+            if scorer._connections.client() is not parent
             and scorer(*BATCH).score[0] == np.float32(0.2)
             else 1
         )
@@ -177,7 +169,7 @@ def test_the_token_comes_from_the_environment(
     RemoteScorer(server.url, "shapes").check()
 
 
-def test_a_proxy_of_the_cluster_is_not_asked(
+def test_the_proxy_of_a_cluster_is_not_used(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -195,7 +187,7 @@ def test_a_proxy_of_the_cluster_is_not_asked(
         b'{"score": ["a", 1], "extras": {}}',
     ],
 )
-def test_something_else_than_a_reward_server_is_told_apart(reply: bytes) -> None:
+def test_another_kind_of_server_is_recognised(reply: bytes) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -247,7 +239,7 @@ def test_bad_settings(arguments: dict, words: str) -> None:
         (IMAGES, [{}, {"sizes": {1, 2}}]),
     ],
 )
-def test_what_cannot_travel_is_a_fault_of_the_program(
+def test_a_batch_that_cannot_be_sent_is_a_programming_error(
     images: np.ndarray, metadata: list[dict]
 ) -> None:
     with pytest.raises(TypeError):

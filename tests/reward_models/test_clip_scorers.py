@@ -1,4 +1,4 @@
-"""PickScore, CLIPScore, aesthetic and HPS v2: their formulas, and tiny random models loaded from disk."""
+"""PickScore, CLIPScore, aesthetic and HPS v2: formulas, and tiny random models from disk."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def score(scorer: Any, order: np.ndarray | None = None) -> np.ndarray:
     images = tiny.images()
     order = np.arange(len(images)) if order is None else order
     result = scorer(images[order], [tiny.PROMPTS[i] for i in order], [{}] * len(order)).score
-    assert (
-        result.dtype == np.float32 and result.shape == (len(order),) and np.isfinite(result).all()
-    )
+    assert result.dtype == np.float32
+    assert result.shape == (len(order),)
+    assert np.isfinite(result).all()
     return result
 
 
@@ -90,7 +90,7 @@ def test_aesthetic_is_linear_in_the_unit_embedding(processor: CLIPProcessor) -> 
         parameter.data.zero_()
         if name.endswith("weight"):
             parameter.data[0, 0] = 1.0
-    # -10 would not survive an activation on its way: 0.6 - 10 + 15.
+    # An activation would not let -10 pass: 0.6 - 10 + 15.
     head.layers[0].bias.data[0], head.layers[7].bias.data[0] = -10.0, 15.0
     head.train()  # the scorer must switch dropout off
     assert score(Aesthetic(model=FixedClip(), processor=processor, head=head)) == pytest.approx(
@@ -98,7 +98,7 @@ def test_aesthetic_is_linear_in_the_unit_embedding(processor: CLIPProcessor) -> 
     )
 
 
-def test_pickscore_agrees_with_the_models_own_logits(weights: dict[str, dict[str, str]]) -> None:
+def test_pickscore_agrees_with_the_models_logits(weights: dict[str, dict[str, str]]) -> None:
     folder = weights["pickscore"]["path"]
     model, processor = (
         CLIPModel.from_pretrained(folder).eval(),

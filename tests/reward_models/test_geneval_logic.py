@@ -1,4 +1,4 @@
-"""GenEval's rules on hand-made detections: each tag, each quirk, both scorings."""
+"""GenEval's rules on hand-made detections: every tag, every quirk, both scorings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def verdict(
 
 
 def both(metadata: dict[str, Any], *seen: Detection) -> tuple[float, float]:
-    """graded, fixed and as the reference has it."""
+    """graded, with fixed and with reference scoring."""
     return verdict(metadata, *seen)[0], verdict(metadata, *seen, scoring="reference")[0]
 
 
@@ -70,7 +70,8 @@ def test_the_classes_are_cocos_80_in_its_order() -> None:
     }
     named |= {66: "computer keyboard", 67: "cell phone", 78: "hair drier", 79: "toothbrush"}
     assert {index: CLASSES[index] for index in named} == named
-    assert len(TAGS) == 6 and len(COLORS) == 10
+    assert len(TAGS) == 6
+    assert len(COLORS) == 10
 
 
 def test_single_object() -> None:
@@ -79,10 +80,10 @@ def test_single_object() -> None:
     assert verdict(CAT) == (0, 0, 0)
 
 
-def test_more_than_asked_is_right_by_the_official_metric_but_not_strictly() -> None:
+def test_surplus_objects_pass_the_official_metric_but_not_the_strict_one() -> None:
     assert verdict(CAT, thing("cat"), thing("cat")) == (0, 0, 1)
     assert verdict(CAT, thing("cat"), thing("dog")) == (1, 1, 1), (
-        "what nobody asked about does not count"
+        "objects that nobody asked for do not count"
     )
 
 
@@ -100,7 +101,7 @@ def test_counting(n: int, graded: float) -> None:
     assert verdict(FOUR_CATS, *[thing("cat")] * n) == (graded, right, right)
 
 
-def test_counting_without_exclude_forgives_more_than_asked() -> None:
+def test_counting_without_exclude_allows_surplus_objects() -> None:
     assert verdict(asked("counting", want("cat", 2)), *[thing("cat")] * 3) == (0.5, 0, 1)
 
 
@@ -115,7 +116,7 @@ def test_colors() -> None:
     assert verdict(RED_CAT) == (0, 0, 0)
 
 
-def test_the_official_metric_reads_colours_of_the_surest_only() -> None:
+def test_the_official_metric_reads_the_colours_of_the_best_scored_only() -> None:
     sure, unsure = thing("cat", score=0.9, color="red"), thing("cat", score=0.5, color="blue")
     assert verdict(RED_CAT, unsure, sure) == (0, 0, 1)
     assert (
@@ -158,7 +159,7 @@ def test_a_wrong_position_scores_0_and_1_at_once_in_the_reference() -> None:
     assert both(DOG_LEFT_OF_CAT, *right) == (1, 1)
 
 
-def test_a_position_to_something_that_is_not_there_is_0_in_both() -> None:
+def test_a_position_relative_to_a_missing_object_is_0_in_both() -> None:
     lost = [thing("dog", LEFT)]
     assert both(DOG_LEFT_OF_CAT, *lost) == (pytest.approx(1 / 3), pytest.approx(1 / 3)), (
         "cat 0, dog 1, position 0"
@@ -209,19 +210,21 @@ def test_detections_count_above_the_threshold_of_their_tag() -> None:
     assert select(seen[:1], 0.3) == {}
 
 
-def test_of_a_class_the_16_surest_are_kept_surest_first() -> None:
+def test_the_16_best_of_a_class_are_kept_in_order() -> None:
     seen = [thing("cat", score=0.31 + 0.01 * i) for i in range(20)] + [thing("dog")]
-    found = select(seen, 0.3)
-    assert [round(d.score, 2) for d in found[15]] == [round(0.5 - 0.01 * i, 2) for i in range(16)]
-    assert len(found[16]) == 1
+    by_label = select(seen, 0.3)
+    assert [round(d.score, 2) for d in by_label[15]] == [
+        round(0.5 - 0.01 * i, 2) for i in range(16)
+    ]
+    assert len(by_label[16]) == 1
 
 
-def test_only_colours_that_a_verdict_reads_are_asked_for() -> None:
+def test_only_colours_that_a_verdict_reads_are_classified() -> None:
     cats = [thing("cat", score=score) for score in (0.5, 0.9, 0.7)]
-    found = select([*cats, thing("dog")], 0.3)
-    assert [d.score for d in to_color(parse(RED_CAT, "p"), found)] == [0.9]
-    assert to_color(parse(asked("colors", want("cat", 4, color="red")), "p"), found) == []
-    assert to_color(parse(CATS_AND_DOG, "p"), found) == []
+    by_label = select([*cats, thing("dog")], 0.3)
+    assert [d.score for d in to_color(parse(RED_CAT, "p"), by_label)] == [0.9]
+    assert to_color(parse(asked("colors", want("cat", 4, color="red")), "p"), by_label) == []
+    assert to_color(parse(CATS_AND_DOG, "p"), by_label) == []
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def test_only_colours_that_a_verdict_reads_are_asked_for() -> None:
         ((48, 40, 68, 60), MIDDLE, set()),
         # offset (30, 15), beyond (26, 11), length 33.5: 0.775 and 0.328
         ((70, 55, 90, 75), MIDDLE, {"right of"}),
-        # the slack is the axis' own: heights sum to 120, so 12 of the 30 go
+        # the slack differs by axis: heights sum to 120, so 12 of the 30 are slack
         ((40, 0, 60, 100), (40, 70, 60, 90), {"above"}),
         ((40, 0, 60, 100), (40, 60, 60, 80), set()),  # 20 - 12 = 8: a share of 0.4
     ],
@@ -253,12 +256,12 @@ def test_relations(first: Box, second: Box, expected: set[str]) -> None:
     assert relations(thing("cat", first), thing("dog", second)) == expected
 
 
-def test_the_grade_is_a_number_for_every_scoring_and_the_verdict_its_parts() -> None:
+def test_grade_and_nonstrict_are_the_parts_of_a_verdict() -> None:
     task = parse(RED_CAT_BLUE_DOG, "p")
-    found = select([thing("cat", color="red")], 0.3)
-    assert grade(task, found, "fixed") == (0.5, False)
-    assert grade(task, found, "reference") == (0.5, False)
-    assert nonstrict(task, found) is False
+    by_label = select([thing("cat", color="red")], 0.3)
+    assert grade(task, by_label, "fixed") == (0.5, False)
+    assert grade(task, by_label, "reference") == (0.5, False)
+    assert nonstrict(task, by_label) is False
 
 
 @pytest.mark.parametrize(

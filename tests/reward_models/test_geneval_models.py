@@ -1,4 +1,4 @@
-"""GenEval's detector and colours, and the scorer: hand-made pixels, then tiny random models from disk."""
+"""GenEval's detector, colours and scorer: hand-made pixels, then tiny random models from disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from reward_models import build
 from reward_models.geneval import GenEval
-from reward_models.geneval_detector import ColorClassifier, Mask2FormerDetector, crop, extents
+from reward_models.geneval_detector import ColorClassifier, Mask2FormerDetector, crop
 from reward_models.geneval_logic import CLASSES, COLORS, TAGS, Detection
 from tests.reward_models import tiny
 
@@ -28,7 +28,8 @@ def test_a_crop_shows_the_object_on_grey() -> None:
     mask[2:4, 3:5] = True
     shown = np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4), mask)))
     assert shown.shape == (2, 4, 3)
-    assert (shown[:, 1:3] == (255, 0, 0)).all() and (shown[:, [0, 3]] == 0x99).all()
+    assert (shown[:, 1:3] == (255, 0, 0)).all()
+    assert (shown[:, [0, 3]] == 0x99).all()
     assert (
         np.array(crop(image, Detection(CAT, 1.0, (2, 2, 6, 4)))).tolist()
         == image[2:4, 2:6].tolist()
@@ -36,7 +37,7 @@ def test_a_crop_shows_the_object_on_grey() -> None:
 
 
 class PixelClip:
-    """Embeds a crop as its mean colour, and a prompt as the colour it names: zero-shot classification by eye."""
+    """Embeds a crop as its mean colour, and a prompt as the colour that it names."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -73,12 +74,13 @@ def test_a_colour_is_the_nearest_of_ten_each_the_mean_of_three_templates() -> No
         "a photo of a red-colored cat",
         "a photo of a red object",
     ]
-    assert clip.read[-1] == "a photo of a white object" and "a photo of a pink dog" in clip.read
+    assert clip.read[-1] == "a photo of a white object"
+    assert "a photo of a pink dog" in clip.read
     assert classify([], []) == []
 
 
 class Seen:
-    """A detector that sees what each image was told to hold, keyed by the image's first pixel."""
+    """A detector that returns the objects numbered by the first pixel of each image."""
 
     def __init__(self, *objects: Sequence[Detection]) -> None:
         self.objects = objects
@@ -128,7 +130,7 @@ def world() -> tuple[GenEval, np.ndarray, list[dict[str, Any]]]:
 def test_the_scorer_reports_each_verdict_and_by_tag() -> None:
     scorer, images, metadata = world()
     result = scorer(images, ["p"] * 7, metadata)
-    # The last image has a cat of 0.8, which is not sure enough to be counted.
+    # The cat of the last image has a score of 0.8, below the threshold for counting.
     assert result.score == pytest.approx([1, 1, 2 / 3, 1, 1, 0.75, 0])
     assert (
         result.extras["strict"].tolist()
@@ -182,7 +184,7 @@ def test_reference_scoring_and_bad_options() -> None:
         build("geneval", scoring="strict")
 
 
-def test_bad_metadata_is_refused_before_an_image_is_made() -> None:
+def test_bad_metadata_is_refused_before_any_image() -> None:
     scorer, _, metadata = world()
     scorer.check(["p"] * 7, metadata)
     with pytest.raises(ValueError, match="the metadata of the prompt 'a cat': tag is missing"):
@@ -205,20 +207,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, Any]) -> None:
     images = tiny.images(3, side=48)
-    found = Mask2FormerDetector(weights["path"], side=64)(images)
-    assert len(found) == 3 and sum(map(len, found)) > 0
-    for detection in (d for own in found for d in own):
-        assert 0 <= detection.label < 80 and 0.3 < detection.score < 1
-        assert (
-            detection.mask is not None
-            and detection.mask.shape == (48, 48)
-            and detection.mask.dtype == bool
-        )
-        assert detection.box == extents(detection.mask)
+    shown = Mask2FormerDetector(weights["path"], side=64)(images)
+    assert len(shown) == 3
+    assert sum(map(len, shown)) > 0
+    for detection in (d for image in shown for d in image):
+        assert 0 <= detection.label < 80
+        assert 0.3 < detection.score < 1
+        assert detection.mask is not None
+        assert detection.mask.shape == (48, 48)
+        assert detection.mask.dtype == bool
+        rows, columns = detection.mask.nonzero()
+        corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert detection.box == corners
 
 
 @pytest.mark.parametrize(
-    "side, image, looked_at, shown",
+    "side, image, padded, shown",
     [
         (800, (512, 512), (800, 800), (800, 800)),
         (800, (512, 768), (800, 1216), (800, 1200)),
@@ -226,31 +230,30 @@ def test_the_detector_from_disk_finds_boxes_masks_and_labels(weights: dict[str, 
         (64, (48, 48), (64, 64), (64, 64)),
     ],
 )
-def test_the_detector_looks_at_the_benchmarks_pixels(
+def test_the_detector_gets_the_benchmarks_pixels(
     weights: dict[str, Any],
     side: int,
     image: tuple[int, int],
-    looked_at: tuple[int, int],
+    padded: tuple[int, int],
     shown: tuple[int, int],
 ) -> None:
     detector = Mask2FormerDetector(weights["path"], device="cpu", side=side)
     seen: list[torch.Tensor] = []
 
-    class Looks(Exception):
+    class Stop(Exception):
         pass
 
-    def look(pixel_values: torch.Tensor) -> None:
+    def record(pixel_values: torch.Tensor) -> None:
         seen.append(pixel_values)
-        raise Looks
+        raise Stop
 
-    detector.model.forward = look
-    with pytest.raises(Looks):
+    detector.model.forward = record
+    with pytest.raises(Stop):
         detector(np.full((1, *image, 3), 255, np.uint8))
-    assert seen[0].shape[2:] == looked_at
+    assert seen[0].shape[2:] == padded
     white = seen[0][0, 0] > 1
-    assert white[: shown[0], : shown[1]].all() and white.sum() == shown[0] * shown[1], (
-        "padded, not stretched"
-    )
+    assert white[: shown[0], : shown[1]].all(), "padded, not stretched"
+    assert white.sum() == shown[0] * shown[1], "padded, not stretched"
 
 
 def test_the_detectors_side_is_checked(weights: dict[str, Any]) -> None:
@@ -274,22 +277,23 @@ def test_the_colours_from_disk_are_some_of_the_ten(weights: dict[str, Any]) -> N
     scorer = build("geneval", **weights)
     boxes = [Detection(CAT, 1.0, (0, 0, 20 + i, 30)) for i in range(5)]
     named = scorer.colors(list(tiny.images()), boxes)
-    assert set(named) <= set(COLORS) and len(named) == 5
+    assert set(named) <= set(COLORS)
+    assert len(named) == 5
     assert scorer.colors(list(tiny.images()[::-1]), boxes[::-1]) == named[::-1]
 
 
-def test_the_scorer_from_disk_scores_what_its_own_models_see(weights: dict[str, Any]) -> None:
+def test_the_scorer_from_disk_scores_what_its_models_see(weights: dict[str, Any]) -> None:
     images = tiny.images(3, side=48)
     scorer = build("geneval", **weights)
-    found = scorer.detector(images)
-    first = next(i for i, own in enumerate(found) if own)
-    label = found[first][0].label
-    count = sum(d.label == label for d in found[first])
-    surest = max((d for d in found[first] if d.label == label), key=lambda d: d.score)
+    shown = scorer.detector(images)
+    first = next(i for i, image in enumerate(shown) if image)
+    label = shown[first][0].label
+    count = sum(d.label == label for d in shown[first])
+    surest = max((d for d in shown[first] if d.label == label), key=lambda d: d.score)
     color = scorer.colors([images[first]], [surest])[0]
     present = {"tag": "two_object", "include": [{"class": CLASSES[label], "count": count}]}
     colored = {"tag": "colors", "include": [{"class": CLASSES[label], "count": 1, "color": color}]}
-    absent = next(i for i in range(80) if all(d.label != i for d in found[first]))
+    absent = next(i for i in range(80) if all(d.label != i for d in shown[first]))
     missing = {"tag": "single_object", "include": [{"class": CLASSES[absent], "count": 1}]}
     result = scorer(
         images[[first] * 3], ["p"] * 3, json.loads(json.dumps([present, missing, colored]))

@@ -1,4 +1,4 @@
-"""ImageReward: the published file's names and shapes, and its arithmetic, written out anew from the papers."""
+"""ImageReward: the names and shapes of the published file, and its arithmetic by the papers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def published_shapes(
     words: int,
     positions: int = 512,
 ) -> dict[str, tuple[int, ...]]:
-    """Every tensor of ImageReward.pt by its name there: BLIP's ViT (timm's names), MED text encoder, and the MLP."""
+    """Every tensor of ImageReward.pt: BLIP's ViT, with timm's names, its text encoder, the head."""
     shapes: dict[str, tuple[int, ...]] = {}
     eye = "blip.visual_encoder."
     shapes[eye + "cls_token"] = (1, 1, vision)
@@ -121,7 +121,7 @@ def random_state(**sizes: int) -> State:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
 ) -> Tensor:
-    """query (B, L, D), key and value (B, S, D), mask (B, S) of what may be read."""
+    """query (B, L, D), key and value (B, S, D), mask (B, S) of the visible positions."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     logits = q @ k.transpose(-1, -2) / (query.shape[-1] // heads) ** 0.5
     if mask is not None:

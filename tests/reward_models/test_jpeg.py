@@ -27,9 +27,8 @@ def test_quality_and_scale_are_options() -> None:
         build("jpeg", quality=quality, scale=1.0)(tiny.images(), [""] * 5, [{}] * 5)
         for quality in (5, 95)
     )
-    assert (coarse.score > fine.score).all() and fine.score == pytest.approx(
-        -fine.extras["size_kb"]
-    )
+    assert (coarse.score > fine.score).all()
+    assert fine.score == pytest.approx(-fine.extras["size_kb"])
     with pytest.raises(ValueError, match=r"quality = 100 must lie in 1 \.\. 95"):
         build("jpeg", quality=100)
     with pytest.raises(ValueError, match="scale = 0 must be above 0"):

@@ -1,4 +1,4 @@
-"""The vision-language judges, against an endpoint of our own that speaks OpenAI's format."""
+"""The vision-language judges, against a local endpoint that speaks OpenAI's format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Endpoint:
         )
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
-        self.seconds, self.under_way, self.most_under_way = 0.0, 0, 0
+        self.seconds, self.running, self.most_running = 0.0, 0, 0
         app = FastAPI()
         app.post("/v1/chat/completions")(self.complete)
         app.get("/v1/models")(self.models)
@@ -58,10 +58,10 @@ class Endpoint:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(self.seconds)
-        self.under_way -= 1
+        self.running -= 1
         picture, question = body["messages"][0]["content"]
         kind, _, data = picture["image_url"]["url"].partition(",")
         assert kind == "data:image/png;base64"
@@ -84,7 +84,7 @@ def running() -> Iterator[Endpoint]:
 def endpoint(running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
     running.answer, running.seconds = lambda pixel, question: "Final Score: 3", 0.0
-    running.bodies, running.headers, running.most_under_way = [], [], 0
+    running.bodies, running.headers, running.most_running = [], [], 0
     return running
 
 
@@ -95,7 +95,7 @@ def judge(endpoint: Endpoint, name: str = "deqa", **options: object) -> Judge:
 
 
 def numbered(n: int) -> tuple[np.ndarray, list[str], list[dict]]:
-    """n images of one colour, whose number the red channel tells, and their prompts."""
+    """n plain images, the red channel of each its number, with prompts and metadata."""
     images = np.zeros((n, 8, 8, 3), np.uint8)
     images[..., 0] = np.arange(n)[:, None, None]
     return images, [f"prompt number {i}" for i in range(n)], [{}] * n
@@ -137,7 +137,7 @@ def test_the_last_mark_on_the_scale_counts(answer: str, score: float) -> None:
     assert parse_mark(answer) == pytest.approx(score, nan_ok=True)
 
 
-def test_each_image_gets_its_own_mark_and_no_mark_is_nan(endpoint: Endpoint) -> None:
+def test_each_image_gets_its_mark_and_no_mark_is_nan(endpoint: Endpoint) -> None:
     endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
     images, prompts, metadata = numbered(7)
     score = judge(endpoint)(images, prompts, metadata).score
@@ -154,16 +154,16 @@ def test_unifiedreward_is_asked_about_the_prompt_and_deqa_is_not(endpoint: Endpo
     assert judge(endpoint)(*numbered(3)).score.tolist() == [np.float32(0.2)] * 3
     for body in endpoint.bodies:
         text = body["messages"][0]["content"][1]["text"]
-        assert (
-            "from 1 to 5" in text
-            and text.endswith("Final Score: 3.5")
-            and "<" not in text
-            and "{prompt}" not in text
-        )
-        assert body["model"] == "eye-7b" and body["temperature"] == 0 and body["max_tokens"] == 512
+        assert "from 1 to 5" in text
+        assert text.endswith("Final Score: 3.5")
+        assert "<" not in text
+        assert "{prompt}" not in text
+        assert body["model"] == "eye-7b"
+        assert body["temperature"] == 0
+        assert body["max_tokens"] == 512
 
 
-def test_a_prompt_with_braces_is_passed_on_as_it_is(endpoint: Endpoint) -> None:
+def test_a_prompt_with_braces_is_sent_unchanged(endpoint: Endpoint) -> None:
     judge(endpoint, "unifiedreward")(numbered(1)[0], ["a sign {0} that says {prompt} and {}"], [{}])
     assert (
         "a sign {0} that says {prompt} and {}"
@@ -172,13 +172,16 @@ def test_a_prompt_with_braces_is_passed_on_as_it_is(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_as_many_questions_as_allowed_are_under_way(endpoint: Endpoint, concurrency: int) -> None:
+def test_concurrency_limits_the_questions_asked_at_once(
+    endpoint: Endpoint, concurrency: int
+) -> None:
     endpoint.seconds = 0.05
     judge(endpoint, concurrency=concurrency)(*numbered(12))
-    assert endpoint.most_under_way == concurrency and len(endpoint.bodies) == 12
+    assert endpoint.most_running == concurrency
+    assert len(endpoint.bodies) == 12
 
 
-def test_the_key_comes_from_the_variable_that_is_named(
+def test_the_key_comes_from_the_named_variable(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-1")

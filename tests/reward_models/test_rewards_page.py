@@ -11,7 +11,7 @@ import pytest
 
 import reward_models
 from config import base
-from reward_models.doctor import check_of
+from reward_models.doctor import OK, check_of, examine
 from tp_grpo.rewards.reward_set import RewardSet
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
@@ -23,7 +23,7 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", body, re.DOTALL)
 
 
-def test_the_example_of_ones_own_scorer_runs_as_printed(
+def test_the_example_scorer_runs_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reward_models, "_FACTORIES", dict(reward_models._FACTORIES))
@@ -39,12 +39,13 @@ def test_the_example_of_ones_own_scorer_runs_as_printed(
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[0, ..., 0], images[1, ..., 2] = 255, 255
     assert names["scorer"](images, ["", ""], [{}, {}]).score.tolist() == [2, -1]
+    assert examine("redness", "my_rewards:Redness", {}).state == OK
     rewards = RewardSet(config.rewards.scorers.to_dict()).score(images, ["", ""], [{}, {}])
     assert rewards.total.tolist() == [2, -1]
     assert rewards.extras["my_rewards:Redness/red"].tolist() == [1, 0]
 
 
-def test_ten_lines_is_what_the_class_takes() -> None:
+def test_the_example_has_ten_lines() -> None:
     module = blocks("Your own scorer in ten lines")[0]
     code = [line for line in module.splitlines() if line.strip() and '"""' not in line]
     assert len(code) <= 10

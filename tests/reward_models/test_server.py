@@ -1,4 +1,4 @@
-"""The reward server: what it answers to the good, the bad and the many."""
+"""The reward server: good requests, bad ones, and many at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,10 +21,17 @@ import pytest
 from safetensors.numpy import save
 
 from reward_models import build, service, wire
-from tests.reward_models.processes import TOKEN, ServerProcess, shapes_batch
+from tests.reward_models.processes import (
+    BRIGHTNESS,
+    RAISES,
+    SHORT,
+    SILENT,
+    SLOW,
+    TOKEN,
+    ServerProcess,
+    shapes_batch,
+)
 
-BRIGHTNESS, SLOW, ODD = "tests.scorers:Brightness", "tests.scorers:Slow", "tests.scorers:Raises"
-SHORT, SILENT = "tests.reward_models.processes:OneShort", "tests.reward_models.processes:OutOfReach"
 HEADER = {"Authorization": f"Bearer {TOKEN}"}
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 TEXTS = {"prompts": '["a", "b"]', "metadata": "[{}, {}]"}
@@ -30,27 +39,12 @@ GOOD = wire.encode(IMAGES, ["a", "b"], [{}, {}])
 LIMIT = 2**20
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    scorers: dict[str, dict] = {
-        "shapes": {},
-        BRIGHTNESS: {},
-        SLOW: {},
-        ODD: {"calls": 0},
-        SHORT: {},
-        SILENT: {},
-    }
-    process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
-    yield process
-    process.stop()
-
-
 def post(
     server: ServerProcess, body: object, name: str = BRIGHTNESS, headers: dict | None = None
 ) -> httpx.Response:
-    given = HEADER if headers is None else headers
+    headers = HEADER if headers is None else headers
     return httpx.post(
-        f"{server.url}/v1/score/{name}", content=body, headers=given, trust_env=False, timeout=30
+        f"{server.url}/v1/score/{name}", content=body, headers=headers, trust_env=False, timeout=30
     )
 
 
@@ -59,7 +53,7 @@ def test_scores_are_those_of_the_same_process_bit_for_bit(server: ServerProcess,
     batch = shapes_batch(20)
     reply = wire.decode_scores(post(server, wire.encode(*batch, png=png), "shapes").json(), 20)
     expected = build("shapes")(*batch)
-    assert len(np.unique(expected.score)) > 5, "a batch of equal scores would show nothing"
+    assert len(np.unique(expected.score)) > 5, "equal scores would prove nothing"
     assert reply.score.tobytes() == expected.score.tobytes()
     assert list(reply.extras) == list(expected.extras)
     for name, values in expected.extras.items():
@@ -68,8 +62,10 @@ def test_scores_are_those_of_the_same_process_bit_for_bit(server: ServerProcess,
 
 def test_health_names_scorers_and_versions(server: ServerProcess) -> None:
     health = httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()
-    assert health["scorers"][ODD] == {"options": {"calls": 0}} and "shapes" in health["scorers"]
-    assert health["versions"]["numpy"] == np.__version__ and "python" in health["versions"]
+    assert health["scorers"][RAISES] == {"options": {"calls": 0}}
+    assert "shapes" in health["scorers"]
+    assert health["versions"]["numpy"] == np.__version__
+    assert "python" in health["versions"]
 
 
 @pytest.mark.parametrize(
@@ -78,35 +74,31 @@ def test_health_names_scorers_and_versions(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     "path", ["/health", f"/v1/score/{BRIGHTNESS}", "/v1/score/unknown", "/elsewhere"]
 )
-def test_without_the_token_there_is_nothing_to_see(
+def test_without_the_token_every_page_answers_401(
     server: ServerProcess, headers: dict, path: str
 ) -> None:
     method = "POST" if path.startswith("/v1") else "GET"
     answer = httpx.request(
         method, server.url + path, content=GOOD, headers=headers, trust_env=False
     )
-    assert (
-        answer.status_code == 401
-        and answer.json()["kind"] == "token"
-        and "Bearer" in answer.headers.values()
-    )
+    assert answer.status_code == 401
+    assert answer.json()["kind"] == "token"
+    assert "Bearer" in answer.headers.values()
 
 
-def test_an_unknown_scorer_is_told_the_known_ones(server: ServerProcess) -> None:
+def test_the_refusal_of_an_unknown_scorer_names_the_known_ones(server: ServerProcess) -> None:
     answer = post(server, GOOD, "geneva")
-    assert (
-        answer.status_code == 404
-        and "'geneva'" in answer.json()["error"]
-        and "shapes" in answer.json()["error"]
-    )
+    assert answer.status_code == 404
+    assert "'geneva'" in answer.json()["error"]
+    assert "shapes" in answer.json()["error"]
 
 
-def tensors(**given: np.ndarray) -> bytes:
-    return save(given, metadata=TEXTS)
+def tensors(**arrays: np.ndarray) -> bytes:
+    return save(arrays, metadata=TEXTS)
 
 
-def texts(**given: str) -> bytes:
-    return save({"images": IMAGES}, metadata={**TEXTS, **given})
+def texts(**changed: str) -> bytes:
+    return save({"images": IMAGES}, metadata={**TEXTS, **changed})
 
 
 PNG = np.frombuffer(wire.encode_png(IMAGES[0]), np.uint8)
@@ -178,15 +170,17 @@ BAD = {
 def test_a_bad_body_is_refused_with_a_sentence(server: ServerProcess, case: str) -> None:
     body, sentence = BAD[case]
     answer = post(server, body)
-    assert answer.status_code == 400 and answer.json()["kind"] == "body", answer.text
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["kind"] == "body", answer.text
     assert re.search(sentence, answer.json()["error"]), answer.text
 
 
-def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives(
+def test_a_body_too_large_is_refused_while_it_arrives_with_a_sentence(
     server: ServerProcess,
 ) -> None:
     answer = post(server, bytes(LIMIT + 1))
-    assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"]
+    assert answer.status_code == 413
+    assert str(LIMIT) in answer.json()["error"]
     sent = 0
 
     def pieces() -> Iterator[bytes]:  # no Content-Length: only counting shows the size
@@ -196,40 +190,62 @@ def test_what_is_too_large_is_refused_while_it_comes_in_and_the_sentence_arrives
             yield bytes(2**16)
 
     answer = post(server, pieces())
-    assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"] and sent > LIMIT
+    assert answer.status_code == 413
+    assert str(LIMIT) in answer.json()["error"]
+    assert sent > LIMIT
     assert post(server, iter([GOOD[:50], GOOD[50:]])).status_code == 200, (
-        "a body in pieces is as good as any"
+        "a body may arrive in pieces"
     )
 
 
-def test_a_body_announced_too_large_is_not_waited_for(server: ServerProcess) -> None:
+def request_head(length: int) -> bytes:
+    headers = (f"Authorization: Bearer {TOKEN}", f"Content-Length: {length}")
+    lines = ("POST /v1/score/shapes HTTP/1.1", "Host: x", *headers)
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_a_body_announced_too_large_is_refused_at_once(server: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        lines = f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {10**12}"
-        connection.sendall(lines.encode() + b"\r\n\r\n")
+        connection.sendall(request_head(10**12))
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_the_sentence_of_a_refusal_reaches_who_is_still_sending(server: ServerProcess) -> None:
+def test_the_sentence_of_a_refusal_reaches_a_client_that_is_still_sending(
+    server: ServerProcess,
+) -> None:
     answer = post(server, bytes(30 * LIMIT), headers={})
-    assert answer.status_code == 401 and "asks for a token" in answer.json()["error"]
+    assert answer.status_code == 401
+    assert "asks for a token" in answer.json()["error"]
 
 
-def test_bodies_in_memory_are_bounded_together() -> None:
+def test_the_memory_of_all_bodies_is_limited() -> None:
     intake = service.Intake(max_requests=100, max_body=10)
-    with ExitStack() as stack:
-        takes = [stack.enter_context(intake.place()) for _ in range(service.BODIES_HELD + 1)]
-        for take in takes[:-1]:
-            take(4)
-            take(6)
-        with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
-            takes[-1](1)
-        assert refused.value.status == 503
-        with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
-            takes[0](1)
+
+    def body(*sizes: int) -> AbstractAsyncContextManager[bytes]:
+        async def stream() -> AsyncIterator[bytes]:
+            for size in sizes:
+                yield bytes(size)
+
+        request: Any = SimpleNamespace(headers={}, stream=stream)
+        return intake.body(request)
+
+    async def fill() -> None:
+        async with AsyncExitStack() as stack:
+            with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
+                await stack.enter_async_context(body(4, 6, 1))
+            for _ in range(service.BODIES_HELD):
+                assert len(await stack.enter_async_context(body(4, 6))) == 10
+            with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
+                await stack.enter_async_context(body(1))
+            assert refused.value.status == 503
+            assert intake.requests == service.BODIES_HELD
+
+    asyncio.run(fill())
     assert intake.bytes == 0
+    assert intake.requests == 0
 
 
-def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "READ_SECONDS", 0.1)
     app = service.create_app({"shapes": build("shapes")})
 
@@ -243,14 +259,14 @@ def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
             return await client.post("http://server/v1/score/shapes", content=trickle())
 
     answer = asyncio.run(ask())
-    assert answer.status_code == 408 and "did not arrive within 0.1 s" in answer.json()["error"]
+    assert answer.status_code == 408
+    assert "did not arrive within 0.1 s" in answer.json()["error"]
 
 
-def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(server: ServerProcess) -> None:
+def test_a_client_that_disconnects_in_mid_body_frees_its_place(server: ServerProcess) -> None:
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            lines = f"POST /v1/score/shapes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 5000"
-            connection.sendall(lines.encode() + b"\r\n\r\n" + GOOD[:50])
+            connection.sendall(request_head(5000) + GOOD[:50])
     time.sleep(0.2)
     assert (
         httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).json()["requests"] == 0
@@ -261,7 +277,7 @@ def test_a_client_that_leaves_in_mid_body_leaves_nothing_behind(server: ServerPr
 @pytest.mark.parametrize(
     "name, status, kind, words",
     [
-        (ODD, 500, "data", "RuntimeError: the engine is out of fuel"),
+        (RAISES, 500, "data", "RuntimeError: the engine is out of fuel"),
         ("shapes", 500, "data", "ValueError: shapes: the metadata of 'a' names no objects"),
         (
             SHORT,
@@ -276,8 +292,10 @@ def test_a_scorer_that_fails_is_quoted(
     server: ServerProcess, name: str, status: int, kind: str, words: str
 ) -> None:
     answer = post(server, GOOD, name)
-    assert answer.status_code == status and answer.json()["kind"] == kind
-    assert words in answer.json()["error"] and name in answer.json()["error"]
+    assert answer.status_code == status
+    assert answer.json()["kind"] == kind
+    assert words in answer.json()["error"]
+    assert name in answer.json()["error"]
 
 
 def test_200_requests_at_once_lose_nothing_and_mix_nothing_up(server: ServerProcess) -> None:
@@ -312,11 +330,12 @@ def test_health_answers_while_a_slow_scorer_works(server: ServerProcess) -> None
         assert httpx.get(f"{server.url}/health", headers=HEADER, trust_env=False).status_code == 200
         waits.append(time.monotonic() - start)
     worker.join()
-    # A loop that waits for the scorer answers three times, 0.3 s apart.
-    assert len(waits) > 6 and np.median(waits) < 0.2
+    # If it waited for the scorer, it would answer three times, 0.3 s apart.
+    assert len(waits) > 6
+    assert np.median(waits) < 0.2
 
 
-def test_nothing_is_scored_for_who_gave_up_waiting(server: ServerProcess) -> None:
+def test_batches_of_clients_that_gave_up_are_not_scored(server: ServerProcess) -> None:
     def give_up() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
@@ -334,12 +353,10 @@ def test_nothing_is_scored_for_who_gave_up_waiting(server: ServerProcess) -> Non
         thread.join()
     start = time.monotonic()
     assert post(server, GOOD, SLOW).status_code == 200
-    assert time.monotonic() - start < 2, "twelve times 0.3 s of work for nobody came first"
+    assert time.monotonic() - start < 2, "twelve abandoned batches of 0.3 s were scored first"
 
 
-def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_the_work(
-    tmp_path: Path,
-) -> None:
+def test_a_full_queue_answers_503_and_termination_finishes_running_batches(tmp_path: Path) -> None:
     server = ServerProcess({SLOW: {}}, "--queue", "2", log=tmp_path / "log")
     answers: list[httpx.Response] = []
     threads = [
@@ -350,11 +367,13 @@ def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_th
         thread.start()
     for thread in threads:
         thread.join()
-    taken, sent_away = (
+    taken, refused = (
         sorted((a for a in answers if a.status_code == c), key=id) for c in (200, 503)
     )
-    assert len(taken) >= 2 and len(taken) + len(sent_away) == 12 and len(sent_away) >= 1
-    assert all(a.headers["Retry-After"] == "1" and a.json()["kind"] == "busy" for a in sent_away)
+    assert len(taken) >= 2
+    assert len(taken) + len(refused) == 12
+    assert len(refused) >= 1
+    assert all(a.headers["Retry-After"] == "1" and a.json()["kind"] == "busy" for a in refused)
     assert post(server, GOOD, SLOW, {}).status_code == 200
 
     last = threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {})))
@@ -363,7 +382,8 @@ def test_a_full_queue_sends_away_until_there_is_room_and_termination_finishes_th
         time.sleep(0.01)
     server.process.send_signal(signal.SIGTERM)
     last.join()
-    assert answers[-1].status_code == 200, "the batch in work was finished"
+    assert answers[-1].status_code == 200, "the running batch was finished"
     server.process.wait(timeout=20)
     log = (tmp_path / "log").read_text()
-    assert "Traceback" not in log and "Finished server process" in log
+    assert "Traceback" not in log
+    assert "Finished server process" in log

@@ -1,4 +1,4 @@
-"""The reward server's command line: where it binds, its token, and what it refuses before any weights load."""
+"""The reward server's command line: addresses, tokens, and settings refused before loading."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tests.reward_models.processes import TOKEN
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org"])
-def test_other_machines_are_let_in_only_with_a_token(
+def test_other_machines_need_a_token(
     host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stopped:
         main(["--scorers", json.dumps({"shapes": {}}), "--host", host])
-    assert left.value.code == 2 and "needs a token" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "needs a token" in capsys.readouterr().err
     check_binding(host, TOKEN)
 
 

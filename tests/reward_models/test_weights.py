@@ -1,4 +1,4 @@
-"""Weights that are missing, broken or of another model: one clear error, before any score."""
+"""Weights that are missing, broken or of another model give one clear error, before any score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPModel
 
 from reward_models import build
-from reward_models.model import chunks, pick_device
+from reward_models.model import Model, pick_device
 from tests.reward_models import tiny
 
 MODEL_SCORERS = ("pickscore", "clipscore", "aesthetic", "hpsv2", "imagereward", "geneval")
@@ -31,65 +31,46 @@ REPOS = {
     "imagereward": ("google-bert/bert-base-uncased", "rewards.scorers.imagereward.tokenizer_path"),
     "geneval": ("facebook/mask2former-swin-small-coco-instance", "rewards.scorers.geneval.path"),
 }
-ASK = """
-import reward_models
-for name in {names}:
-    try:
-        reward_models.build(name, **{options}.get(name, {{}}))
-    except ValueError as error:
-        print(name, "|", error)
-"""
 
 
-def offline(home: Path, options: dict[str, dict[str, str]]) -> dict[str, str]:
-    """What each scorer says in a process without a hub, whose cache is empty."""
-    code = ASK.format(names=MODEL_SCORERS, options=options)
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(home),
-        "PYTHONPATH": os.getcwd(),
-    }
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    return dict(line.split(" | ", 1) for line in out.stdout.splitlines() if " | " in line)
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network and an empty cache."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_without_a_network_each_scorer_says_what_to_fetch_and_where_to_put_it(
-    tmp_path: Path,
-) -> None:
-    told = offline(tmp_path, {})
-    assert set(told) == set(MODEL_SCORERS)
-    for name, (repo, option) in REPOS.items():
-        command = rf"`hf download (?={re.escape(repo)})\S+( [\w.-]+)+`"  # files are named
-        assert re.search(command, told[name]) and option in told[name] and "about" in told[name], (
-            told[name]
-        )
+def error_of(name: str, **options: str) -> str:
+    with pytest.raises(ValueError) as raised:
+        build(name, **options)
+    return str(raised.value)
 
 
-def test_the_second_model_of_a_scorer_is_asked_for_by_its_own_option(tmp_path: Path) -> None:
-    clip, bert = (
-        str(tiny.save_clip(tmp_path / "clip")),
-        str(tiny.save_bert_tokenizer(tmp_path / "bert", 120)),
-    )
-    options = {
-        "pickscore": {"processor_path": clip},
-        "aesthetic": {"path": str(tiny.save_head(tmp_path / "head.pth"))},
-        "imagereward": {"tokenizer_path": bert},
-        "geneval": {"path": str(tiny.save_detector(tmp_path / "detector"))},
-    }
-    told = offline(tmp_path, options)
-    assert (
-        "`hf download yuvalkirstain/PickScore_v1 config.json model.safetensors`"
-        in told["pickscore"]
-    )
-    assert "rewards.scorers.aesthetic.clip_path" in told["aesthetic"]
-    assert "`hf download THUDM/ImageReward ImageReward.pt`" in told["imagereward"]
-    assert (
-        "rewards.scorers.geneval.color_path" in told["geneval"]
-        and "open_clip_model.safetensors" in told["geneval"]
-    )
+@pytest.mark.parametrize("name", MODEL_SCORERS)
+def test_without_a_network_the_error_names_files_and_option(name: str, offline: None) -> None:
+    error, (repo, option) = error_of(name), REPOS[name]
+    assert re.search(rf"`hf download (?={re.escape(repo)})\S+( [\w.-]+)+`", error), error
+    assert option in error
+    assert re.search(r"\(about [\d.]+ [GM]B\)", error), error
+
+
+def test_the_error_for_a_second_model_names_its_option(tmp_path: Path, offline: None) -> None:
+    clip = str(tiny.save_clip(tmp_path / "clip"))
+    error = error_of("pickscore", processor_path=clip)
+    assert "`hf download yuvalkirstain/PickScore_v1 config.json model.safetensors`" in error
+    error = error_of("aesthetic", path=str(tiny.save_head(tmp_path / "head.pth")))
+    assert "rewards.scorers.aesthetic.clip_path" in error
+    tokenizer = str(tiny.save_bert_tokenizer(tmp_path / "bert", 120))
+    error = error_of("imagereward", tokenizer_path=tokenizer)
+    assert "`hf download THUDM/ImageReward ImageReward.pt`" in error
+    error = error_of("geneval", path=str(tiny.save_detector(tmp_path / "detector")))
+    assert "rewards.scorers.geneval.color_path" in error
+    assert "open_clip_model.safetensors" in error
 
 
 @pytest.mark.parametrize("name", MODEL_SCORERS)
@@ -169,12 +150,15 @@ def test_importing_the_scorers_loads_no_library_of_models() -> None:
         "import sys, importlib, reward_models\n"
         "for target in reward_models._FACTORIES.values():\n"
         "    importlib.import_module(target.partition(':')[0])\n"
-        "print([m for m in ('transformers', 'open_clip', 'huggingface_hub') if m in sys.modules])"
+        "heavy = {'transformers', 'open_clip', 'huggingface_hub', 'openai', 'httpx'}\n"
+        "print(sorted(heavy.intersection(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_chunks_cover_everything_once() -> None:
-    assert [list(range(7))[part] for part in chunks(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(chunks(0, 3)) == []
+    model = Model("cpu", "float32", batch_size=3)
+    assert model.in_chunks(list, range(7)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert model.in_chunks(lambda *parts: parts, "abcd", "efgh") == [("abc", "efg"), ("d", "h")]
+    assert model.in_chunks(list, []) == []

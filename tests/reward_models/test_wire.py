@@ -15,9 +15,9 @@ def test_metadata_travel_as_they_are() -> None:
         "list": [1, 2.5, None, True],
         "unicode": "\u00fc\U0001f600\ud800",
     }
-    found = wire.decode(wire.encode(images, prompts, metadata), 10**6)
-    np.testing.assert_array_equal(found[0], images)
-    assert found[1:] == (prompts, metadata)
+    decoded = wire.decode(wire.encode(images, prompts, metadata), 10**6)
+    np.testing.assert_array_equal(decoded[0], images)
+    assert decoded[1:] == (prompts, metadata)
 
 
 def test_a_body_with_any_byte_changed_is_read_or_refused() -> None:
@@ -33,7 +33,8 @@ def test_a_body_with_any_byte_changed_is_read_or_refused() -> None:
             body[random.integers(len(body))] = random.integers(256)
         try:
             images, prompts, metadata = wire.decode(bytes(body), 10**6)
-            assert images.dtype == np.uint8 and len(images) == len(prompts) == len(metadata) == 2
+            assert images.dtype == np.uint8
+            assert len(images) == len(prompts) == len(metadata) == 2
         except wire.BadBody:
             refused += 1
     assert 300 < refused < 2900

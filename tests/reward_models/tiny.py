@@ -1,4 +1,4 @@
-"""Tiny random models of the real classes, saved in the files and folders that a user would have."""
+"""Tiny random models of the real classes, in the files and folders that users would have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images(n: int = 5, side: int = 40, seed: int = 0) -> np.ndarray:
 
 
 def _scatter(model: torch.nn.Module, scale: float = 0.3, seed: int = 0) -> torch.nn.Module:
-    """Larger random weights: at their usual scale all embeddings would nearly coincide."""
+    """Enlarge the random weights: at their usual scale all embeddings would nearly coincide."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim:
@@ -81,7 +81,7 @@ def save_head(file: Path) -> Path:
 
 
 def save_open_clip(file: Path) -> Path:
-    """The weights, wrapped as HPS has them, of an architecture that this makes known to open_clip."""
+    """The weights, wrapped as HPS wraps them, of an architecture that this registers."""
     tower = {"width": 32, "layers": 2}
     config = {
         "embed_dim": WIDTH,
@@ -119,11 +119,11 @@ def save_detector(folder: Path, num_labels: int = 80) -> Path:
         num_labels=num_labels,
     )
     model = _scatter(Mask2FormerForUniversalSegmentation(config), 0.2)
-    model.class_predictor.weight.data *= 3  # sure enough of some classes to pass the threshold
+    model.class_predictor.weight.data *= 3  # so that some classes pass the threshold
     model.save_pretrained(folder)
     Mask2FormerImageProcessor(size={"height": 384, "width": 384}).save_pretrained(
         folder
-    )  # as the published one
+    )  # like the published one
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Scorers with a declaration for the doctor, each with something else the matter."""
+"""Scorers for the doctor: one of them is well, each other has another defect."""
 
 from __future__ import annotations
 

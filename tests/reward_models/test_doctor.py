@@ -1,4 +1,4 @@
-"""The doctor: what it finds, what it says, and its exit code."""
+"""The doctor: its findings, its table and its exit code."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from reward_models.doctor import (
 )
 from reward_models.loading import Source
 
-MODULE = "tests.checked"
+MODULE = "tests.reward_models.checked"
 
 
-def look(name: str, **options: object) -> Report:
+def examined(name: str, **options: object) -> Report:
     return examine(f"{MODULE}:{name}", f"{MODULE}:{name}", options)
 
 
 def test_the_scorers_whose_weights_are_here_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["general_ocr", "shapes", f"{MODULE}:Jpeg"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    shown = {line.split()[0]: line.split()[1] for line in lines[3:]}
-    assert shown == {"general_ocr": "ok", "shapes": "ok", f"{MODULE}:Jpeg": "ok"}
+    states = {line.split()[0]: line.split()[1] for line in lines[3:]}
+    assert states == {"general_ocr": "ok", "shapes": "ok", f"{MODULE}:Jpeg": "ok"}
     assert "text 1.000, plain 0.000, noise 0.000" in lines[3]
 
 
@@ -47,11 +47,12 @@ def test_every_registered_scorer_has_an_importable_check() -> None:
         ), name
 
 
-def test_an_order_that_is_not_sane_fails() -> None:
-    report = look("Jpeg", sign=-1)
-    assert report.state == FAILED and "text must score more than noise, but" in report.why
+def test_scores_in_the_wrong_order_fail() -> None:
+    report = examined("Jpeg", sign=-1)
+    assert report.state == FAILED
+    assert "text must score more than noise, but" in report.why
     assert set(report.scores) == {"noise", "text", "plain"}
-    assert look("Blind").why == "text got no score"
+    assert examined("Blind").why == "text got no score"
 
 
 def test_out_of_order_by_hand() -> None:
@@ -65,40 +66,38 @@ def test_out_of_order_by_hand() -> None:
 
 
 def test_a_scorer_without_a_check_is_asked_for_finite_scores_only() -> None:
-    assert look("Undeclared", sign=-1).state == OK
+    assert examined("Undeclared", sign=-1).state == OK
 
 
-def test_what_is_missing_is_named_with_the_command_that_mends_it() -> None:
-    absent, plain, judge = look("Absent"), look("Plain"), look("Judge")
-    assert absent.state == MISSING and absent.why == "not installed: no_such_package"
-    assert absent.advice == ('pip install "tp_grpo[ocr]"',) and plain.advice == (
-        "pip install no_such_package",
-    )
-    assert judge.state == MISSING and "OpenAI-compatible endpoint" in judge.why
-    assert look("Judge", sign=1).state == OK, "options say where it is"
+def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:
+    absent, plain, judge = examined("Absent"), examined("Plain"), examined("Judge")
+    assert absent.state == MISSING
+    assert absent.why == "not installed: no_such_package"
+    assert absent.advice == ('pip install "tp_grpo[ocr]"',)
+    assert plain.advice == ("pip install no_such_package",)
+    assert judge.state == MISSING
+    assert "OpenAI-compatible endpoint" in judge.why
+    assert examined("Judge", sign=1).state == OK, "options name the endpoint"
 
 
 def test_weights_are_looked_for_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    report = look("Heavy")
-    assert (
-        report.state == MISSING and report.why == "weights not in the cache: someone/heavy (3.9 GB)"
-    )
-    assert (
-        report.advice[0] == "hf download someone/heavy config.json model.bin"
-        and "path=FOLDER" in report.advice[1]
-    )
+    report = examined("Heavy")
+    assert report.state == MISSING
+    assert report.why == "weights not in the cache: someone/heavy (3.9 GB)"
+    assert report.advice[0] == "hf download someone/heavy config.json model.bin"
+    assert "path=FOLDER" in report.advice[1]
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert look("Heavy").state == MISSING, "half a download is not enough"
+    assert examined("Heavy").state == MISSING, "half a download is not enough"
     (repo / "snapshots" / "abc" / "model.bin").write_text("")
-    assert look("Heavy").state == OK
-    assert look("Heavy", path="/models/heavy").state == OK
+    assert examined("Heavy").state == OK
+    assert examined("Heavy", path="/models/heavy").state == OK
 
 
 def scorers_with_weights() -> list[tuple[str, Source]]:
@@ -107,7 +106,7 @@ def scorers_with_weights() -> list[tuple[str, Source]]:
 
 
 @pytest.mark.parametrize("name, weights", scorers_with_weights())
-def test_a_config_alone_is_no_weights_and_the_command_names_files(
+def test_a_config_alone_does_not_count_as_weights_and_the_command_names_files(
     name: str, weights: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -118,26 +117,29 @@ def test_a_config_alone_is_no_weights_and_the_command_names_files(
     (repo / "snapshots" / "abc" / "config.json").write_text("{}")
     assert not weights.in_cache(), name
     words = weights.command.split()
-    assert words[:3] == ["hf", "download", weights.repo] and set(
-        weights.needed or weights.files
-    ) <= set(words[3:])
+    assert words[:3] == ["hf", "download", weights.repo]
+    assert set(weights.needed or weights.files) <= set(words[3:])
 
 
 def test_memory_is_measured_per_image() -> None:
-    hungry, jpeg = look("Hungry").cost, look("Jpeg").cost
-    assert hungry and jpeg and 25 < hungry.image < 60 and jpeg.image < 10
+    hungry, jpeg = examined("Hungry").cost, examined("Jpeg").cost
+    assert hungry
+    assert jpeg
+    assert 25 < hungry.image < 60
+    assert jpeg.image < 10
     assert 0 < jpeg.seconds < 1
 
 
-def test_a_scorer_that_kills_its_process_is_only_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scorer_that_kills_its_process_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{MODULE}:Dies", f"{MODULE}:Jpeg"]) == 1
     output = capsys.readouterr().out
-    assert "its process died" in output and output.splitlines()[-1].startswith(f"{MODULE}:Jpeg  ok")
+    assert "its process died" in output
+    assert output.splitlines()[-1].startswith(f"{MODULE}:Jpeg  ok")
 
 
 def test_a_scorer_that_does_not_build_says_why() -> None:
-    assert look("Jpeg", sing=1).why.startswith(
-        "ValueError: rewards: the scorer 'tests.checked:Jpeg' does not take"
+    assert examined("Jpeg", sing=1).why.startswith(
+        "ValueError: rewards: the scorer 'tests.reward_models.checked:Jpeg' does not take"
     )
     assert examine("a", "no.such.module:A", {}).state == FAILED
 
@@ -177,10 +179,11 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
-def test_the_table_stands_in_columns() -> None:
+def test_the_table_is_aligned() -> None:
     cost = doctor.Cost(0.25, 160.4, 11.6)
     text = table(
         [
@@ -199,8 +202,10 @@ def test_the_table_stands_in_columns() -> None:
 
 def test_golden_images_are_what_they_are_called() -> None:
     images = golden_images(512)
-    assert len({image.shape for image in images.values()}) == 1 and len(GOLDEN_TEXT) > 0
+    assert len({image.shape for image in images.values()}) == 1
+    assert len(GOLDEN_TEXT) > 0
     assert len(np.unique(images["plain"].reshape(-1, 3), axis=0)) == 1
     dark = (images["text"] < 128).all(-1)
-    assert 0.005 < dark.mean() < 0.2 and abs(np.argwhere(dark).mean(0) - 256).max() < 10
+    assert 0.005 < dark.mean() < 0.2
+    assert abs(np.argwhere(dark).mean(0) - 256).max() < 10
     assert abs(images["noise"].mean() - 127.5) < 1

@@ -1,4 +1,4 @@
-"""general_ocr end to end: drawn text, read by the models of rapidocr's wheel; and its formula by hand."""
+"""general_ocr: its formula by hand, and drawn text read by the models in rapidocr's wheel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reward_models import ocr
 from reward_models.ocr import OcrScorer, similarity, target_text
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw(
@@ -72,7 +72,7 @@ def score(scorer: OcrScorer, image: np.ndarray, target: str) -> tuple[float, flo
         ("hell", "hello", 1 - 1 / 5),
         ("", "hello", 0.0),
         ("h", "hello", 1 - 4 / 5),
-        ("somelongandother", "hi", 0.0),  # a distance beyond the length costs no more than all
+        ("somelongandother", "hi", 0.0),  # the distance is at most the length
         ("open24", "open24h", 1 - 1 / 7),
     ],
 )
@@ -149,11 +149,12 @@ def test_colours_reach_the_reader_in_its_order(
             seen.append(image)
             return self
 
-    monkeypatch.setattr(ocr, "_build", lambda engine: Blind())
+    monkeypatch.setattr(ocr, "_load", lambda engine: Blind())
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0] = 255
     assert scorer.read(red[None]) == [""]
-    assert seen[0][0, 0].tolist() == [0, 0, 255] and seen[0].flags.c_contiguous
+    assert seen[0][0, 0].tolist() == [0, 0, 255]
+    assert seen[0].flags.c_contiguous
 
 
 def test_a_pool_reads_what_one_process_reads_and_ends(scorer: OcrScorer) -> None:
@@ -170,21 +171,24 @@ def test_a_pool_reads_what_one_process_reads_and_ends(scorer: OcrScorer) -> None
     assert pool._pool is not None
     processes = [psutil.Process(pid) for pid in pool._pool._processes]
     copy = pickle.loads(pickle.dumps(pool))
-    assert copy.engine == pool.engine and copy._pool is None
+    assert copy.engine == pool.engine
+    assert copy._pool is None
     pool.close()
-    assert len(processes) == 2 and not any(process.is_running() for process in processes)
+    assert len(processes) == 2
+    assert not any(process.is_running() for process in processes)
     assert pool(images[:1], prompts[:1], [{}]).score.tolist() == [1], "it can be used again"
     pool.close()
 
 
-def test_idle_readers_do_not_heed_ctrl_c(pool: OcrScorer) -> None:
+def test_idle_readers_ignore_ctrl_c(pool: OcrScorer) -> None:
     image = draw("Open")[None]
     pool.read(image)
     assert pool._pool is not None
     readers = [psutil.Process(pid) for pid in pool._pool._processes]
     for reader in readers:
         reader.send_signal(signal.SIGINT)
-    assert not psutil.wait_procs(readers, timeout=0.5)[0] and pool.read(image) == ["Open"]
+    assert not psutil.wait_procs(readers, timeout=0.5)[0]
+    assert pool.read(image) == ["Open"]
 
 
 def test_a_reader_that_dies_is_an_error_and_the_next_call_starts_another(pool: OcrScorer) -> None:
@@ -228,7 +232,8 @@ def test_no_reader_outlives_ctrl_c_or_a_killed_parent(tmp_path: Path, how: signa
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert parent.stdout is not None and parent.stderr is not None
+    assert parent.stdout is not None
+    assert parent.stderr is not None
     reader = psutil.Process(int(parent.stdout.readline()))
     time.sleep(0.5)
     for process in (
@@ -238,11 +243,9 @@ def test_no_reader_outlives_ctrl_c_or_a_killed_parent(tmp_path: Path, how: signa
     parent.wait(timeout=20)
     assert not psutil.wait_procs([reader], timeout=20)[1]
     if how == signal.SIGINT:
-        assert (
-            parent.stdout.read().strip() == "closed"
-            and parent.stderr.read() == ""
-            and parent.returncode == 0
-        )
+        assert parent.stdout.read().strip() == "closed"
+        assert parent.stderr.read() == ""
+        assert parent.returncode == 0
 
 
 def test_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +263,7 @@ def test_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"text_score": 1.5}, r"text_score = 1.5 in \[0, 1\]"),
         (
             {"provider": "CUDA"},
-            "provider = 'CUDA' is not to be had; this onnxruntime offers .*CPUExecutionProvider",
+            "provider = 'CUDA' is not available; this onnxruntime offers .*CPUExecutionProvider",
         ),
         ({"path": "."}, r"must hold one \*_det_\*.onnx, it holds none"),
         ({"language": "en"}, "does not take the options"),
@@ -293,7 +296,9 @@ def test_a_gpu_that_onnxruntime_falls_back_from_is_an_error(
         scorer.read(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_a_reader_that_cannot_start_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_cannot_start_is_reported_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
     with pytest.raises(
@@ -304,7 +309,7 @@ def test_a_reader_that_cannot_start_is_told_before_the_run(monkeypatch: pytest.M
     def lacks_opengl(engine: ocr.Engine) -> None:
         raise ImportError("libGL.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(ocr, "_build", lacks_opengl)
+    monkeypatch.setattr(ocr, "_load", lacks_opengl)
     with pytest.raises(ValueError, match=r"libGL\.so\.1: .*; pip install opencv-python-headless"):
         OcrScorer(workers=0).check(['a sign "Open"'], [{}])
 
@@ -317,8 +322,8 @@ def test_check_starts_the_readers_that_the_run_will_use(pool: OcrScorer) -> None
 
 def test_it_never_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **keywords: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    ocr._build.cache_clear()
+    ocr._load.cache_clear()
     assert score(OcrScorer(workers=0), draw("Open"), "open") == (1.0, 1.0)

@@ -14,7 +14,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bandit(groups: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Two actions a_j ~ N(theta_j, 1), theta = 0; R_2 = R_1 (1 + a_1) + a_1: d E[R_2] / d theta = 2.
+    """Actions a_j ~ N(theta_j, 1), theta = 0, R_2 = R_1 (1 + a_1) + a_1: d E[R_2] / d theta = 2.
 
     R_0 = e ~ Exp(1), R_1 = R_0 + a_0; E[R_1] = 1. E[a_0 R_2] = 1 and E[a_1 R_2] = E[R_1] + 1 = 2.
     """

@@ -1,4 +1,4 @@
-"""From prompts to ladders: noise, staircase, decoding, scoring; and the ODE images of evaluations."""
+"""From prompts to ladders: noise, staircase, decoding, scoring; the ODE images of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One policy update: micro-batches over (rollout batch x step), accumulated into one optimizer step.
+"""One policy update: micro-batches of (rollout batch, step) pairs, accumulated into one step.
 
 Without a KL term a rollout batch whose advantages at a step are all zero has no gradient there,
 and is left out; the divisor stays.

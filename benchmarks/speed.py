@@ -281,19 +281,14 @@ def main() -> None:
         worst = {name: max(worst.get(name, 0.0), value) for name, value in differences.items()}
         lines.append(row(case, seconds))
         print(lines[-1], flush=True)
-    lines += [
-        "",
-        "Largest differences: "
-        + ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
-        + ".",
-        "",
-    ]
+    largest = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    lines += ["", f"Largest differences: {largest}.", ""]
     print("\n".join(lines[-3:]), flush=True)
     torch.set_num_threads(threads)
     lines += scaling.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
-    own = phases.report("shapes_tiny", 3 if arguments.quick else 4)
-    print("\n".join(own), flush=True)
-    lines += own
+    table = phases.report("shapes_tiny", 3 if arguments.quick else 4)
+    print("\n".join(table), flush=True)
+    lines += table
     lines += ["", f"{machine()}; {time.perf_counter() - start:.0f} s in all."]
     print("\n".join(lines[-2:]))
     if arguments.out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import warnings
+from logging import getLogger
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,6 +82,7 @@ def _in_words(error: BaseException, arguments: list[str]) -> str:
 
 def quiet() -> None:
     """Silence the libraries' loading bars and notices: the terminal shows our own lines."""
+    getLogger("bitsandbytes").setLevel("ERROR")  # on some CPUs it says that a kernel is missing
     import diffusers
     import transformers
 

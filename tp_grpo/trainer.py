@@ -18,7 +18,7 @@ from tp_grpo import models
 from tp_grpo.data import prompts
 from tp_grpo.evaluate.held_out import evaluate
 from tp_grpo.method import credit
-from tp_grpo.method.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.method.advantage import group_std, zero_std_share
 from tp_grpo.models.conditions import Conditions, conditions_of
 from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
@@ -32,11 +32,12 @@ from tp_grpo.rewards.reward_set import RewardError, RewardSet
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.settings import Settings
-from tp_grpo.train.gather import Gathered, gather
+from tp_grpo.train.credit import credit_steps
+from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
 from tp_grpo.train.update import Updater
-from tp_grpo.types import Credit, PromptBatch, Rollout
+from tp_grpo.types import PromptBatch, Rollout
 
 
 class Trainer:
@@ -191,7 +192,7 @@ class Trainer:
             rewards = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.all_gather_object)
         samples = gather(self.runtime, self.plan, groups, rewards, self.rewards.extras)
-        steps, advantages = self._credit(samples)
+        steps, advantages = credit_steps(self.config, self.plan, samples)
         stats = {
             "failed": self.rewards.check_failed(samples.scores, self.config.rewards.max_failed),
             "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
@@ -253,22 +254,6 @@ class Trainer:
             )
             for batch in self.preemption.between(bar)
         ]
-
-    def _credit(self, samples: Gathered) -> tuple[Credit, Tensor]:
-        """Credit and advantages (N, K) of all ranks' samples."""
-        c, norm = self.config.credit, self.config.advantage
-        steps = credit.assign(
-            c.name,
-            samples.ladder,
-            steps=len(self.plan.window),
-            states=self.plan.completion.states,
-            group_id=samples.group_id,
-            **{option: getattr(c, option) for option in credit.METHODS[c.name].options},
-        )
-        advantages = group_normalize(
-            steps.reward, samples.group_id, global_std=norm.global_std, clip=norm.clip
-        )
-        return steps, advantages
 
     def _update(self, epoch: int, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
         """All updates of the epoch; returns their mean statistics."""

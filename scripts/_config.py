@@ -27,6 +27,7 @@ HELP = """options:
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's parser, without tracebacks for typing mistakes; `--help` prints the script's."""
+    getLogger("bitsandbytes").setLevel("ERROR")  # on some CPUs it says that a kernel is missing
     if {"-h", "-help", "--help"} & set(arguments[1:]):
         print(_help(arguments[0]))
         sys.exit(0)
@@ -82,7 +83,6 @@ def _in_words(error: BaseException, arguments: list[str]) -> str:
 
 def quiet() -> None:
     """Silence the libraries' loading bars and notices: the terminal shows our own lines."""
-    getLogger("bitsandbytes").setLevel("ERROR")  # on some CPUs it says that a kernel is missing
     import diffusers
     import transformers
 

@@ -1,8 +1,8 @@
 """Compare the methods: python benchmarks/credit.py [--recipe shapes_tiny] [--seeds 4] [--jobs 2]
 
-Trains every method with every seed (finished runs are kept, stopped ones resume), prints the
-held-out score against updates, model evaluations and seconds as Markdown, and draws it. An option of
-scripts/train.py, such as --config.epochs=5, goes to all runs.
+Trains every method with every seed (finished runs are kept, stopped ones resume), prints and draws
+the held-out score against updates, model evaluations and seconds. An option of scripts/train.py,
+such as --config.epochs=5, goes to all runs.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -35,23 +36,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save_sd3(tmp_path_factory.mktemp("random-sd3"))
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the random checkpoint of a `model.type`."""
+    return functools.cache(lambda kind: tiny_models.SAVE[kind](tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="session")
-def random_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save_flux(tmp_path_factory.mktemp("random-flux"))
+def random_sd3(saved: Callable[[str], Path]) -> Path:
+    return saved("sd3")
 
 
-@pytest.fixture(params=["sd3", "flux"])
+@pytest.fixture(scope="session")
+def random_flux(saved: Callable[[str], Path]) -> Path:
+    return saved("flux")
+
+
+@pytest.fixture(params=tiny_models.SAVE)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def path(kind: str, random_sd3: Path, random_flux: Path) -> Path:
-    return {"sd3": random_sd3, "flux": random_flux}[kind]
+def path(kind: str, saved: Callable[[str], Path]) -> Path:
+    return saved(kind)
 
 
 @pytest.fixture

@@ -16,7 +16,11 @@ DEADLINE = 240  # seconds
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run scripts/NAME.py on the smallest recipe to its end."""
-    command = [f"scripts/{name}.py", "--config=config/tp_grpo.py:shapes_smoke", *arguments]
+    return run(f"scripts/{name}.py", "--config=config/tp_grpo.py:shapes_smoke", *arguments)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script, given by its path below the repository, with these arguments to its end."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = fork(_run, command, out, err)
@@ -24,9 +28,8 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(err.read_text())
-        return subprocess.CompletedProcess(
-            command, process.exitcode, out.read_text(), err.read_text()
-        )
+        code = process.exitcode
+        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
 
 def printed(name: str, *arguments: str) -> str:
@@ -36,10 +39,10 @@ def printed(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _run(command: list[str], out: Path, err: Path) -> None:
+def _run(command: tuple[str, ...], out: Path, err: Path) -> None:
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "scripts"))
-    sys.argv = command
+    sys.argv = list(command)
     runpy.run_path(command[0], run_name="__main__")

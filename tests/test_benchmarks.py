@@ -35,15 +35,17 @@ def test_the_yardstick_makes_the_public_implementations_evaluations(
         return -x
 
     x, noise = torch.ones(2, 3), torch.zeros(2, window, 3)
-    found = naive.sample(velocity, x, torch.linspace(1, 0, steps + 1), noise, noise_level=0.7)
-    assert len(calls) == evaluations and len(found.clean) == window + 1
+    sampled = naive.sample(velocity, x, torch.linspace(1, 0, steps + 1), noise, noise_level=0.7)
+    assert len(calls) == evaluations
+    assert len(sampled.clean) == window + 1
     euler = torch.full((2, 3), (1 + 1 / steps) ** steps)  # of dx = -x dsigma
-    torch.testing.assert_close(found.clean[0], euler)
+    torch.testing.assert_close(sampled.clean[0], euler)
 
 
 def test_the_yardstick_and_the_repository_agree() -> None:
     differences = speed.check(*speed.contestants(speed.Case("small", 6, 5, 2, 1)))
-    assert differences["images"] <= 1e-5 and differences["reuse"] > 0
+    assert differences["images"] <= 1e-5
+    assert differences["reuse"] > 0
 
 
 def test_a_disagreement_is_noticed() -> None:
@@ -65,12 +67,14 @@ def curve(scores: list[list[float]]) -> curves.Curve:
 
 
 def test_a_curve_is_read_between_its_evaluations() -> None:
-    own = curve([[0.2, 0.4, 0.6], [0.2, 0.2, 0.2]])
-    assert own.mean == pytest.approx([0.2, 0.3, 0.4])
-    assert own.error == pytest.approx([0, 0.1, 0.2]), "half the difference of two"
-    assert own.at(75) == pytest.approx((0.35, 0.15))
-    assert own.seconds_to(0.25) == pytest.approx(25) and own.seconds_to(0.4) == pytest.approx(100)
-    assert own.seconds_to(0.41) is None and own.seconds_to(0.1) == 0
+    read = curve([[0.2, 0.4, 0.6], [0.2, 0.2, 0.2]])
+    assert read.mean == pytest.approx([0.2, 0.3, 0.4])
+    assert read.error == pytest.approx([0, 0.1, 0.2]), "half the difference of two"
+    assert read.at(75) == pytest.approx((0.35, 0.15))
+    assert read.seconds_to(0.25) == pytest.approx(25)
+    assert read.seconds_to(0.4) == pytest.approx(100)
+    assert read.seconds_to(0.41) is None
+    assert read.seconds_to(0.1) == 0
 
 
 def test_methods_are_compared_at_equal_updates_and_seconds() -> None:
@@ -98,19 +102,16 @@ def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
         for epoch, score in ((0, [0.0, 1.0]), (2, [1.0, 1.0 + seed])):
             path = folder / "evaluations" / f"epoch-{epoch}.safetensors"
             save_file({"exact": torch.tensor(score)}, path, {"prompts": json.dumps(["a", "b"])})
-    own = curves.read([tmp_path / f"run-{seed}" for seed in range(3)], "exact")
-    assert (own.epochs, own.updates, own.evaluations, own.seconds) == (
-        [0, 2],
-        [0, 4],
-        [0, 18],
-        [0, 4],
-    )
-    assert own.mean == [0.5, 1.5] and own.gains[0][1] == pytest.approx((0.5, 0.5))
-    curves.draw({"A": own, "B": own}, "exact", tmp_path / "figures" / "curves.png")
+    read = curves.read([tmp_path / f"run-{seed}" for seed in range(3)], "exact")
+    assert (read.epochs, read.updates) == ([0, 2], [0, 4])
+    assert (read.evaluations, read.seconds) == ([0, 18], [0, 4])
+    assert read.mean == [0.5, 1.5]
+    assert read.gains[0][1] == pytest.approx((0.5, 0.5))
+    curves.draw({"A": read, "B": read}, "exact", tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (
         "| A | 4 | 0 k | 4 | 1.500 ± 0.289 | +0.500 ± 0.500, +1.000 ± 0.000, +1.500 ± 0.500 |"
-        in curves.table({"A": own})
+        in curves.table({"A": read})
     )
 
 

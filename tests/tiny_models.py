@@ -1,4 +1,4 @@
-"""Checkpoints of the real classes with random weights, small enough to build in a test and saved as a user's are."""
+"""Checkpoints of the real classes with random weights, small and saved as a user's are."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def save_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+SAVE = {"sd3": save_sd3, "flux": save_flux}  # by `model.type`
+
+
+def other_than(kind: str) -> str:
+    return next(other for other in SAVE if other != kind)
 
 
 def _vae() -> AutoencoderKL:

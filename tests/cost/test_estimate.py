@@ -1,4 +1,4 @@
-"""The estimate against closed forms on the embedded model; that the published recipes and their variants fit."""
+"""The estimate against closed forms on the embedded model; that the recipes fit their GPUs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from config import flow_grpo, recipes, tp_grpo
+from tests import forked
 from tp_grpo.cost import meter
 from tp_grpo.cost.estimate import Estimate, estimate, measure_decode
 from tp_grpo.models import architecture
@@ -40,30 +41,24 @@ def changed(world_size: int = 1, **fields: object) -> Estimate:
     return estimate(Settings.read(config), world_size)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/estimate.py", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_the_policy_its_gradients_optimizer_and_average_by_hand() -> None:
-    found = of("shapes_tiny")
-    assert found.counts.adapted_modules == ADAPTED and found.counts.trainable == LORA_BYTES // 4
-    update = found.memory["update"]
+    cost = of("shapes_tiny")
+    assert cost.counts.adapted_modules == ADAPTED
+    assert cost.counts.trainable == LORA_BYTES // 4
+    update = cost.memory["update"]
     assert update["trained weights"] == update["EMA"] == update["gradients"] == LORA_BYTES
     assert update["optimizer"] == 2 * LORA_BYTES
-    assert "gradients" not in found.memory["sample"] and "gradient buckets" not in update
+    assert "gradients" not in cost.memory["sample"]
+    assert "gradient buckets" not in update
     split = changed(2, sample__batch_size=24, train__optimizer="adamw_8bit").memory["update"]
     assert split["gradient buckets"] == LORA_BYTES
     # Two moments of one byte, each with an fp32 scale for 256 of them.
     assert split["optimizer"] == round(LORA_BYTES / 4 * (2 + 8 / 256))
-    assert split["trajectories"] == found.memory["update"]["trajectories"] // 2
+    assert split["trajectories"] == cost.memory["update"]["trajectories"] // 2
 
 
 def test_the_stored_trajectories_by_hand() -> None:
-    # K + 1 = 4 states and 3 means of 8 x 12 x 12, and a condition of 16 + 12 tokens and a pooled vector, all fp32.
+    # 4 states and 3 means of 8 x 12 x 12; a condition of 16 + 12 tokens and a pooled vector.
     sample = 4 * (7 * 8 * 12 * 12 + (16 + 12) * 128 + 128)
     assert of("shapes_tiny").memory["update"]["trajectories"] == 96 * sample
     assert changed(sample__store_on_cpu=True).memory["update"]["trajectories"] == 48 * sample
@@ -72,18 +67,17 @@ def test_the_stored_trajectories_by_hand() -> None:
 def test_what_crosses_the_network_by_hand() -> None:
     assert set(vars(of("shapes_tiny").network).values()) == {0}
     two = changed(2, sample__batch_size=24)
-    found, frozen = two.network, 4 * two.counts.transformer
-    # A ring sends half of the gradients to be added up and half of the sums; one of them has each in two ranks.
-    assert found.gradients == LORA_BYTES
+    cost, frozen = two.network, 4 * two.counts.transformer
+    # In a ring of two, a rank sends half of the gradients and then half of the sums.
+    assert cost.gradients == LORA_BYTES
     # Half of 96 images' ladders of 4 entries, the totals, one scorer's, and an int64 of the prompt.
-    assert found.results == 48 * 3 * 4 * 4
-    # Half of the frozen weights, forward and backward, for each of 3 steps of one batch; the buffers are no shares.
-    assert (
-        0.9 * frozen / 2 < found.share_per_pass <= frozen / 2
-        and found.shares == 6 * found.share_per_pass
-    )
+    assert cost.results == 48 * 3 * 4 * 4
+    # Half of the frozen weights, forward and backward, for each of 3 steps; no buffers.
+    assert 0.9 * frozen / 2 < cost.share_per_pass <= frozen / 2
+    assert cost.shares == 6 * cost.share_per_pass
     four = changed(4, sample__batch_size=12, train__beta=1e-4).network
-    assert four.gradients == 1.5 * LORA_BYTES and four.shares == 9 * four.share_per_pass
+    assert four.gradients == 1.5 * LORA_BYTES
+    assert four.shares == 9 * four.share_per_pass
     assert changed(2, sample__batch_size=24, lora__rank=0).network.shares == 0
 
 
@@ -98,29 +92,29 @@ def test_text_encoders_are_there_while_they_encode_or_always() -> None:
 
 
 def test_the_compute_of_an_epoch_adds_up() -> None:
-    found = of("shapes_tiny")
-    plan, flops = found.plan, found.flops
+    cost = of("shapes_tiny")
+    plan, flops = cost.plan, cost.flops
     assert (plan.images, plan.nfe, plan.ladder) == (96, 6 + 3 * 5 - 3, 4)
     assert flops.sample == plan.images * plan.nfe * flops.forward
-    # Without a KL term: a forward and a backward, which is nearly as long, as the frozen weights need no gradient.
+    # Without a KL term: a forward and a backward, as long where frozen weights need no gradient.
     per_step = flops.train / (plan.images * 3)
     assert 1.5 * flops.forward < per_step < 2.5 * flops.forward
     with_reference = changed(train__beta=1e-4).flops.train / (plan.images * 3)
     lora_forward = 2 * 16 * (128 + 128) * (16 * 36 // 16 + 28)
     assert flops.forward - ADAPTED * lora_forward < with_reference - per_step < flops.forward
-    assert (
-        flops.evaluate is not None
-        and flops.total == flops.sample + flops.decode + flops.train + flops.evaluate
-    )
-    assert found.hours(100, 2.0) == pytest.approx(100 * flops.total / 2e12 / 3600)
+    assert flops.evaluate is not None
+    assert flops.total == flops.sample + flops.decode + flops.train + flops.evaluate
+    assert cost.hours(100, 2.0) == pytest.approx(100 * flops.total / 2e12 / 3600)
 
 
 def test_each_saving_shrinks_its_phase() -> None:
     full, fields = of("shapes_tiny"), {"sample__max_rows": 48, "eval__batch_size": 48}
     less = changed(model__gradient_checkpointing=True, model__decode_batch_size=2, **fields)
     assert less.memory["update"]["activations"] < full.memory["update"]["activations"] / 2
-    assert less.flops.train > full.flops.train and less.flops.sample == full.flops.sample
-    assert less.peak("decode") < full.peak("decode") and less.peak("sample") < full.peak("sample")
+    assert less.flops.train > full.flops.train
+    assert less.flops.sample == full.flops.sample
+    assert less.peak("decode") < full.peak("decode")
+    assert less.peak("sample") < full.peak("sample")
     assert less.peak("encode") == full.peak("encode")
 
 
@@ -129,10 +123,8 @@ def test_more_steps_in_a_backward_pass_take_memory_and_no_other_work() -> None:
     assert (
         1.9 < stacked.memory["update"]["activations"] / full.memory["update"]["activations"] < 2.1
     )
-    assert (
-        stacked.flops.train == pytest.approx(full.flops.train, rel=1e-3)
-        and stacked.plan.micro_batches == 2
-    )
+    assert stacked.flops.train == pytest.approx(full.flops.train, rel=1e-3)
+    assert stacked.plan.micro_batches == 2
     assert stacked.flops.forward == pytest.approx(full.flops.forward, rel=1e-3)
 
 
@@ -140,10 +132,8 @@ def test_training_the_whole_transformer_keeps_a_frozen_copy_for_the_kl_alone() -
     whole, with_kl = changed(lora__rank=0), changed(lora__rank=0, train__beta=1e-4)
     weights = 4 * whole.counts.trainable
     assert with_kl.peak("encode") == whole.peak("encode") + weights
-    assert (
-        whole.counts.adapted_modules == 0
-        and whole.counts.trainable * 4 == whole.memory["update"]["gradients"]
-    )
+    assert whole.counts.adapted_modules == 0
+    assert whole.counts.trainable * 4 == whole.memory["update"]["gradients"]
     assert whole.memory["update"]["frozen transformer"] == 4 * (
         whole.counts.transformer - whole.counts.trainable
     )
@@ -157,13 +147,15 @@ def test_one_call_of_the_vae_says_what_all_take() -> None:
     with meter.Meter(held) as counted, meter.Kernels(None):
         backbone.decode(x)
     flops, peak = measure_decode(backbone, 100)
-    assert counted.flops == 100 * flops and 0.98 * peak < counted.peak <= peak
+    assert counted.flops == 100 * flops
+    assert 0.98 * peak < counted.peak <= peak
 
 
 def test_flow_grpo_samples_without_branches() -> None:
-    found = estimate(Settings.read(flow_grpo.get_config("shapes_tiny")), 1)
-    assert found.plan.ladder == 1 and found.flops.sample == 96 * 6 * found.flops.forward
-    assert found.flops.decode == pytest.approx(of("shapes_tiny").flops.decode / 4)
+    cost = estimate(Settings.read(flow_grpo.get_config("shapes_tiny")), 1)
+    assert cost.plan.ladder == 1
+    assert cost.flops.sample == 96 * 6 * cost.flops.forward
+    assert cost.flops.decode == pytest.approx(of("shapes_tiny").flops.decode / 4)
 
 
 @pytest.mark.slow
@@ -171,24 +163,21 @@ def test_flow_grpo_samples_without_branches() -> None:
     "recipe", [name for name in recipes.RECIPES if re.fullmatch(r"pickscore_.*gb", name)]
 )
 def test_a_variant_fits_its_gpu_with_a_tenth_to_spare(recipe: str) -> None:
-    found, memory = of(recipe), int(recipe.rpartition("_")[2].removesuffix("gb"))
-    needed = {phase: found.peak(phase) / GB for phase in found.memory}
+    cost, memory = of(recipe), int(recipe.rpartition("_")[2].removesuffix("gb"))
+    needed = {phase: cost.peak(phase) / GB for phase in cost.memory}
     assert max(needed.values()) < 0.9 * memory, needed
 
 
 @pytest.mark.slow
 def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_to_change() -> None:
-    result = run("--config=config/tp_grpo.py:pickscore_sd3", "--world-size=32", "--gpu-memory=24")
+    recipe = "--config=config/tp_grpo.py:pickscore_sd3"
+    result = forked.run("scripts/estimate.py", recipe, "--world-size=32", "--gpu-memory=24")
     assert result.returncode == 0, result.stderr
     (warning,) = [line for line in result.stdout.splitlines() if "WARNING" in line]
-    assert (
-        warning.startswith("WARNING: update needs ")
-        and "more than 21.60 GB (24 GB less 10% spare)" in warning
-    )
-    assert (
-        "most of it: activations" in warning
-        and "model.gradient_checkpointing (now False)" in warning
-    )
+    assert warning.startswith("WARNING: update needs ")
+    assert "more than 21.60 GB (24 GB less 10% spare)" in warning
+    assert "most of it: activations" in warning
+    assert "model.gradient_checkpointing (now False)" in warning
     for line in (
         "LoRA of rank 32 on 191 modules, 18.78 M parameters",
         "1152 an epoch: 48 prompts x 24",
@@ -205,30 +194,34 @@ def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_
 @pytest.mark.slow
 def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = run(
-        "--config=config/tp_grpo.py:pickscore_flux", "--world-size=32", "--tflops=400", "--json"
+    command = [sys.executable, "scripts/estimate.py", "--config=config/tp_grpo.py:pickscore_flux"]
+    result = subprocess.run(
+        [*command, "--world-size=32", "--tflops=400", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    end = resource.getrusage(
-        resource.RUSAGE_CHILDREN
-    )  # of the processor: other tests may be running beside this one
+    # Of the processor: other tests may run at the same time.
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    assert (
-        found["plan"]["images"] == 1152
-        and found["plan"]["nfe"] == 21
-        and found["plan"]["micro_batches"] == 30
-    )
-    assert found["parameters"] == {
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", result.stderr
+    cost: dict[str, Any] = json.loads(result.stdout)
+    assert cost["plan"]["images"] == 1152
+    assert cost["plan"]["nfe"] == 21
+    assert cost["plan"]["micro_batches"] == 30
+    assert cost["parameters"] == {
         "transformer": 11901408320,
         "adapted_modules": 342,
         "trainable": 179306496,
     }
-    assert found["memory_bytes"]["update"]["frozen transformer"] == 2 * 11901408320
-    assert found["hours_per_100_epochs"] == pytest.approx(
-        found["flops_per_epoch"]["total"] * 100 / 32 / 400e12 / 3600
+    assert cost["memory_bytes"]["update"]["frozen transformer"] == 2 * 11901408320
+    assert cost["hours_per_100_epochs"] == pytest.approx(
+        cost["flops_per_epoch"]["total"] * 100 / 32 / 400e12 / 3600
     )
-    assert found["warnings"] == ["Every phase fits in 80 GB with 10% to spare."]
+    assert cost["warnings"] == ["Every phase fits in 80 GB with 10% to spare."]
     assert seconds < 30, seconds
 
 
@@ -243,10 +236,10 @@ def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
-    result = run(*arguments)
-    assert (
-        result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
-    ), result.stderr
+    result = forked.run("scripts/estimate.py", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
 
 
 def test_an_unknown_dtype_is_refused() -> None:

@@ -1,11 +1,9 @@
-"""gpu_check.py on a CPU, on tiny checkpoints: it counts what it times, and the policy's ratio is 1."""
+"""gpu_check.py on a CPU with tiny checkpoints: it counts what it times; the ratio is 1."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from tests.forked import printed
 from tp_grpo.cost import probe
 from tp_grpo.models import architecture
 from tp_grpo.settings import Settings
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -46,13 +43,14 @@ def test_a_probe_counts_what_it_times(config: Settings) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architecture, "build", counting)
-        found = probe.probe(config, repeats=1)
-    # Four steps, a window of two: 4 + 2 * 3 - 1 evaluations a trajectory; two rollouts (one warms up), three updates
-    # (the first for the ratio, one warms up) of two steps, each with the reference's pass.
-    assert found.nfe == 9 and found.images == 6
+        probed = probe.probe(config, repeats=1)
+    # Four steps, a window of two: 4 + 2 * 3 - 1 evaluations a trajectory. Two rollouts (one
+    # warms up), three updates (for the ratio, to warm up) of two steps, with the reference's passes.
+    assert probed.nfe == 9
+    assert probed.images == 6
     assert sum(calls) == 2 * (2 * 9) + 3 * (2 * 2 * 2)
-    assert found.ratio_dev == 0
-    assert all(phase.seconds > 0 and phase.flops > 0 for phase in found.phases.values())
+    assert probed.ratio_dev == 0
+    assert all(phase.seconds > 0 and phase.flops > 0 for phase in probed.phases.values())
     assert config.sample.groups_per_epoch == 2, "the caller's config stays as it is"
 
 
@@ -70,14 +68,7 @@ def test_random_weights_have_the_checkpoints_shapes_and_schedule(
 
 
 def test_the_script_prints_a_table(path: Path, kind: str) -> None:
-    command = [
-        sys.executable,
-        "scripts/gpu_check.py",
-        "--config=config/tp_grpo.py:shapes_smoke",
-        "--repeats=1",
-    ]
-    command += [f"--config.model.path={path}", f"--config.model.type={kind}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\| rollout \| [\d.]+ \| [\d.]+ evaluations \|", done.stdout), done.stdout
-    assert "ratio_dev 0.0e+00" in done.stdout
+    model = (f"--config.model.path={path}", f"--config.model.type={kind}")
+    table = printed("gpu_check", "--repeats=1", *model)
+    assert re.search(r"\| rollout \| [\d.]+ \| [\d.]+ evaluations \|", table), table
+    assert "ratio_dev 0.0e+00" in table

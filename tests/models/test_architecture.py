@@ -1,4 +1,4 @@
-"""The published architectures on the meta device: sizes derived by hand, and what the published LoRA targets hit."""
+"""The published architectures on the meta device: sizes by hand, and what LoRA targets hit."""
 
 from __future__ import annotations
 
@@ -48,20 +48,19 @@ def test_sd35_medium_has_the_parameters_that_its_layers_add_up_to() -> None:
     block = 2 * linear(D, 6 * D) + 8 * linear(D, D) + 4 * head + 2 * mlp
     # A second attention over the image, and an image modulation of 9 D instead of 6 D.
     dual = block + 4 * linear(D, D) + 2 * head + linear(D, 3 * D)
-    # The last block hands no text on: a modulation of 2 D, no output projection, no MLP of the text.
+    # The last block ends the text: a modulation of 2 D, no output projection, no MLP of the text.
     last = block - linear(D, 6 * D) + linear(D, 2 * D) - linear(D, D) - mlp
     edges = linear(16 * 2 * 2, D) + linear(4096, D) + embedder(256, D) + embedder(2048, D)
     edges += linear(D, 2 * D) + linear(D, 16 * 2 * 2)
     _, backbone = meta("pickscore_sd3")
     transformer = backbone.transformer
-    assert (
-        sizes(transformer.transformer_blocks[13]) == block
-        and sizes(transformer.transformer_blocks[12]) == dual
-    )
+    assert sizes(transformer.transformer_blocks[13]) == block
+    assert sizes(transformer.transformer_blocks[12]) == dual
     assert sizes(transformer.transformer_blocks[23]) == last
     assert sizes(transformer) == 13 * dual + 10 * block + last + edges == 2_243_171_520
     positions = sum(buffer.numel() for buffer in transformer.buffers())
-    assert positions == 384 * 384 * D and 2.4e9 < sizes(transformer) + positions < 2.5e9
+    assert positions == 384 * 384 * D
+    assert 2.4e9 < sizes(transformer) + positions < 2.5e9
     assert {parameter.device.type for parameter in transformer.parameters()} == {"meta"}
 
 
@@ -91,7 +90,7 @@ def test_flux_dev_has_the_parameters_that_its_layers_add_up_to() -> None:
 @pytest.mark.parametrize(
     "recipe, modules, parameters",
     [
-        # Eight projections D -> D a block; the last block has no to_add_out. The second attention is not adapted.
+        # Eight projections D -> D a block, without the last's to_add_out and any second attention.
         ("pickscore_sd3", 24 * 8 - 1, 32 * (24 * 8 - 1) * (1536 + 1536)),
         # And in double blocks two MLPs of D -> 4 D -> D; of single blocks the q, k and v alone.
         ("pickscore_flux", 19 * 12 + 38 * 3, 64 * 3072 * (19 * (8 * 2 + 4 * 5) + 38 * 3 * 2)),
@@ -172,7 +171,8 @@ def test_the_text_encoders_have_the_sizes_that_ship() -> None:
 def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path) -> None:
     sd3 = architecture.read(settings(random_sd3, "sd3"))
     encoder = CLIPTextModelWithProjection.from_pretrained(random_sd3 / "text_encoder")
-    assert sd3.text_encoders["text_encoder"] == sizes(encoder) and len(sd3.text_encoders) == 3
+    assert sd3.text_encoders["text_encoder"] == sizes(encoder)
+    assert len(sd3.text_encoders) == 3
     model = settings(random_flux, "flux")
     shapes = architecture.read(model)
     backbone = architecture.build(shapes, model)
@@ -181,7 +181,8 @@ def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path
         16,
     )  # a VAE of scale 2, four latent pixels a token
     cond = architecture.conditions(shapes, model, 2)
-    assert cond.embeds.shape == (2, 12, 128) and cond.pooled.shape == (2, 32)
+    assert cond.embeds.shape == (2, 12, 128)
+    assert cond.pooled.shape == (2, 32)
 
 
 def test_what_cannot_be_known_or_served_is_refused(random_sd3: Path) -> None:

@@ -1,7 +1,8 @@
-"""The backbones against the stock pipelines, on random weights of the real classes loaded from disk."""
+"""The backbones against the stock pipelines, on random weights of the real classes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,17 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from tests import tiny_models
 from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
-from tp_grpo.models import pretrained
+from tp_grpo.models import families, pretrained
+from tp_grpo.settings.sections import ModelSettings
 from tp_grpo.types import index
 
 ROOT = Path(__file__).resolve().parents[2]
-STOCK = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
+STOCK: dict[str, Any] = {kind: families.adapter(kind).pipeline_class for kind in families.FAMILIES}
 Load = Callable[..., Any]
 
 
@@ -94,10 +96,12 @@ def test_samples_at_different_sigmas_share_a_call(load: Load) -> None:
 
 def test_sigmas_are_the_schedulers_own(random_sd3: Path, random_flux: Path) -> None:
     sigmas = models.load(settings(random_sd3, "sd3"), CPU).sigmas(10)
-    assert sigmas.dtype == torch.float32 and sigmas.shape == (11,)
+    assert sigmas.dtype == torch.float32
+    assert sigmas.shape == (11,)
     torch.testing.assert_close(sigmas[:-1], torch.linspace(1, 0.001, 10))
-    assert sigmas[0] == 1 and sigmas[-1] == 0
-    # 24 x 24 = 576 tokens of the mu line from (256, 0.5) to (4096, 1.15), then exp(mu) / (exp(mu) + 1/s - 1).
+    assert sigmas[0] == 1
+    assert sigmas[-1] == 0
+    # 24 x 24 tokens on the line from (256, 0.5) to (4096, 1.15); exp(mu) / (exp(mu) + 1/s - 1).
     mu = 0.5 + (576 - 256) * (1.15 - 0.5) / (4096 - 256)
     even = torch.linspace(1, 1 / 6, 6, dtype=torch.float64)
     expected = torch.exp(torch.tensor(mu)) / (torch.exp(torch.tensor(mu)) + (1 / even - 1))
@@ -149,7 +153,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(
         match=r"text_encoder_2/ \((CLIPTextModelWithProjection|T5EncoderModel)\) is missing",
     ):
         models.load(settings(folder, kind), CPU)
-    other = {"sd3": "flux", "flux": "sd3"}[kind]
+    other = tiny_models.other_than(kind)
     with pytest.raises(
         ValueError,
         match=rf"holds a {STOCK[kind].__name__}; this model.type needs a {STOCK[other].__name__}",
@@ -263,39 +267,43 @@ def test_a_fill_or_control_variant_is_refused(random_flux: Path, tmp_path: Path)
     [("stabilityai/stable-diffusion-3.5-medium", 17), ("black-forest-labs/FLUX.1-dev", 34)],
 )
 def test_weights_that_are_not_there_say_what_to_download(published: str, size: int) -> None:
-    said = pretrained.unreadable(published)
-    assert (
-        f"about {size} GB" in said
-        and f"hf download {published}" in said
-        and "accept its licence" in said
-    )
+    message = pretrained.unreadable(published)
+    assert f"about {size} GB" in message
+    assert f"hf download {published}" in message
+    assert "accept its licence" in message
 
 
 def test_a_hub_id_is_read_from_the_local_cache_when_offline(
-    path: Path, kind: str, tmp_path: Path
+    saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    stored = tmp_path / "models--someone--model"
-    shutil.copytree(path, stored / "snapshots" / ("a" * 40))
-    (stored / "refs").mkdir()
-    (stored / "refs" / "main").write_text("a" * 40)
+    for kind in families.FAMILIES:
+        stored = tmp_path / f"models--someone--{kind}"
+        shutil.copytree(saved(kind), stored / "snapshots" / ("a" * 40))
+        (stored / "refs").mkdir()
+        (stored / "refs" / "main").write_text("a" * 40)
     program = (
         "import sys, torch; from tests.tiny_models import settings; from tp_grpo import models\n"
-        "backbone = models.load(settings(sys.argv[1], sys.argv[2]), torch.device('cpu'))\n"
-        "print(backbone.encode(['a red circle']).embeds.shape)"
+        "def load(name, kind):\n"
+        "    backbone = models.load(settings(f'someone/{name}', kind), torch.device('cpu'))\n"
+        "    print(name, backbone.encode(['a red circle']).embeds.shape)\n"
+        "for kind in sys.argv[1:]: load(kind, kind)\n"
+        "load('else', 'sd3')"
     )
-    environment = {
-        **os.environ,
-        "HF_HUB_CACHE": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *families.FAMILIES],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    for kind in families.FAMILIES:
+        assert f"{kind} torch.Size([1, " in done.stdout, done.stderr
+    assert "'someone/else' is neither a folder here nor a hub repository" in done.stderr
 
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", program, name, kind]
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-        )
 
-    found, missing = run("someone/model"), run("someone/else")
-    assert "torch.Size([1, " in found.stdout, found.stderr
-    assert "neither a folder here nor a hub repository that can be read" in missing.stderr
+def test_the_settings_offer_each_family_and_each_has_a_tiny_checkpoint() -> None:
+    (kind,) = [field for field in dataclasses.fields(ModelSettings) if field.name == "type"]
+    assert kind.metadata["setting"].choices == tuple(families.FAMILIES)
+    assert tuple(tiny_models.SAVE) == tuple(families.FAMILIES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,11 +40,11 @@ def gradients(backbone: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def saved_bytes(backbone: Any) -> int:
     """What autograd keeps of one forward pass, without the parameters, which are there anyway."""
     policy, kept = lora(backbone), {}
-    own = {p.untyped_storage().data_ptr() for p in backbone.transformer.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in backbone.transformer.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -60,7 +61,8 @@ def test_velocity_and_gradients_are_the_same(load: Load, option: dict) -> None:
     v, plain = gradients(load())
     with_option, other = gradients(load(**option))
     torch.testing.assert_close(with_option, v, rtol=1e-5, atol=1e-6)
-    assert plain.keys() == other.keys() and plain
+    assert plain.keys() == other.keys()
+    assert plain
     for name, gradient in plain.items():
         torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7)
 
@@ -71,7 +73,8 @@ def test_compile_compiles_the_blocks(load: Load, monkeypatch: pytest.MonkeyPatch
         torch.nn.Module, "compile", lambda self, backend: compiled.append(type(self).__name__)
     )
     load(compile="inductor")
-    assert compiled and set(compiled) <= {
+    assert compiled
+    assert set(compiled) <= {
         "JointTransformerBlock",
         "FluxTransformerBlock",
         "FluxSingleTransformerBlock",
@@ -83,7 +86,12 @@ def test_gradient_checkpointing_keeps_less(load: Load) -> None:
     assert saved_bytes(load(gradient_checkpointing=True)) < 0.5 * saved_bytes(load())
 
 
-def test_an_attention_backend_gives_the_same_velocity(random_flux: Path) -> None:
+def test_an_attention_backend_gives_the_same_velocity(
+    random_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers makes it the process' default as well: the tests that follow need the old one.
+    registry = attention_dispatch._AttentionBackendRegistry
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
     plain, other = (
         models.load(settings(random_flux, "flux", attention_backend=n), CPU)
         for n in ("", "_native_math")
@@ -94,7 +102,8 @@ def test_an_attention_backend_gives_the_same_velocity(random_flux: Path) -> None
         for m in other.transformer.modules()
         if hasattr(m, "processor")
     }
-    assert len(chosen) == 1 and "math" in chosen.pop().lower()
+    assert len(chosen) == 1
+    assert "math" in chosen.pop().lower()
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
@@ -107,7 +116,8 @@ def test_decoding_in_chunks_gives_the_same_images(load: Load, chunk: int) -> Non
 def test_a_vae_in_bf16_is_close_and_gives_fp32_images(load: Load) -> None:
     exact, rough = load(), load(vae_dtype="bf16")
     x = torch.randn(1, *exact.latent_shape)
-    assert rough.pipeline.vae.dtype == torch.bfloat16 and rough.decode(x).dtype == torch.float32
+    assert rough.pipeline.vae.dtype == torch.bfloat16
+    assert rough.decode(x).dtype == torch.float32
     assert 0 < (rough.decode(x) - exact.decode(x)).abs().mean() < 0.02
 
 
@@ -139,7 +149,8 @@ def test_the_cache_spares_the_encoders_and_gives_the_same(load: Load, tmp_path: 
     expected = first.encode(PROMPTS)
     again = load(embeddings_cache=str(tmp_path))
     seen = counted(again)
-    assert torch.equal(again.encode(PROMPTS).embeds, expected.embeds) and seen == []
+    assert torch.equal(again.encode(PROMPTS).embeds, expected.embeds)
+    assert seen == []
     assert again.text._pipeline is None, "encoders that are not needed are not loaded"
     other = load(embeddings_cache=str(tmp_path), max_sequence_length=10)
     seen = counted(other)

@@ -1,4 +1,4 @@
-"""The embedded world: captions, renderer, scorer, shipped weights, and a miniature of the pretraining."""
+"""The embedded world: captions, renderer, scorer, shipped weights, a miniature pretraining."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def test_rendered_truth_scores_one_and_shuffled_captions_do_not() -> None:
     scorer = ShapesScorer()
     metadata = [m for _, m in chosen]
     truth = scorer(images, [p for p, _ in chosen], metadata)
-    assert truth.extras["exact"].mean() >= 0.995 and truth.extras["graded"].mean() >= 0.999
+    assert truth.extras["exact"].mean() >= 0.995
+    assert truth.extras["graded"].mean() >= 0.999
     shuffled = scorer(images, [p for p, _ in chosen], metadata[7:] + metadata[:7])
-    assert shuffled.extras["exact"].mean() < 0.02 and shuffled.extras["graded"].mean() < 0.65
+    assert shuffled.extras["exact"].mean() < 0.02
+    assert shuffled.extras["graded"].mean() < 0.65
 
 
 def test_the_parts_say_what_is_wrong() -> None:
@@ -71,30 +73,38 @@ def test_the_parts_say_what_is_wrong() -> None:
         "exact": 1,
     }
     flipped = judge(image, {**right, "relation": "below"})
-    assert flipped["position"] == 0 and flipped["exact"] == 0 and flipped["graded"] == 0.75
+    assert flipped["position"] == 0
+    assert flipped["exact"] == 0
+    assert flipped["graded"] == 0.75
     missing = judge(
         image,
         {"objects": [red_circle, blue_square, {"color": "black", "shape": "cross", "count": 2}]},
     )
-    assert (
-        missing["count"] == 0.5 and missing["color"] == pytest.approx(0.5) and missing["exact"] == 0
-    )
+    assert missing["count"] == 0.5
+    assert missing["color"] == pytest.approx(0.5)
+    assert missing["exact"] == 0
     surplus = judge(image, {"objects": [red_circle]})
-    assert surplus["count"] == 0 and surplus["color"] == surplus["shape"] == 0.5
+    assert surplus["count"] == 0
+    assert surplus["color"] == surplus["shape"] == 0.5
     wrong_color = judge(image, {"objects": [{**red_circle, "color": "black"}, blue_square]})
-    assert wrong_color["color"] < 0.6 and wrong_color["shape"] == 1 and wrong_color["count"] == 1
+    assert wrong_color["color"] < 0.6
+    assert wrong_color["shape"] == 1
+    assert wrong_color["count"] == 1
     blank = judge(np.full((48, 48, 3), 240, np.uint8), right)
-    assert blank["graded"] == 0 and blank["exact"] == 0
+    assert blank["graded"] == 0
+    assert blank["exact"] == 0
 
 
 def test_every_color_and_shape_is_told_from_the_others() -> None:
     rng = np.random.default_rng(0)
     for color in COLORS:
         for shape in NAMES:
-            (found,) = components(
+            (component,) = components(
                 render({"objects": [{"color": color, "shape": shape, "count": 1}]}, rng)
             )
-            assert [(c, s) for c in COLORS for s in NAMES if found.is_a(c, s)] == [(color, shape)]
+            assert [(c, s) for c in COLORS for s in NAMES if component.is_a(c, s)] == [
+                (color, shape)
+            ]
 
 
 def test_the_score_mixes_exact_and_graded() -> None:
@@ -131,7 +141,7 @@ def test_the_shipped_weights_are_those_of_the_card() -> None:
 
 def test_the_stock_pipeline_draws_what_the_card_says() -> None:
     figures = json.loads((Path(SHAPES) / "figures.json").read_text())["figures"]
-    said = figures["training captions, no guidance"]["all"]["exact"]
+    expected = figures["training captions, no guidance"]["all"]["exact"]
     pipeline = StableDiffusion3Pipeline.from_pretrained(SHAPES)
     pipeline.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(5)
@@ -139,7 +149,7 @@ def test_the_stock_pipeline_draws_what_the_card_says() -> None:
     chosen = [pool[i] for i in rng.integers(len(pool), size=128)]
     images = card.generate(pipeline, [prompt for prompt, _ in chosen], 1.0, seed=5)
     exact = card.overall(card.by_family(images, chosen), chosen)["exact"]
-    assert abs(exact - said) < 4 * (said * (1 - said) / 128) ** 0.5
+    assert abs(exact - expected) < 4 * (expected * (1 - expected) / 128) ** 0.5
 
 
 def test_a_miniature_of_the_pretraining(tmp_path: Path) -> None:
@@ -158,4 +168,5 @@ def test_muon_orthogonalizes() -> None:
     torch.manual_seed(0)
     for shape in ((3, 16, 48), (2, 48, 16)):
         singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape), steps=5))
-        assert singular.min() > 0.5 and singular.max() < 1.3
+        assert singular.min() > 0.5
+        assert singular.max() < 1.3

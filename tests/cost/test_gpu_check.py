@@ -45,7 +45,7 @@ def test_a_probe_counts_what_it_times(config: Settings) -> None:
         patch.setattr(architecture, "build", counting)
         probed = probe.probe(config, repeats=1)
     # Four steps, a window of two: 4 + 2 * 3 - 1 evaluations a trajectory. Two rollouts (one
-    # warms up), three updates (for the ratio, to warm up) of two steps, with the reference's passes.
+    # warms up), three updates (the ratio, to warm up) of two steps, with the reference's passes.
     assert probed.nfe == 9
     assert probed.images == 6
     assert sum(calls) == 2 * (2 * 9) + 3 * (2 * 2 * 2)

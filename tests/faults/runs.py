@@ -89,13 +89,14 @@ def start(
     at: tuple[str, int] | None = None,
     ranks: int = 1,
     spoil: Mapping[int, str] | None = None,
+    config: str = CONFIG,
 ) -> list[Process]:
     """A process a rank; `at`: (phase, how many times it must have begun) is announced by each.
 
     spoil: rank -> "module.function" that is called before the run.
     """
     chosen = {"output_dir": folder, "run_name": name, **SHORT, **(fields or {})}
-    arguments = [CONFIG, *(f"--config.{field}={value}" for field, value in chosen.items())]
+    arguments = [config, *(f"--config.{field}={value}" for field, value in chosen.items())]
     environments = _environments(ranks)
     return [
         _start(

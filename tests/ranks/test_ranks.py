@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.faults import runs
+from tp_grpo.store.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -50,7 +52,7 @@ WORLDS: dict[str, tuple[int, int, dict[str, str]]] = {
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """{world: the folder of its run}. The reward is smooth, for the embedded one has thresholds."""
     out = tmp_path_factory.mktemp("worlds")
-    runs = [
+    jobs = [
         {
             "name": name,
             "ranks": ranks,
@@ -61,7 +63,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         }
         for name, (ranks, batch, env) in WORLDS.items()
     ]
-    command = [sys.executable, "tests/worlds.py", json.dumps(runs)]
+    command = [sys.executable, "tests/worlds.py", json.dumps(jobs)]
     done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
@@ -110,29 +112,13 @@ def test_ddp_and_fsdp2_agree(worlds: dict[str, Path]) -> None:
     assert distance(ddp, fsdp2) < 1e-5
 
 
-def start(
-    processes: int, out: Path, config: str, *arguments: str
-) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--master-addr=127.0.0.1", f"--master-port={port}", "scripts/train.py"]
-    command += [f"--config={config}", f"--config.output_dir={out}", *arguments]
-    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
 CONFIG = """
 from ml_collections import ConfigDict
 from config import tp_grpo
 
 def get_config(error):
     config = tp_grpo.get_config("shapes_smoke")
-    fields = {"epochs": 1, "sample.batch_size": 2, "rewards.max_failed": 0.6}
-    config.update_from_flattened_dict(fields)
+    config.rewards.max_failed = 0.6
     with config.unlocked():
         scorers = {"tests.scorers:FailsOnRank": {"rank": 1, "error": error}}
         config.rewards.scorers = ConfigDict(scorers, allow_dotted_keys=True)
@@ -140,24 +126,25 @@ def get_config(error):
 """
 
 
-def test_a_scorer_that_fails_on_one_rank_stops_both_or_leaves_both_going(tmp_path: Path) -> None:
-    config = tmp_path / "one_rank.py"
-    config.write_text(CONFIG)
-    programming = start(2, tmp_path / "a", f"{config}:TypeError")
-    output = programming.stdout + programming.stderr
-    assert programming.returncode != 0
-    assert (
-        output.count(
-            "error: the scorer 'tests.scorers:FailsOnRank' failed with TypeError: only here"
-        )
-        == 2
-    ), output
-    data = start(2, tmp_path / "b", f"{config}:RuntimeError")
-    assert data.returncode == 0, data.stdout + data.stderr
-    (line,) = [
-        json.loads(line)
-        for line in next((tmp_path / "b").rglob("metrics.jsonl")).read_text().splitlines()
-        if '"train"' in line
-    ]
+def start(name: str, error: str, folder: Path) -> list[tuple[int, str]]:
+    """Exit code and output of two ranks; on the second the scorer fails with that error."""
+    (folder / "one_rank.py").write_text(CONFIG)
+    config = f"--config={folder / 'one_rank.py'}:{error}"
+    processes = runs.start(folder, name, {"epochs": 1, **runs.PAIR}, ranks=2, config=config)
+    return [process.wait() for process in processes]
+
+
+def test_a_scorer_that_has_a_bug_on_one_rank_stops_both(tmp_path: Path) -> None:
+    for code, output in start("bug", "TypeError", tmp_path):
+        assert code == 3, output
+        failure = "the scorer 'tests.scorers:FailsOnRank' failed with TypeError: only here"
+        assert output.count(f"error: {failure}") == 1
+
+
+def test_a_scorer_that_fails_on_one_rank_s_images_leaves_both_running(tmp_path: Path) -> None:
+    ended = start("data", "RuntimeError", tmp_path)
+    assert [code for code, _ in ended] == [0, 0], ended
+    lines = read_lines(tmp_path / "data" / "metrics.jsonl")
+    (line,) = [line for line in lines if line["kind"] == "train"]
     assert line["failed"] == 0.5
     assert 0 < line["tests.scorers:FailsOnRank/dark"] < 1

@@ -64,7 +64,7 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         (
             1,
             {"sample__batch_size": 7},
-            r"576 images .* batches of it; the nearest that do are 6 and 8",
+            r"576 images .* batches of it; the nearest that work are 6 and 8",
         ),
         (
             1,
@@ -104,7 +104,7 @@ def test_every_world_size_holds_the_same_samples_in_every_update(world_size: int
         (1, {"seed": -1}, "seed = -1"),
         (1, {"train__beta": -0.1}, "train.beta = -0.1 must be at least 0"),
         (1, {"advantage__clip": 0.0}, "advantage.clip = 0.0"),
-        (1, {"train__updates_per_epoch": 5000}, "no value near it does"),
+        (1, {"train__updates_per_epoch": 5000}, "no nearby value works"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_numbers(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tp_grpo.types import cat, index, to
+from tp_grpo.types import Step, cat, index, to
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ def test_index_reorders_repeats_and_slices() -> None:
         index(cond, torch.tensor([4]))
 
 
-def test_cat_needs_a_batch() -> None:
+def test_cat_refuses_no_batches_and_a_mixture() -> None:
     with pytest.raises(ValueError, match="at least one"):
         cat([])
+    with pytest.raises(ValueError, match="mixture of types"):
+        cat([make_cond(0, 1), Step(torch.zeros(1), torch.ones(1), torch.ones(1))])
 
 
 def test_to_moves_every_tensor_and_keeps_the_class() -> None:

@@ -192,5 +192,5 @@ def _nearest(value: int, works: Callable[[int], bool]) -> str:
     above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
     near = [str(v) for v in (below, above) if v is not None]
     if not near:
-        return "no value near it does"
-    return f"the nearest that {'do are' if len(near) == 2 else 'does is'} {' and '.join(near)}"
+        return "no nearby value works"
+    return f"the nearest that {'work are' if len(near) == 2 else 'works is'} {' and '.join(near)}"

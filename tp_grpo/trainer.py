@@ -24,7 +24,6 @@ from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.ranks import agreement, sharding
-from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
@@ -37,7 +36,7 @@ from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
 from tp_grpo.train.update import Updater
-from tp_grpo.types import PromptBatch, Rollout
+from tp_grpo.types import MustStop, PromptBatch, Rollout
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""What travels between the rooms: frozen dataclasses of tensors, and three functions on them.
+"""Data passed between the packages: frozen dataclasses, functions on them, one error.
 
 Legend: `B` samples, `K` SDE steps (the window), `*L` latent dims, `M` (sample, step) pairs.
 """
@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class MustStop(RuntimeError):
+    """Raised on all ranks alike when training must not continue; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,14 @@ class LossStats:
 
 
 def cat(batches: Sequence[T]) -> T:
-    """Join dataclasses of tensors along the leading dim B. Raises ValueError for no batches."""
+    """Join dataclasses of tensors along the leading dim B.
+
+    Raises ValueError for no batches, or batches of several classes.
+    """
     if not batches:
         raise ValueError("cat needs at least one batch, got none")
+    if len({type(batch) for batch in batches}) > 1:
+        raise ValueError(f"cat got a mixture of types: {[type(b).__name__ for b in batches]}")
     return _rebuild(batches[0], lambda name: torch.cat([getattr(b, name) for b in batches]))
 
 

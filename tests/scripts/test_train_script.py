@@ -48,7 +48,7 @@ def run(*arguments: str, out: Path, config: str = CONFIG) -> tuple[int, str]:
         ),
         ("--config.sample.steps=many", CONFIG, "many"),
         ("--config.model.path=no/such/folder", CONFIG, "there is no such folder"),
-        ("--config.sample.group_size=5", CONFIG, "the nearest that do are"),
+        ("--config.sample.group_size=5", CONFIG, "the nearest that work are"),
         (
             "--config.epochs=1",
             "--config=config/tp_grpo.py:shapes_tny",

@@ -22,7 +22,7 @@ from tp_grpo.models.policy import Policy
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.settings import Settings
 
-# Of two moments per parameter; 8-bit ones have a scale per 256 values.
+# Bytes for the two moments of a parameter; 8-bit moments have a scale per 256 values.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}
 
 
@@ -43,7 +43,7 @@ class Flops:
     decode: float
     train: float
     evaluate: float | None
-    forward: float  # of one image, guidance included; the others are made of it
+    forward: float  # of one image, guidance included; the others are multiples of it
 
     @property
     def total(self) -> float:
@@ -123,7 +123,7 @@ def measure(
     dtype = base.DTYPES[config.model.dtype]
     kernels = functools.partial(meter.Kernels, dtype if dtype != torch.float32 else None)
     for parameter in policy.parameters.values():
-        parameter.grad = torch.empty_like(parameter)  # from the second micro-batch on it is there
+        parameter.grad = torch.empty_like(parameter)  # it exists from the second micro-batch on
     if config.model.gradient_checkpointing:
         meter.checkpoint_blocks(backbone.transformer, kernels)
     with _meter(backbone) as training, kernels():

@@ -69,7 +69,7 @@ def turning_point(R: Tensor, *, constraint: bool = True, balance: bool = True) -
 
 
 def value(R: Tensor, group_id: Tensor, *, lam: float = 1.0) -> Credit:
-    """The ladder as a value estimate: what follows a step, less what its state let expect.
+    """The ladder as a value estimate: the reward after a step less the one predicted before it.
 
     `V_j = b_j R[:, j]` estimates the final reward from the state before step j, `V_K = R[:, K]`,
     and step j is given `sum_l lam^l (V_{j+l+1} - V_{j+l})`: generalised advantage estimation

@@ -23,6 +23,7 @@ from torch import Tensor
 from tp_grpo.types import Step
 
 Sigma = float | Tensor
+KINDS = ("sde", "cps")  # of stochastic steps
 
 
 def ode_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
@@ -131,7 +132,7 @@ def step_weights(kind: str, sigmas: Tensor, window: range, *, noise_level: float
 
 
 def _is_sde(kind: str) -> bool:
-    if kind not in ("sde", "cps"):
+    if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: a stochastic step is 'sde' or 'cps'")
     return kind == "sde"
 

@@ -60,8 +60,8 @@ def staircase(
     kind, noise_level: of the SDE steps, see `flow.transition`.
     max_rows: most branch rows in a call. The main rows always make a call of their own, in the
         shape of training, so that an unchanged policy repeats them bit for bit.
-    origin (B,) int64: a row with the same x and condition; the rows of one origin share the
-        completion of state 0. None: each its own.
+    origin (B,) int64: the index of a row with the same x and condition; rows of one origin share
+        the completion of state 0. None: nothing is shared.
 
     All arithmetic is in the dtype of x; the velocity is cast to it. Raises ValueError for a
     schedule or noise of another length, max_rows < 1 or an unknown kind. Source: TP-GRPO, arXiv

@@ -1,4 +1,4 @@
-"""Which adapter reads `model.type`. A new family is a file and a line here; see docs/models.md."""
+"""The adapter of each `model.type`; docs/models.md says how to add one."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class Rule:
     """
 
     name: str
-    read: Callable[[History, Any], Iterable[Reading]]
-    limit: tuple[Callable[[float, float], bool], float | Callable[[Any], float]]
+    read: Callable[[History, Settings], Iterable[Reading]]
+    limit: tuple[Callable[[float, float], bool], float | Callable[[Settings], float]]
     evidence: str
     cause: str
     change: str
@@ -128,7 +128,7 @@ def _series(history: History, name: str) -> list[float]:
     return [record[name] for record in _complete(history, "train", name)]
 
 
-def _median(name: str) -> Callable[[History, Any], list[Reading]]:
+def _median(name: str) -> Callable[[History, Settings], list[Reading]]:
     """Reads the median of the last epochs, once there are enough."""
 
     def read(history: History, config: Settings) -> list[Reading]:
@@ -138,7 +138,7 @@ def _median(name: str) -> Callable[[History, Any], list[Reading]]:
     return read
 
 
-def _change(name: str) -> Callable[[History, Any], list[Reading]]:
+def _change(name: str) -> Callable[[History, Settings], list[Reading]]:
     """Reads the median of the last epochs over that of the first, once they do not overlap."""
 
     def read(history: History, config: Settings) -> list[Reading]:
@@ -270,6 +270,6 @@ RULES = (
         "{value:.1%} of the images got no score, median of {n} epochs, more than {limit:.1%}; "
         "above rewards.max_failed = {config.rewards.max_failed:.0%} the run stops",
         "a reward server that is down or overloaded, or images that a scorer cannot read",
-        "look at the server's messages; lower its batch_size, raise its retries (rewards.scorers)",
+        "look at the server's messages; lower its batch_size, raise its patience (rewards.scorers)",
     ),
 )

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.types import MustStop
 
 MAX_SHOWN = 10  # differences named in a message
-
-
-class MustStop(RuntimeError):
-    """Raised on all ranks alike: what was found must not be trained on."""
 
 
 class DisagreementError(MustStop):

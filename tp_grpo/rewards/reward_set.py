@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from reward_models import Metadata, Scorer, Scores, macros
-from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.rewards.scorer_options import Entry
 from tp_grpo.rewards.scorer_thread import UNAVAILABLE, Batch, ScorerThread, State
+from tp_grpo.types import MustStop
 
 States = dict[str, State]
 

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from tp_grpo.observe.alarms import Alarmed
 from tp_grpo.ranks import peers
-from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.preemption import Preempted
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardSet
 from tp_grpo.run.run_folder import RunFolder
+from tp_grpo.types import MustStop
 
 
 class Run(Protocol):

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tp_grpo.method.completion import COMPLETIONS
 from tp_grpo.method.credit import METHODS
+from tp_grpo.method.flow import KINDS
 from tp_grpo.settings.setting import Section, setting
 
 
@@ -95,9 +97,7 @@ def weight(scorer: Any) -> Any:
 class SampleSettings(Section):
     steps: int = setting("T, denoising steps of a training rollout.", "steps", low=1)
     guidance_scale: float = setting("Strength of the guidance; 1: no classifier-free guidance.")
-    kind: str = setting(
-        "Stochastic step: sde (Flow-GRPO) or cps (Flow-CPS).", choices=("sde", "cps")
-    )
+    kind: str = setting("Stochastic step: sde (Flow-GRPO) or cps (Flow-CPS).", choices=KINDS)
     noise_level: float = setting(
         "Noise of the stochastic steps; at most 1 for cps.",
         above=0,
@@ -118,7 +118,7 @@ class SampleSettings(Section):
         "How states are completed: euler (every step), reuse (euler, but below sigma 0.02 the last "
         "velocity serves again), multistep (second order), strided (every completion_stride-th "
         "step) or tweedie (the x_0 that the state predicts).",
-        choices=("euler", "reuse", "multistep", "strided", "tweedie"),
+        choices=COMPLETIONS,
     )
     completion_steps: int = setting(
         "multistep: evaluations per completion, a branch's own included.", "evaluations", low=1

@@ -81,8 +81,8 @@ def roll_out(
 ) -> Pending:
     """Sample a batch with its branches, decode every completion, and start scoring the images.
 
-    cond: of the batch, on the device. sample: the settings of that name. key: of the noise, beside
-    prompt and member. clock: counts the rows evaluated and the images decoded and scored.
+    cond: the batch's condition, on the device. sample: `settings.sample`. key: seeds the noise,
+    together with prompt and member. clock: counts rows evaluated, images decoded and scored.
     """
     clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
     velocity = velocity_of(backbone, sigmas, cond, sample.guidance_scale)

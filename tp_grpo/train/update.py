@@ -19,11 +19,10 @@ from torch import Tensor
 from tp_grpo.method import flow
 from tp_grpo.method.objectives.grpo import grpo
 from tp_grpo.plan import Plan
-from tp_grpo.ranks.agreement import MustStop
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.settings import SampleSettings, TrainSettings
 from tp_grpo.train.learner import Learner
-from tp_grpo.types import LossStats, Rollout, Step, cat, to
+from tp_grpo.types import LossStats, MustStop, Rollout, Step, cat, to
 
 Entry = tuple[int, int]  # a rollout batch of the update, and one of its steps
 STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
@@ -101,7 +100,7 @@ class Updater:
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.train.max_grad_norm)
         finite = bool(torch.isfinite(norm))
-        # What is NaN on the way forward is NaN on the way back: then the gradient is at fault.
+        # A NaN in the forward pass gives a NaN gradient too: report that, not the ratio.
         if fresh and (finite or not math.isnan(ratio_dev)):
             self._check_ratio(ratio_dev)
         if finite or self.accelerator.scaler is not None:  # a loss scaler skips by itself

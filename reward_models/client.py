@@ -103,10 +103,11 @@ class RemoteScorer:
                 method, path, content=body, headers=headers
             )
         except httpx.TransportError as error:
-            message = f"no answer from the reward server at {self.url}"
-            reason = f"({type(error).__name__}: {error}); is it running?"
+            where = f"{self.url} ({type(error).__name__}: {error})"
             command = f"python -m reward_models.server --scorers '{{\"{self.name}\": {{}}}}'"
-            raise Unavailable(f"{message} {reason} {command}") from error
+            raise Unavailable(
+                f"no answer from the reward server at {where}; is it running? {command}"
+            ) from error
         try:
             reply = response.json()
         except ValueError:

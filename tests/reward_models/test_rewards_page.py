@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import reward_models
-from config import base
+from config import base, recipes
 from reward_models.doctor import OK, check_of, examine
 from tp_grpo.rewards.reward_set import RewardSet
+from tp_grpo.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 
@@ -30,9 +31,10 @@ def test_the_example_scorer_runs_as_printed(
     monkeypatch.syspath_prepend(tmp_path)
     module, recipe, usage = blocks("Your own scorer in ten lines")
     (tmp_path / "my_rewards.py").write_text(module)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"shapes_tiny": recipes.shapes_tiny}  # as in config/recipes.py
     exec(compile(recipe + usage, "docs/rewards.md", "exec"), names)
     config = base.get_config()
+    config.run_name = "redness"
     with config.unlocked():
         names["redness"](config)
 
@@ -40,7 +42,9 @@ def test_the_example_scorer_runs_as_printed(
     images[0, ..., 0], images[1, ..., 2] = 255, 255
     assert names["scorer"](images, ["", ""], [{}, {}]).score.tolist() == [2, -1]
     assert examine("redness", "my_rewards:Redness", {}).state == OK
-    rewards = RewardSet(config.rewards.scorers.to_dict()).score(images, ["", ""], [{}, {}])
+    scorers = dict(Settings.read(config).rewards.scorers)
+    assert scorers.pop("shapes")["weight"] == 0
+    rewards = RewardSet(scorers).score(images, ["", ""], [{}, {}])
     assert rewards.total.tolist() == [2, -1]
     assert rewards.extras["my_rewards:Redness/red"].tolist() == [1, 0]
 

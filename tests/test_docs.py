@@ -203,7 +203,9 @@ def test_each_line_of_the_first_real_run_fits_the_next() -> None:
     config = recipes.build("tp_grpo", "turning_point", "pickscore_sd3_80gb")
     assert config.model.path in download
     assert download[config.model.path] == [
-        word for name in pretrained.PUBLISHED[config.model.path][1] for word in ("--exclude", name)
+        word
+        for name in pretrained.published()[config.model.path]["download"]["exclude"]
+        for word in ("--exclude", name)
     ]
     assert download[PickScore.weights.repo] == list(PickScore.weights.files)
     patterns = download[PickScore.processor_weights.repo][1::2]

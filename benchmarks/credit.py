@@ -130,19 +130,19 @@ def main() -> None:
         finally:
             pool.shutdown(cancel_futures=True)
     seeds = range(1, arguments.seeds + 1)
-    found = {
+    measured = {
         name: curves.read([out / f"{METHODS[name].run}-{seed}" for seed in seeds], arguments.score)
         for name in arguments.methods
     }
     figure = arguments.figure or out / "curves.png"
-    curves.draw(found, arguments.score, figure)
+    curves.draw(measured, arguments.score, figure)
     load = f"{arguments.jobs} runs at a time on {cores} cores, {threads} threads each"
     machine = f"{platform.machine()}, torch {torch.__version__}, {date.today()}"
     print(
         f"\n{arguments.recipe}, {arguments.score}, {arguments.seeds} seeds, {load}, {machine}; "
         f"figure: {figure}\n"
     )
-    print(f"{curves.compare(found, BASELINE)}\n\n{curves.table(found)}")
+    print(f"{curves.compare(measured, BASELINE)}\n\n{curves.table(measured)}")
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ class Curve:
 
     def at(self, second: float) -> tuple[float, float]:
         """Mean score after N seconds, linear between evaluations, and its error over seeds."""
-        own = [float(np.interp(second, self.seconds, scores)) for scores in self.scores]
-        return statistics.mean(own), statistics.stdev(own) / len(own) ** 0.5 if len(
-            own
+        values = [float(np.interp(second, self.seconds, scores)) for scores in self.scores]
+        return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(
+            values
         ) > 1 else 0.0
 
     def seconds_to(self, score: float) -> float | None:
@@ -81,10 +81,10 @@ def read(folders: Sequence[Path], score: str) -> Curve:
     epochs = sorted(set.intersection(*map(set, paths)))
     last = {0: {"updates": 0.0, "nfe": 0.0}} | {line["epoch"]: line for line in training[0]}
     scores, gains = [], []
-    for own in paths:
-        found = [_scores(own[epoch], score) for epoch in epochs]
-        scores.append([mean_and_error(values, prompts)[0] for values, prompts in found])
-        gains.append([mean_and_error(values - found[0][0], prompts) for values, prompts in found])
+    for by_epoch in paths:
+        seeds = [_scores(by_epoch[epoch], score) for epoch in epochs]
+        scores.append([mean_and_error(values, prompts)[0] for values, prompts in seeds])
+        gains.append([mean_and_error(values - seeds[0][0], prompts) for values, prompts in seeds])
     updates, evaluations = ([last[epoch][name] for epoch in epochs] for name in ("updates", "nfe"))
     return Curve(epochs, updates, evaluations, [second * epoch for epoch in epochs], scores, gains)
 
@@ -105,8 +105,8 @@ def compare(curves: dict[str, Curve], baseline: str) -> str:
         ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, curve in curves.items():
-        own = float(np.interp(updates, curve.updates, curve.seconds))
-        reached = [curve.at(second) for second in (own, seconds)]
+        equal_updates = float(np.interp(updates, curve.updates, curve.seconds))
+        reached = [curve.at(second) for second in (equal_updates, seconds)]
         cells = [method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in reached)]
         times = [curve.seconds_to(target) for target in targets]
         cells += ["not reached" if time is None else f"{time:.0f}" for time in times]
@@ -127,7 +127,7 @@ def table(curves: dict[str, Curve]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, curve in curves.items():
         for i in range(1, len(curve.epochs)):
-            gains = ", ".join(f"{own[i][0]:+.3f} ± {own[i][1]:.3f}" for own in curve.gains)
+            gains = ", ".join(f"{gain[i][0]:+.3f} ± {gain[i][1]:.3f}" for gain in curve.gains)
             cells = [method, f"{curve.updates[i]:.0f}", f"{curve.evaluations[i] / 1000:.0f} k"]
             cells += [
                 f"{curve.seconds[i]:.0f}",

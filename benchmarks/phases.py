@@ -25,10 +25,10 @@ WORK = {"rollout": "evaluations_rollout", "decode": "images_decode", "update": "
 def report(recipe: str, epochs: int) -> list[str]:
     """Medians over the epochs after the first. AssertionError if too many seconds are missing."""
     lines = _train(recipe, epochs)[1:]
-    told = [
+    names = [
         name for name in lines[0] if name.partition("_")[0] in ("seconds", "evaluations", "images")
     ]
-    median = {name: statistics.median(line[name] for line in lines) for name in told}
+    median = {name: statistics.median(line[name] for line in lines) for name in names}
     phases = {
         name.removeprefix("seconds_"): value
         for name, value in median.items()

@@ -28,16 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--runs", nargs="+", action="append", required=True, metavar=("METHOD", "RUN")
     )
     parser.add_argument("--folder", type=Path, default=reference.CURVES)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         curves = reference.make(
-            {method: [read(Path(run)) for run in runs] for method, *runs in given.runs}
+            {method: [read(Path(run)) for run in runs] for method, *runs in options.runs}
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    given.folder.mkdir(parents=True, exist_ok=True)
-    path = given.folder / f"{given.name}.json"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / f"{options.name}.json"
     path.write_text(json.dumps(curves, sort_keys=True) + "\n")
     print(path)
     return 0

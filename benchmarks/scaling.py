@@ -103,9 +103,9 @@ def report(*, quick: bool, say: Callable[[str], None]) -> list[str]:
     torch.set_num_threads(1)
     repeats = 3 if quick else 5
     for section in (evaluations, group, resolution, processes, memory):
-        own = [*section(repeats, quick), ""]
-        say("\n".join(own))
-        lines += own
+        table = [*section(repeats, quick), ""]
+        say("\n".join(table))
+        lines += table
     torch.set_num_threads(threads)
     return lines
 
@@ -176,8 +176,8 @@ def processes(repeats: int, quick: bool) -> list[str]:
     """The same 16 images by 1 and 2 processes of one thread each, as ranks share a group."""
     lines = ["| processes | ms, 16 images | against 1 |", "|---|---|---|"]
     seconds = {count: _spread(count, 16, repeats) for count in (1, 2)}
-    for count, own in seconds.items():
-        lines.append(f"| {count} | {1000 * own:.0f} | {seconds[1] / own:.2f} x |")
+    for count, elapsed in seconds.items():
+        lines.append(f"| {count} | {1000 * elapsed:.0f} | {seconds[1] / elapsed:.2f} x |")
     return lines
 
 
@@ -194,7 +194,7 @@ def _spread(count: int, images: int, repeats: int) -> float:
     times = [results.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join()
-    return statistics.median(max(own) for own in zip(*times, strict=True))
+    return statistics.median(max(ranks) for ranks in zip(*times, strict=True))
 
 
 def _worker(barrier: Any, results: Any, images: int, repeats: int) -> None:

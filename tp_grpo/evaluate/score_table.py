@@ -39,7 +39,7 @@ class ScoreTable:
                 draft.write_text(json.dumps(settings, indent=1))
         if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("a") as file:
-                file.write("\n")  # or a line that a kill cut short would swallow the next
+                file.write("\n")  # so that the next row does not join a line cut short
 
     def append(self, batch: PromptBatch, rewards: Rewards) -> None:
         """Write the images that have a total; a resumed evaluation tries the others again."""

@@ -1,4 +1,4 @@
-"""Which rank is gone: each rank beats in the store they met in, and one per machine watches.
+"""Detects lost ranks: each rank counts up in the shared store; one rank per machine watches.
 
 The watcher needs no collective to fail: NCCL's fail late, and outside Python.
 """
@@ -20,7 +20,7 @@ _NO_STORE = "the store of machine 0 does not answer, and with it {}: that machin
 
 
 def rank_name(rank: int) -> str:
-    """This process, for people. torch's launcher calls the machine's number GROUP_RANK."""
+    """Name of this process in messages; torch's launcher numbers machines by GROUP_RANK."""
     return f"rank {rank} on machine {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"
 
 
@@ -30,7 +30,7 @@ class Peers:
     def __init__(
         self, rank: int, names: list[str], timeout_s: float, store: distributed.Store | None = None
     ) -> None:
-        """names: of all ranks; timeout_s: of collectives, for messages; store: or the group's."""
+        """names: one per rank; timeout_s: quoted in messages; store: default, the group's."""
         self.rank, self.names, self.timeout_s = rank, names, timeout_s
         self._store = store or distributed.distributed_c10d._get_default_store()
         self._counts = [0] * len(names)
@@ -42,7 +42,7 @@ class Peers:
         _LIVE.append(self)
 
     def close(self) -> None:
-        """Called where all ranks leave: from now on nobody is missed."""
+        """Called where all ranks leave; silent ranks are no longer reported."""
         self._stopped.set()
         with contextlib.suppress(RuntimeError):
             self._store.add(_key(self.rank), LEFT)

@@ -21,7 +21,7 @@ PHASES = {
 
 
 class Bar(Protocol[Shown]):
-    """An iterable that shows how far it is, and a text after that."""
+    """An iterable that shows its progress, followed by a text."""
 
     def __iter__(self) -> Iterator[Shown]: ...
 

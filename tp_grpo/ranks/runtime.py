@@ -176,7 +176,7 @@ def _words(error: Exception | None) -> str:
 
 
 def _blame(words: list[str], names: list[str]) -> str:
-    """Each rank's words after its name; words that all share are said once."""
+    """Each rank's message after its name; one that all share appears once."""
     if len(set(words)) == 1:
         return words[0]
     return "\n".join(f"{name}: {text}" for name, text in zip(names, words, strict=True) if text)

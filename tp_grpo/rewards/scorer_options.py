@@ -1,4 +1,4 @@
-"""What `rewards.scorers` states of one scorer: its weight, its thread's options and its own."""
+"""One entry of `rewards.scorers`: the scorer's weight, its thread's options and its own options."""
 
 from __future__ import annotations
 

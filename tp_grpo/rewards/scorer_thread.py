@@ -109,7 +109,7 @@ def _finite(values: Any, n: int) -> np.ndarray:
 
 
 class ScorerThread:
-    """Scores one batch after another, in the order they come, and so is the scorer's lock as well.
+    """Scores batches one at a time, in order, so that the scorer needs no lock.
 
     On a GPU the scorer has its own CUDA stream.
     """

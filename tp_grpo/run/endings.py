@@ -24,7 +24,7 @@ class Run(Protocol):
 
 
 class Ending:
-    """`words` with the reason filled in; `together`: all ranks end so, and rank 0 alone prints."""
+    """`words` with the reason; `together`: all ranks end for the same one, only rank 0 prints."""
 
     code: int
     words = "error: {}"
@@ -86,7 +86,7 @@ class LostRank(Ending):
 
 
 class FullDisk(Ending):
-    """What had to be saved found no room."""
+    """The disk is full."""
 
     code, words = 4, "error: {}; make room"
 

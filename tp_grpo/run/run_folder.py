@@ -1,4 +1,4 @@
-"""A run's folder: locked for one run; what that resumes from, saves and exports."""
+"""A run's folder: its lock, checkpoints and exports."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from tp_grpo.train.learner import Learner
 
 
 class RunFolder:
-    """`origin`: the checkpoint to resume from, None for a new run; dropped once it is restored.
+    """Locks a run's folder, finds the checkpoint to resume from, saves and exports.
 
-    Its `tracker` is empty when the run starts a new curve. A checkpoint is copied into host memory
+    origin: the checkpoint to resume from, None for a new run; dropped once it is restored. Its
+    `tracker` is empty when the run starts a new curve. A checkpoint is copied into host memory
     and written during the next epoch, on a thread of rank 0: `settle` before reading `checkpoints`.
     """
 

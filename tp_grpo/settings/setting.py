@@ -15,7 +15,7 @@ class Setting:
     meaning: str
     unit: str = ""
     low: float | None = None
-    high: float | None = None  # only beside `low`
+    high: float | None = None  # only together with `low`
     above: float | None = None  # an exclusive bound
     choices: tuple[str, ...] = ()
     required: str = ""  # why the text must not be empty

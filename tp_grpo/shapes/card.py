@@ -135,9 +135,9 @@ def by_family(pixels: np.ndarray, chosen: list[captions.Caption]) -> dict[str, d
     for i, (_, metadata) in enumerate(chosen):
         rows[metadata["tag"]].append(i)
     return {
-        tag: {name: float(scores.extras[name][own].mean()) for name in ("exact", "graded")}
-        | {"n": len(own)}
-        for tag, own in sorted(rows.items())
+        tag: {name: float(scores.extras[name][indices].mean()) for name in ("exact", "graded")}
+        | {"n": len(indices)}
+        for tag, indices in sorted(rows.items())
     }
 
 
@@ -156,16 +156,16 @@ def provenance(*, seed: int, schedule: Any, seconds: float) -> dict[str, Any]:
     }
 
 
-def write(out: Path, figures: Figures, made: dict[str, Any]) -> None:
-    """README.md (the card), figures.json and SHA256SUMS beside the weights."""
+def write(out: Path, figures: Figures, origin: dict[str, Any]) -> None:
+    """README.md (the card), figures.json and SHA256SUMS next to the weights."""
     (out / "figures.json").write_text(
-        json.dumps({"made": made, "figures": figures}, indent=1) + "\n"
+        json.dumps({"made": origin, "figures": figures}, indent=1) + "\n"
     )
     sums = {str(p.relative_to(out)): _sha256(p) for p in sorted(out.rglob("*.safetensors"))}
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     listed = "\n".join(f"- `{name}` `{digest}`" for name, digest in sums.items())
     (out / "README.md").write_text(
-        CARD.format(**made, tokens=T5_TOKENS, table=_table(figures), sums=listed)
+        CARD.format(**origin, tokens=T5_TOKENS, table=_table(figures), sums=listed)
     )
 
 
@@ -226,8 +226,8 @@ count and relation is right, `graded` the mean of the parts (`reward_models/shap
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    made = json.loads((folder / "figures.json").read_text())["made"]
-    write(folder, measure(folder, images=made["card_images"], seed=made["seed"]), made)
+    origin = json.loads((folder / "figures.json").read_text())["made"]
+    write(folder, measure(folder, images=origin["card_images"], seed=origin["seed"]), origin)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Checkpoints:
         self.tidy()
 
     def tidy(self) -> None:
-        """Mark the best; remove what need not stay, and what a kill has left half removed."""
+        """Mark the best; remove checkpoints that need not stay, and half-removed leftovers."""
         best, link = self.best(), self.folder / BEST
         if best is None:
             link.unlink(missing_ok=True)

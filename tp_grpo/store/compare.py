@@ -33,7 +33,7 @@ FREE_FIELDS = (
     "rewards.scorers.*.remote",
     "rewards.scorers.*.patience",
 )
-# What a run that branches off another's checkpoint must keep: what its weights and states are of.
+# What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
 BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
 
 

@@ -226,7 +226,7 @@ def test_a_few_nans_cost_only_themselves(smoke: Smoke) -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"model__path": "no/such/place"}, "no such folder"),
+        ({"model__path": "no/such/place"}, "is neither a folder nor a hub id"),
         ({"model__path": "tests"}, "no model_index.json"),
         (
             {"model__path": "no/place"},

@@ -47,7 +47,7 @@ def run(*arguments: str, out: Path, config: str = CONFIG) -> tuple[int, str]:
             "No such file or directory: 'config/no.py'",
         ),
         ("--config.sample.steps=many", CONFIG, "many"),
-        ("--config.model.path=no/such/folder", CONFIG, "there is no such folder"),
+        ("--config.model.path=no/such/folder", CONFIG, "is neither a folder nor a hub id"),
         ("--config.sample.group_size=5", CONFIG, "the nearest that work are"),
         (
             "--config.epochs=1",

@@ -55,19 +55,25 @@ def test_a_signal_while_it_loads_is_answered_at_the_first_batch(tmp_path: Path) 
     assert "no epoch was finished yet" in output
 
 
+@pytest.mark.parametrize(
+    "at, saved", [(("write", 2), 2), (("update", 3), 1)], ids=["write", "update"]
+)
 def test_ctrl_c_finishes_the_checkpoint_and_the_same_command_resumes(
-    tmp_path: Path, undisturbed: Path
+    at: tuple[str, int], saved: int, tmp_path: Path, undisturbed: Path
 ) -> None:
-    (process,) = runs.start(tmp_path, "run", at=("write", 2))
+    """While a checkpoint is written, and in the middle of the second epoch."""
+    (process,) = runs.start(tmp_path, "run", at=at)
     assert process.reached()
     os.kill(process.pid, signal.SIGINT)
     code, output = process.wait()
     assert code == 130, output
     assert "stopped by Ctrl-C" in output
-    assert f"everything up to epoch 2 is in {tmp_path}/run; the same command resumes" in output
+    assert (
+        f"everything up to epoch {saved} is in {tmp_path}/run; the same command resumes" in output
+    )
     assert "Traceback" not in output
     output = runs.finish(tmp_path, "run")
-    assert "resuming from epoch 2" in output
+    assert f"resuming from epoch {saved}" in output
     assert output.rstrip().endswith("run/report.html")
     runs.assert_same_weights(tmp_path / "run", undisturbed)
 

@@ -1,6 +1,11 @@
 """Draw one trajectory of a run: the completed images, their rewards, the turning points.
 
-python scripts/ladder_figure.py runs/quickstart ladder.png --epoch 20 --row 1
+    python scripts/ladder_figure.py runs/quickstart ladder.png --epoch 35 --row 11
+
+docs/ladder.png, whose epoch the quick start keeps only if it is the last, was made by
+
+    bash scripts/quickstart.sh --config.run_name=turn --config.epochs=20
+    python scripts/ladder_figure.py runs/turn docs/ladder.png --row 1
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ import venv, ensurepip' 2>&1 | tail -n 1)" || fail "'$1' cannot make .venv: ${la
         "Python 3.10 or newer with venv and ensurepip is needed. Debian and Ubuntu: apt-get install python3-venv," \
         "others: https://www.python.org/downloads/. Name it by PYTHON=/path/to/python3 bash scripts/$(basename "$0")"
     free="$(df -Pk "$ROOT" | awk 'NR == 2 { print $4 }')"
-    # What an earlier attempt left, in kB too, needs no more room.
-    held="$({ du -sck "$VENV" "${UV_CACHE_DIR:-${HOME:-}/.cache/uv}" 2>/dev/null || true; } | awk 'END { print $1 + 0 }')"
+    # An earlier .venv is replaced. uv's cache does not count: it may be that of other projects.
+    held="$({ du -sk "$VENV" 2>/dev/null || true; } | awk 'END { print $1 + 0 }')"
     [ $((free + held)) -ge $((DISK_GB * 1048576)) ] ||
         fail "too little disk: $((free / 1048576)) GB free at $ROOT, $DISK_GB GB needed" \
             "Most of it is torch with its CUDA libraries. Make room, or move the repository to a larger disk."

@@ -227,10 +227,18 @@ def test_too_little_disk(checkout: Checkout) -> None:
     assert not checkout.venv.exists()
 
 
-def test_what_an_earlier_attempt_left_needs_no_more_disk(checkout: Checkout) -> None:
-    (checkout.root.parent / "tools" / "du").write_text("#!/bin/bash\necho 5242880 total\n")
-    (checkout.root.parent / "tools" / "du").chmod(0o755)
-    assert checkout.quickstart(FAKE_FREE_KB=str(2 * 1024 * 1024)).returncode == 0
+@pytest.mark.parametrize("free_gb, enough", [(2, True), (0, False)])
+def test_an_earlier_venv_counts_as_room_and_a_cache_does_not(
+    checkout: Checkout, free_gb: int, enough: bool
+) -> None:
+    du = checkout.root.parent / "tools" / "du"
+    du.write_text(
+        f'#!/bin/bash\n[ "$*" = "-sk {checkout.venv}" ] && echo 5242880 || echo 99999999\n'
+    )
+    du.chmod(0o755)
+    result = checkout.quickstart(FAKE_FREE_KB=str(free_gb * 1024 * 1024))
+    assert (result.returncode == 0) == enough, result.stderr
+    assert ("too little disk" in result.stderr) != enough
 
 
 # When it installs

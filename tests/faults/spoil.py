@@ -11,6 +11,7 @@ import torch
 import tp_grpo.data.prompts
 import tp_grpo.trainer
 from tp_grpo.plan import Plan
+from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.train.update import Updater
 
 
@@ -47,3 +48,14 @@ def window() -> None:
 def config() -> None:
     """It was started with another learning rate."""
     sys.argv.append("--config.train.learning_rate=0.5")
+
+
+def waiting_for_writes() -> None:
+    """No epoch begins before the last one's checkpoint is written, and its seconds known."""
+    save = RunFolder.save
+
+    def save_and_wait(self: RunFolder, *arguments: Any, **options: Any) -> None:
+        save(self, *arguments, **options)
+        self._wait()
+
+    RunFolder.save = save_and_wait  # type: ignore[method-assign]

@@ -129,7 +129,9 @@ def test_a_signal_to_any_rank_stops_both_at_one_point_and_nothing_is_lost(
     undisturbed_pair: Path,
 ) -> None:
     fields = {**runs.PAIR, "checkpoint.grace": grace}
-    processes = runs.start(tmp_path, "run", fields, at=("update", 3), ranks=2)  # in epoch 2
+    timed = {0: "tests.faults.spoil.waiting_for_writes"}  # else it would not trust the grace
+    at = ("update", 3)  # in epoch 2
+    processes = runs.start(tmp_path, "run", fields, at=at, ranks=2, spoil=timed)
     assert all(process.reached() for process in processes)
     os.kill(processes[rank].pid, number)
     (code, output), (other_code, silence) = [process.wait() for process in processes]

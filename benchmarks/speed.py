@@ -38,7 +38,7 @@ from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.train.learner import Learner, make_optimizer
 from tp_grpo.train.rollout import velocity_of
 from tp_grpo.train.update import Updater
-from tp_grpo.types import Rollout
+from tp_grpo.types import Trajectories
 
 COMPLETIONS = ("euler", "reuse")
 STACKED = 3  # steps in a backward pass, beside the default of one
@@ -117,15 +117,13 @@ class Real:
         self.policy = self.learner.policy
         self.sigmas = self.backbone.sigmas(config.sample.steps)
         self.plan = make_plan(config, 1, branches=True).at(self.sigmas.tolist())
-        self.updater = Updater(
-            runtime.accelerator, self.learner, self.plan, sample=config.sample, train=config.train
-        )
+        self.updater = Updater(runtime.accelerator, self.learner, self.plan, config)
         self.states: Tensor
-        self.means: Tensor
+        self.velocities: Tensor
 
     def roll_out(self, completion: str = "euler") -> Tensor:
         sample = self.config.sample
-        self.states, self.means, clean = sampler.staircase(
+        self.states, self.velocities, clean = sampler.staircase(
             velocity_of(self.backbone, self.sigmas, self.cond, 1.0),
             self.noise[:, 0],
             self.sigmas,
@@ -138,8 +136,8 @@ class Real:
         return clean
 
     def update(self, *, fresh: bool, stacked: int = 1) -> float:
-        self.updater.plan = replace(self.plan, stacked=stacked)
-        rollout = Rollout(self.cond, self.states, self.means)
+        self.updater.begin(replace(self.plan, stacked=stacked))
+        rollout = Trajectories(self.cond, self.states, self.velocities, self.states[:, :0])
         return self.updater.step([rollout], [self.advantages], fresh=fresh)["grad_norm"]
 
 

@@ -77,12 +77,26 @@ def _sample(c: ConfigDict) -> None:
     c.sample.guidance_scale = 4.5  # Strength of the guidance; 1: no classifier-free guidance.
     c.sample.kind = "cps"  # Stochastic step: sde (Flow-GRPO) or cps (Flow-CPS).
     c.sample.noise_level = 0.7  # Noise of the stochastic steps; at most 1 for cps.
-    c.sample.window_start = 0  # First stochastic step.
-    c.sample.window_size = 9  # K, stochastic steps; all of them are trained.
+    # What the images of a prompt share: trajectories (the prompt alone) or shared_state (all steps
+    # up to a state of the window, where the policy draws group_size next states).
+    c.sample.groups = "trajectories"
+    # shared_state: the window's step at which a group forks: spread (in proportion to how much the
+    # rewards of a group have differed there), uniform or first.
+    c.sample.fork = "spread"
+    # Place of the window: fixed (window_start), random (drawn for each epoch, Flow-GRPO-Fast) or
+    # sliding (a step later every window_every epochs, then from the start; MixGRPO).
+    c.sample.window = "fixed"
+    c.sample.window_start = 0  # First stochastic step; of random and sliding the least.
+    # K, stochastic steps; all of them are trained. shared_state: the steps to fork at.
+    c.sample.window_size = 9
+    # random, sliding: the step that the window ends before at the latest; 0: the last.
+    c.sample.window_stop = 0
+    c.sample.window_every = 12  # sliding: epochs at one place.
     c.sample.groups_per_epoch = 48  # Prompts per epoch, over all ranks.
     c.sample.group_size = 24  # Images per prompt.
-    c.sample.batch_size = 9  # Images per model call.
-    c.sample.max_rows = 36  # ODE branches per model call.
+    # Rows of a model call on the trajectories: images; of shared_state groups.
+    c.sample.batch_size = 9
+    c.sample.max_rows = 36  # ODE branches, or candidates of shared states, per model call.
     # How states are completed: euler (every step), reuse (euler, but below sigma 0.02 the last
     # velocity serves again), multistep (second order), strided (every completion_stride-th step) or
     # tweedie (the x_0 that the state predicts).
@@ -109,8 +123,40 @@ def _credit(c: ConfigDict) -> None:
     c.credit.lam = 1.0
 
     c.advantage = ConfigDict()
-    c.advantage.global_std = False  # Divide by the std of the epoch's column, not of the group.
+    # Divide by the std of the epoch's column (of the groups with the same fork step), not of the
+    # group.
+    c.advantage.global_std = False
     c.advantage.clip = 5.0  # Advantages are clamped to +- this.
+    # Multiply the difference from the group's mean by this; 0: divide it by the std.
+    c.advantage.scale = 0.0
+    # Mean and std of each step, or joint ones of all of a group's steps (Stepwise).
+    c.advantage.over = "step"
+    # Several scores: sum (advantages of the weighted sum) or gdpo (the weighted sum of each score's
+    # advantages, whitened over the epoch).
+    c.advantage.combine = "sum"
+
+    c.objective = ConfigDict()
+    # Loss of an update. On the next states: grpo, guard, dppo. On clean images: matching (at the
+    # states that sampling visited), nft, elbo_pg, awm, dgpo (noised afresh).
+    c.objective.name = "grpo"
+    c.objective.timesteps = 2  # nft, elbo_pg, awm, dgpo: times at which each image is noised.
+    # nft, elbo_pg, awm, dgpo: share of the rollout's times, from sigma = 1, to draw from.
+    c.objective.noisiest = 1.0
+    c.objective.dppo_limit = 1e-5  # dppo: KL of a step at which its trust region ends.
+    c.objective.trust = 1.0  # matching: weight of the pull towards the policy that sampled.
+    c.objective.nft_mix = 1.0  # nft: its beta, the share of the policy in the velocities v+ and v-.
+    c.objective.elbo_form = "no_ratio"  # elbo_pg: form of the loss. One of: ratio, no_ratio, par.
+    c.objective.awm_power = 0.25  # awm: power of the matching error in the log-prob.
+    c.objective.awm_clip = 1.0  # awm: clip range of the ratio.
+    c.objective.awm_pull = 1.0  # awm: weight of the distance from the running average.
+    c.objective.dgpo_sharpness = 10.0  # dgpo: its beta, how sharply a group is compared.
+    c.objective.dgpo_clip = 1e-3  # dgpo: range of the ratio beyond which an image rests.
+    # The old policy, which samples, becomes the policy after each of so many epochs; then it
+    # follows: old = eta old + (1 - eta) policy.
+    c.objective.old_flat = 0
+    # How much eta rises with each epoch; 0: the old policy is always the newest.
+    c.objective.old_ramp = 0.0
+    c.objective.old_max = 0.5  # Largest eta.
 
 
 def _train(c: ConfigDict) -> None:

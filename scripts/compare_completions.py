@@ -90,7 +90,7 @@ def measure(
         chosen = [(group, member) for group in groups for member in range(plan.group_size)]
         batch = known.batch(*zip(*chosen, strict=True))
         cond = conditions_of(encode_once(backbone, batch.prompts), batch.prompts, backbone.device)
-        options: Any = {"sample": config.sample, "key": (config.seed, epoch), "keep_images": False}
+        options: Any = {"config": config, "key": (config.seed, epoch), "keep_images": False}
         for repeat in range(_REPEATS.value):
             for name, variant in plans.items():
                 start = time.perf_counter()

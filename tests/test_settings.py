@@ -67,7 +67,8 @@ def test_each_choice_is_taken_and_no_other(name: str, setting: Setting, kind: st
     several = kind.startswith("tuple")
     field = name.replace(".", "__")
     for choice in setting.choices:
-        fields = {"model__embeddings_cache": "a", field: (choice,) if several else choice}
+        fields: dict[str, object] = {"model__embeddings_cache": "a", "credit__name": "terminal"}
+        fields |= {"sample__batch_size": 24, field: (choice,) if several else choice}
         assert Settings.read(config(**fields))
     (mistake,) = refusal(**{field: ("sd9",) if several else "sd9"})
     assert mistake.startswith(name)

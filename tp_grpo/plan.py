@@ -6,21 +6,30 @@ that would work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tp_grpo.method.completion import Completion
+from tp_grpo.method.credit import needs_branches
+from tp_grpo.settings import points_of
+from tp_grpo.settings.batches import check_batches
 
 if TYPE_CHECKING:
-    from tp_grpo.settings import SampleSettings, Settings, TrainSettings
+    from tp_grpo.settings import SampleSettings, Settings
 
 Slot = tuple[int, int]  # (position of the group in the epoch, member of the group)
+WINDOW = 3  # key of the windows' draws
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an epoch does. T = steps, K = len(window); images and evaluations are over all ranks."""
+    """What an epoch does. T = steps, K = len(window); images and evaluations are over all ranks.
+
+    A row of a rollout call is an image, or with shared states a group.
+    """
 
     world_size: int
     completion: Completion  # of a rollout: its steps, its SDE window, the states it completes
@@ -31,6 +40,44 @@ class Plan:
     batches_per_update: int  # on each rank
     stacked: int = 1  # rollout batches, each at one step, in a training micro-batch
     same_latent: bool = False
+    points: str = "trajectories"  # or shared_state, noised: see `Settings.points`
+    times: int = 1  # noised: points of an image
+    starts: tuple[int, ...] = ()  # the window's first steps to choose among, ascending
+    slides_every: int = 0  # epochs; 0: the window is drawn for each
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Its numbers by name, which all ranks must share."""
+        parts = vars(self) | vars(self.completion)
+        return {f"plan.{name}": value for name, value in parts.items() if name != "completion"}
+
+    @property
+    def members(self) -> int:
+        """Images a row of a rollout call."""
+        return self.group_size if self.points == "shared_state" else 1
+
+    @property
+    def columns(self) -> int:
+        """Points a row that an update looks at."""
+        return {"trajectories": len(self.window), "shared_state": 1, "noised": self.times}[
+            self.points
+        ]
+
+    @property
+    def credited(self) -> int:
+        """Steps an image that are given a reward each."""
+        return len(self.window) if self.points == "trajectories" else 1
+
+    def in_epoch(self, epoch: int, seed: int) -> Plan:
+        """The plan with the window of that epoch, the same on every rank."""
+        if len(self.starts) < 2:
+            return self
+        if self.slides_every:
+            start = self.starts[epoch // self.slides_every % len(self.starts)]
+        else:
+            start = int(np.random.default_rng([WINDOW, seed, epoch]).choice(self.starts))
+        window = range(start, start + len(self.window))
+        return replace(self, completion=replace(self.completion, window=window))
 
     @property
     def steps(self) -> int:
@@ -53,13 +100,33 @@ class Plan:
         return len(self.completion.states)
 
     @property
+    def batch_images(self) -> int:
+        """Images of a rollout batch that are decoded, branches included."""
+        return self.batch_size * self.members * self.ladder
+
+    @property
     def nfe(self) -> int:
         """Model evaluations a trajectory while sampling, a shared baseline counted for each."""
         return self.completion.nfe
 
+    def group_nfe(self, fork: int) -> int:
+        """Model evaluations of a shared-state group that forks at that step: s + 1 + G c."""
+        return fork + 1 + self.group_size * len(self.completion.forked(fork).evaluated[1])
+
+    def evaluations(self, forks: Sequence[int] = ()) -> int:
+        """Model evaluations of an epoch's sampling; forks: the step of each shared-state group."""
+        if self.points == "shared_state":
+            return sum(map(self.group_nfe, forks))
+        return self.epoch_nfe
+
     @property
     def epoch_nfe(self) -> int:
-        """Model evaluations of an epoch's sampling; a baseline that is shared counts once."""
+        """Model evaluations of an epoch's sampling; a baseline that is shared counts once.
+
+        Of shared states the mean over the window's steps, rounded.
+        """
+        if self.points == "shared_state":
+            return round(self.groups * sum(map(self.group_nfe, self.window)) / len(self.window))
         baseline = self.completion.evaluated.get(0, ())
         return self.images * self.nfe - self._shared * len(baseline)
 
@@ -71,7 +138,9 @@ class Plan:
     @property
     def _shared(self) -> int:
         """Baselines an epoch that another member of the group in the same batch has made."""
-        if not (self.same_latent and 0 in self.completion.states[:-1]):
+        if not (
+            self.same_latent and self.points == "trajectories" and 0 in self.completion.states[:-1]
+        ):
             return 0
         batches = [batch for rank in range(self.world_size) for batch in self.batches(rank)]
         return sum(len(batch) - len({group for group, _ in batch}) for batch in batches)
@@ -83,7 +152,7 @@ class Plan:
     @property
     def micro_batches(self) -> int:
         """Backward passes an update, on each rank, if no advantage is zero."""
-        return -(-self.batches_per_update * len(self.window) // self.stacked)
+        return -(-self.batches_per_update * self.columns // self.stacked)
 
     @property
     def train_rows(self) -> int:
@@ -93,16 +162,15 @@ class Plan:
     @property
     def summary(self) -> list[tuple[str, str]]:
         """The plan in words: rows of a name and a sentence."""
-        batches = f"{self.batches_per_update} rollout batches x {len(self.window)} steps"
-        calls = self.images // self.batch_size
+        unit = "times" if self.points == "noised" else "steps"
+        batches = f"{self.batches_per_update} rollout batches x {self.columns} {unit}"
+        if self.points == "shared_state":
+            batches = f"{self.batches_per_update} rollout batches, a row a group"
+        calls = self.images // self.batch_size // self.members
         return [
             ("ranks", f"{self.world_size}"),
             ("images", f"{self.images} an epoch: {self.groups} prompts x {self.group_size}"),
-            (
-                "sampling",
-                f"{self.nfe} model evaluations an image, {self.epoch_nfe} an epoch; "
-                f"{self.steps} steps",
-            ),
+            ("sampling", self._sampling),
             ("scored", f"{self.epoch_images} images an epoch in {calls} calls of each scorer"),
             ("update", f"{self.updates} an epoch, each of {self.images // self.updates} images"),
             (
@@ -112,35 +180,60 @@ class Plan:
             ),
         ]
 
+    @property
+    def _sampling(self) -> str:
+        steps, nfe = f"{self.steps} steps", self.epoch_nfe
+        if self.points == "shared_state":
+            few, most = (self.group_nfe(s) for s in (self.window[-1], self.window[0]))
+            few, most = sorted((few, most))
+            first, last = self.window[0], self.window[-1]
+            return (
+                f"{few} to {most} model evaluations a group, forked at step {first} to {last} of "
+                f"{steps}; about {nfe} an epoch"
+            )
+        window = "" if len(self.starts) < 2 else f", {len(self.window)} of them in a moving window"
+        return f"{self.nfe} model evaluations an image, {nfe} an epoch; {steps}{window}"
+
     def rows(self, rank: int) -> list[range]:
         """The rank's samples by batch, update by update, as rows of all samples in order.
 
         Row `group * group_size + member`. An update holds the same groups for any world size.
         """
         per_update = self.images // self.updates
-        on_rank = self.batch_size * self.batches_per_update
+        in_batch = self.batch_size * self.members
+        on_rank = in_batch * self.batches_per_update
         starts = [
-            update * per_update + rank * on_rank + batch * self.batch_size
+            update * per_update + rank * on_rank + batch * in_batch
             for update in range(self.updates)
             for batch in range(self.batches_per_update)
         ]
-        return [range(start, start + self.batch_size) for start in starts]
+        return [range(start, start + in_batch) for start in starts]
 
     def batches(self, rank: int) -> list[list[Slot]]:
         """The rank's samples by batch, as `rows`, each by its group and member."""
         return [[divmod(row, self.group_size) for row in rows] for rows in self.rows(rank)]
 
 
-def make_plan(config: Settings, world_size: int, *, branches: bool) -> Plan:
-    """Raises ValueError with the numbers and the nearest that work, for what does not divide."""
+def make_plan(config: Settings, world_size: int, *, branches: bool | None = None) -> Plan:
+    """Raises ValueError with the numbers and the nearest that work, for what does not divide.
+
+    branches: whether states are completed; None: where the credit needs them.
+    """
     sample, train = config.sample, config.train
-    _check_geometry(sample, train, world_size)
-    per_rank = sample.groups_per_epoch * sample.group_size // train.updates_per_epoch // world_size
-    start, size = sample.window_start, sample.window_size
+    points = points_of(config.objective.name, sample.groups)
+    shared = points == "shared_state"
+    check_batches(sample, train, world_size, whole_groups=shared)
+    rows = sample.groups_per_epoch * (1 if shared else sample.group_size)
+    window = _window(sample)
+    if branches is None:
+        branches = needs_branches(config.credit.name)
+    completed = range(sample.branch_from, sample.window_size, sample.branch_every)
+    moving = sample.window != "fixed" and points == "trajectories"
+    last = (sample.window_stop or sample.steps - 1) - sample.window_size
     completion = Completion(
         steps=sample.steps,
-        window=range(start, start + size),
-        branches=tuple(range(sample.branch_from, size, sample.branch_every)) if branches else (),
+        window=range(0) if points == "noised" else window,
+        branches=tuple(completed) if branches else (),
         name=sample.completion,
         evaluations=sample.completion_steps,
         stride=sample.completion_stride,
@@ -152,45 +245,15 @@ def make_plan(config: Settings, world_size: int, *, branches: bool) -> Plan:
         group_size=sample.group_size,
         updates=train.updates_per_epoch,
         batch_size=sample.batch_size,
-        batches_per_update=per_rank // sample.batch_size,
+        batches_per_update=rows // train.updates_per_epoch // world_size // sample.batch_size,
         stacked=max(1, train.batch_size // sample.batch_size),
         same_latent=sample.same_latent,
+        points=points,
+        times=config.objective.timesteps,
+        starts=tuple(range(sample.window_start, last + 1)) if moving else (window.start,),
+        slides_every=sample.window_every if sample.window == "sliding" else 0,
     )
 
 
-def _check_geometry(sample: SampleSettings, train: TrainSettings, world_size: int) -> None:
-    groups, size, updates = sample.groups_per_epoch, sample.group_size, train.updates_per_epoch
-    batch, images = sample.batch_size, groups * size
-    share = images // updates // world_size
-    if groups % updates:
-        raise ValueError(
-            f"sample.groups_per_epoch = {groups} does not split into train.updates_per_epoch = "
-            f"{updates} updates of whole groups; {_nearest(groups, lambda g: g % updates == 0)}"
-        )
-    if images // updates % world_size:
-        raise ValueError(
-            f"sample.group_size = {size}: groups_per_epoch x group_size = {groups} x {size} = "
-            f"{images} images in {updates} updates do not split over {world_size} ranks; "
-            f"{_nearest(size, lambda g: g > 1 and groups * g // updates % world_size == 0)}"
-        )
-    if share % batch:
-        raise ValueError(
-            f"sample.batch_size = {batch}: a rank's {share} images of an update ({images} images, "
-            f"{updates} updates, {world_size} ranks) do not split into batches of it; "
-            f"{_nearest(batch, lambda b: b <= share and share % b == 0)}"
-        )
-    if train.batch_size % batch:
-        raise ValueError(
-            f"train.batch_size = {train.batch_size}: a backward pass takes whole rollout batches "
-            f"of sample.batch_size = {batch}; "
-            f"{_nearest(train.batch_size, lambda b: b % batch == 0)}, or 0 for one"
-        )
-
-
-def _nearest(value: int, works: Callable[[int], bool]) -> str:
-    below = next((v for v in range(value - 1, 0, -1) if works(v)), None)
-    above = next((v for v in range(value + 1, 64 * value + 64) if works(v)), None)
-    near = [str(v) for v in (below, above) if v is not None]
-    if not near:
-        return "no nearby value works"
-    return f"the nearest that {'work are' if len(near) == 2 else 'works is'} {' and '.join(near)}"
+def _window(sample: SampleSettings) -> range:
+    return range(sample.window_start, sample.window_start + sample.window_size)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from tp_grpo import models
 from tp_grpo.data import prompts
 from tp_grpo.evaluate.held_out import evaluate
-from tp_grpo.method import credit
 from tp_grpo.method.advantage import group_std, zero_std_share
 from tp_grpo.models.conditions import Conditions, conditions_of
+from tp_grpo.models.families import adapter
 from tp_grpo.observe import tracking
 from tp_grpo.observe.journal import Journal
 from tp_grpo.plan import Plan, make_plan
@@ -32,10 +34,11 @@ from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.settings import Settings
 from tp_grpo.train.credit import credit_steps
+from tp_grpo.train.forks import Forks
 from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_optimizer
 from tp_grpo.train.rollout import Pending, roll_out
-from tp_grpo.train.update import Updater
+from tp_grpo.train.update import Updater, mean_report
 from tp_grpo.types import MustStop, PromptBatch, Rollout
 
 
@@ -69,9 +72,9 @@ class Trainer:
     def _read(self) -> None:
         """Read what the config names, before any weights load."""
         config = self.config
-        self.plan: Plan = make_plan(
-            config, self.runtime.world_size, branches=credit.needs_branches(config.credit.name)
-        )
+        self.plan: Plan = make_plan(config, self.runtime.world_size)
+        for caution in config.cautions(classifier_free=adapter(config.model.type).classifier_free):
+            self.runtime.say(f"caution: {caution}")
         check_optimizer(config.train.optimizer)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
@@ -93,12 +96,12 @@ class Trainer:
         self.conditions = Conditions(self.backbone, ahead=resident)
         self.plan = self.plan.at(self.backbone.sigmas(self.plan.steps).tolist())
         self.learner = Learner(self.runtime, self.backbone, c)
+        self.forks = Forks(self.plan, self.learner, c)
         self.updater = Updater(
             self.runtime.accelerator,
             self.learner,
             self.plan,
-            sample=c.sample,
-            train=c.train,
+            c,
             boundary=self.preemption.boundary,
             clock=self.clock,
         )
@@ -152,6 +155,8 @@ class Trainer:
     def _resume(self) -> int:
         """Load the checkpoint, run the evaluations that are missing; returns the first epoch."""
         start = self.run_folder.restore(self.learner)
+        # A checkpoint from before this was counted has no count.
+        self.learner.evaluations = self.learner.evaluations or self.plan.epoch_nfe * start
         self.tracker.rewind(start if start else -1)
         self._check_weights("at the start")
         evaluated = [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
@@ -184,15 +189,21 @@ class Trainer:
         done = epoch + 1
         keep = self.journal.keeps_ladders(done)
         groups = self._groups(epoch)
-        self._check_plan(epoch, groups)
-        with self.clock.phase("rollout"):
-            pending = self._roll_out(epoch, groups, keep_images=keep)
+        self.plan = self.journal.plan = self.plan.in_epoch(epoch, self.config.seed)
+        forks = self.forks.draw(epoch, groups)
+        self._check_plan(epoch, groups, forks)
+        with self.clock.phase("rollout"), self.learner.old.holding():
+            pending = self._roll_out(epoch, groups, forks, keep_images=keep)
         with self.clock.phase("score_wait"):
             rewards = [p.finish() for p in self.preemption.between(pending)]
             self.rewards.settle(self.runtime.all_gather_object)
         samples = gather(self.runtime, self.plan, groups, rewards, self.rewards.extras)
-        steps, advantages = credit_steps(self.config, self.plan, samples)
+        at = self.forks.of_samples(forks)
+        steps, advantages = credit_steps(self.config, self.plan, samples, at)
+        self.learner.evaluations += self.plan.evaluations(forks)
         stats = {
+            "nfe": self.learner.evaluations,
+            **self.forks.learn(forks, samples.ladder[:, -1]),
             "failed": self.rewards.check_failed(samples.scores, self.config.rewards.max_failed),
             "group_std": group_std(samples.ladder[:, -1:], samples.group_id).item(),
             "zero_std": zero_std_share(steps.reward, samples.group_id).item(),
@@ -201,9 +212,12 @@ class Trainer:
         texts = [prompt for batch in following for prompt in batch.prompts]
         with self.clock.phase("update"), self.conditions.making(texts):
             stats |= self._update(done, [p.rollout for p in pending], advantages)
+            self.learner.old.follow(done)
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            self.journal.ladders(done, samples, steps, advantages, pending, self.prompts.prompts)
+            self.journal.ladders(
+                done, samples, steps, advantages, pending, self.prompts.prompts, at
+            )
         stats |= self.journal.image_stats(pending, samples.group_id)
         return self.journal.epoch(done, samples, steps, stats | {"updates": self.learner.updates})
 
@@ -219,36 +233,40 @@ class Trainer:
             for slots in self.plan.batches(self.runtime.rank)
         ]
 
-    def _check_plan(self, epoch: int, groups: list[int]) -> None:
+    def _check_plan(self, epoch: int, groups: list[int], forks: list[int]) -> None:
         """Raise DisagreementError unless all ranks are about to run the same epoch."""
         texts = [self.prompts.prompts[group] for group in groups]
-        parts = vars(self.plan) | vars(self.plan.completion)
-        mine = {f"plan.{name}": value for name, value in parts.items() if name != "completion"}
-        mine |= {"as epoch": epoch + 1, "as prompt ids": groups, "as prompts": texts}
+        mine = self.plan.facts | {"as epoch": epoch + 1, "as prompt ids": groups}
+        mine |= {"as prompts": texts, "as fork steps": forks}
         advice = "every node must have the same prompt files and the same version of the code"
         agreement.check(self.runtime, mine, advice)
 
     def _check_weights(self, when: str) -> None:
         agreement.check_weights(self.runtime, self.learner.policy.parameters, when)
 
-    def _roll_out(self, epoch: int, groups: list[int], *, keep_images: bool) -> list[Pending]:
-        """This rank's share of the epoch; scoring runs at the same time."""
+    def _roll_out(
+        self, epoch: int, groups: list[int], forks: Sequence[int] = (), *, keep_images: bool
+    ) -> list[Pending]:
+        """This rank's share of the epoch; scoring runs at the same time. forks: by group."""
         c, batches = self.config, self._batches(groups)
+        fork_of = dict(zip(groups, forks, strict=False))
         with self.clock.phase("encode"):
             texts = [prompt for batch in batches for prompt in batch.prompts]
             conditions = self.conditions.of(texts)
-        each = self.plan.batch_size * self.plan.world_size
+        members = self.plan.members
+        each = self.plan.batch_size * members * self.plan.world_size
         bar = self.runtime.bar(batches, "sample", unit="images", each=each)
         return [
             roll_out(
                 self.backbone,
                 self.rewards,
                 batch,
-                conditions_of(conditions, batch.prompts, self.backbone.device),
+                conditions_of(conditions, batch.prompts[::members], self.backbone.device),
                 plan=self.plan,
-                sample=c.sample,
+                config=c,
                 key=(c.seed, epoch),
                 keep_images=keep_images,
+                forks=torch.tensor([fork_of.get(group, 0) for group in batch.group_id.tolist()]),
                 clock=self.clock,
             )
             for batch in self.preemption.between(bar)
@@ -256,23 +274,18 @@ class Trainer:
 
     def _update(self, epoch: int, rollouts: list[Rollout], advantages: Tensor) -> dict[str, float]:
         """All updates of the epoch; returns their mean statistics."""
-        device, rows = self.runtime.device, self.plan.rows(self.runtime.rank)
-        mine = [advantages[part.start : part.stop].to(device) for part in rows]
+        self.updater.begin(self.plan)
+        rounds = range(self.config.train.inner_epochs * self.plan.updates)
         reports = []
-        rounds = self.config.train.inner_epochs * self.plan.updates
-        for number in self.runtime.bar(range(rounds), "update", unit="updates"):
-            first = number % self.plan.updates * self.plan.batches_per_update
-            part = slice(first, first + self.plan.batches_per_update)
-            report = self.updater.step(rollouts[part], mine[part], fresh=number == 0)
+        for number in self.runtime.bar(rounds, "update", unit="updates"):
+            report = self.updater.update(number, rollouts, advantages)
             reports.append(report)
             if report["skipped"]:
                 update = self.learner.updates + 1
                 self.runtime.say(f"update {update} is skipped: its gradient is not finite")
             self.learner.updated()
             self.tracker.write("update", epoch, {"update": self.learner.updates} | report)
-        means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
-        first_dev, last_dev = reports[0]["ratio_dev"], reports[-1]["ratio_dev"]
-        return means | {"ratio_dev": first_dev, "ratio_dev_moved": last_dev}
+        return mean_report(reports)
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Held-out prompts, seeded noise, EMA weights; returns the mean scores."""

@@ -38,12 +38,40 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
-    """What an update needs to know of B sampled trajectories; their scores stay in `Rewards`."""
+class Trajectories:
+    """B trajectories with K stochastic steps, as an update needs them."""
 
     cond: Any  # the backbone's own dataclass of tensors, leading dim B
-    states: Tensor  # (B, K+1, *L) fp32; states[:, k+1] was drawn from N(means[:, k], std_k^2)
-    means: Tensor  # (B, K, *L) fp32
+    states: Tensor  # (B, K+1, *L) fp32; states[:, k+1] was drawn from the step at states[:, k]
+    velocities: Tensor  # (B, K, *L) fp32, of states[:, :-1]
+    clean: Tensor  # (B, J, *L) fp32, the completions; J = 0 for a loss that does not look at them
+
+
+@dataclass(frozen=True, eq=False)
+class SharedStates:
+    """B groups, each a state of the flow and G next states drawn from its one Gaussian."""
+
+    cond: Any  # of the groups, leading dim B
+    state: Tensor  # (B, *L) fp32
+    step: Tensor  # (B,) int64, the step that leaves the state
+    velocity: Tensor  # (B, *L) fp32, of the state
+    candidates: Tensor  # (B, G, *L) fp32, the next states
+    clean: Tensor  # (B, G, *L) fp32, their completions; (B, 0, *L) where no loss looks at them
+
+
+@dataclass(frozen=True, eq=False)
+class NoisedImages:
+    """B clean images, each noised afresh at n times."""
+
+    cond: Any  # leading dim B
+    states: Tensor  # (B, n, *L) fp32, (1 - sigma) clean + sigma eps
+    sigmas: Tensor  # (B, n) fp32, above 0
+    clean: Tensor  # (B, 1, *L) fp32
+    group: Tensor  # (B,) int64, the prompt
+
+
+Rollout = Trajectories | SharedStates | NoisedImages
+"""What an update needs to know of B sampled rows; their scores stay in `Rewards`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +84,11 @@ class Credit:
 
 
 @dataclass(frozen=True, eq=False)
-class LossStats:
-    """The loss to differentiate, and detached 0-dim statistics of it."""
+class Loss:
+    """The 0-dim loss to differentiate, and detached 0-dim statistics of it by name."""
 
-    loss: Tensor
-    policy: Tensor
-    kl: Tensor
-    approx_kl: Tensor
-    clip_high: Tensor  # share of ratios above 1 + clip_range
-    clip_low: Tensor  # share of ratios below 1 - clip_range
-    ratio_dev: Tensor  # max |ratio - 1|
+    value: Tensor
+    stats: dict[str, Tensor]
 
 
 def cat(batches: Sequence[T]) -> T:
@@ -91,10 +114,15 @@ def index(batch: T, rows: Tensor | slice) -> T:
 
 
 def to(batch: T, device: torch.device | str) -> T:
-    """A dataclass of tensors on `device`."""
-    return _rebuild(batch, lambda name: getattr(batch, name).to(device))
+    """A dataclass of tensors, and of such dataclasses, on `device`."""
+
+    def moved(name: str) -> Any:
+        value = getattr(batch, name)
+        return value.to(device) if isinstance(value, Tensor) else to(value, device)
+
+    return _rebuild(batch, moved)
 
 
-def _rebuild(batch: T, tensor: Callable[[str], Tensor]) -> T:
+def _rebuild(batch: T, tensor: Callable[[str], Any]) -> T:
     names = [field.name for field in dataclasses.fields(batch)]  # type: ignore[arg-type]
     return type(batch)(**{name: tensor(name) for name in names})

@@ -84,7 +84,7 @@ def updated(
     groups = list(range(trainer.plan.groups))
     batch = trainer._roll_out(0, groups, keep_images=False)[0].rollout
     if lost is not None:
-        batch.states[lost, 1:] = batch.means[lost, 1:] = float("nan")
+        batch.states[lost, 1:] = batch.velocities[lost, 1:] = float("nan")
     seen = count(trainer)
     for number in range(rounds):
         report = trainer.updater.step([batch], [advantages], fresh=number == 0)

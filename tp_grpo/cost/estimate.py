@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tp_grpo.cost import meter
 from tp_grpo.data import prompts
-from tp_grpo.method import credit
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models import architecture, base
 from tp_grpo.models.architecture import Architecture
 from tp_grpo.models.policy import Policy
@@ -90,7 +90,7 @@ class Measured:
 
 def estimate(config: Settings, world_size: int) -> Estimate:
     """Raises ValueError for a config that does not plan, or an unknown architecture."""
-    plan = make_plan(config, world_size, branches=credit.needs_branches(config.credit.name))
+    plan = make_plan(config, world_size)
     shapes = architecture.read(config.model)
     backbone = architecture.build(shapes, config.model)
     plan = plan.at(_schedule(backbone, plan.steps))
@@ -103,7 +103,7 @@ def estimate(config: Settings, world_size: int) -> Estimate:
         kl=True,
     )
     measured = measure(backbone, policy, shapes, config, plan)
-    decode_flops, decode_peak = measure_decode(backbone, plan.batch_size * plan.ladder)
+    decode_flops, decode_peak = measure_decode(backbone, plan.batch_images)
     flops = _flops(config, plan, measured, decode_flops)
     memory = _memory(config, plan, shapes, backbone, policy, measured, decode_peak)
     return Estimate(plan, _counts(policy), flops, memory, _network(config, plan, policy))
@@ -129,11 +129,11 @@ def measure(
     with _meter(backbone) as training, kernels():
         velocity = _velocity(backbone, shapes, config, plan.train_rows)
         forward_flops, reference = training.flops, torch.zeros_like(velocity)
-        if config.train.beta > 0:
+        if config.train.beta > 0 or OBJECTIVES[config.objective.name].reference:
             with torch.no_grad(), policy.reference():
                 reference = _velocity(backbone, shapes, config, plan.train_rows)
         torch.autograd.backward((velocity - reference).square().mean())
-    branch_rows = config.sample.max_rows if plan.ladder > 1 else 0
+    branch_rows = config.sample.max_rows if plan.ladder > 1 or plan.members > 1 else 0
     rows = max(plan.batch_size, config.eval.batch_size, branch_rows)
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
         _velocity(backbone, shapes, config, rows)
@@ -180,14 +180,20 @@ def _counts(policy: Policy) -> Counts:
 
 def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> Flops:
     forward = measured.forward_flops / plan.train_rows
-    steps = len(plan.window) * config.train.inner_epochs
+    rounds = plan.updates * config.train.inner_epochs
+    looked_at = plan.images / plan.members * plan.columns * config.train.inner_epochs
+    extra = 0.0  # passes without a gradient for each of a point
+    if plan.points == "noised":  # the first update of an epoch finds the old policy in place
+        extra += 1 if config.objective.old_ramp else 1 - 1 / rounds
+    if OBJECTIVES[config.objective.name].average and config.objective.awm_pull:
+        extra += 1
     images, evaluate = _evaluated(config), None
     if images is not None:
         evaluate = images * (config.eval.steps * forward + decode) / config.eval.every
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
-        train=plan.images * steps * measured.update_flops / plan.train_rows,
+        train=looked_at * (measured.update_flops / plan.train_rows + extra * forward),
         evaluate=evaluate,
         forward=forward,
     )
@@ -229,7 +235,8 @@ def _memory(
     """Bytes by phase and kind. Not counted: the fp32 `wo` of a T5 in fp16, 2 GB of T5-XXL."""
     trained = meter.size(policy.parameters.values())
     transformer = [*policy.transformer.parameters(), *policy.transformer.buffers()]
-    copy = policy._frozen.values() if config.train.beta > 0 else ()
+    compares = config.train.beta > 0 or OBJECTIVES[config.objective.name].reference
+    copy = policy._frozen.values() if compares else ()
     encoders = sum(shapes.text_encoders.values()) * base.DTYPES[config.model.dtype].itemsize
     always = {
         "frozen transformer": meter.size(transformer) - trained + meter.size(copy),
@@ -240,15 +247,24 @@ def _memory(
     }
     if plan.world_size > 1:
         always["gradient buckets"] = trained
+    objective = OBJECTIVES[config.objective.name]
+    if objective.noised and (config.objective.old_ramp or plan.updates > 1):
+        always["old policy"] = trained
     if config.model.text_encoders == "resident":
         always["text encoders"] = encoders
     latent = 4 * torch.Size(backbone.latent_shape).numel()
     condition = meter.size(vars(architecture.conditions(shapes, config.model, 1)).values())
     K, rows = len(plan.window), plan.batch_size
     waiting = rows * (1 if config.sample.store_on_cpu else plan.updates * plan.batches_per_update)
-    stored = {"trajectories": waiting * ((2 * K + 1) * latent + condition)}
-    noise_and_branches = rows * (2 * plan.ladder + 2 * K) * latent
-    clean = rows * plan.ladder * latent
+    images = plan.members * plan.ladder if objective.clean else 0  # completions kept for the loss
+    latents = {
+        "trajectories": 2 * K + 1 + images,
+        "shared_state": 2 + plan.group_size + images,
+        "noised": plan.times + 1,
+    }
+    stored = {"trajectories": waiting * (latents[plan.points] * latent + condition)}
+    noise_and_branches = rows * plan.members * (2 * plan.ladder + 2 * K) * latent
+    clean = plan.batch_images * latent
     return {
         "encode": always | {"text encoders": encoders},
         "sample": always | stored | {"activations": measured.sample_peak + noise_and_branches},

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from tp_grpo.cost.estimate import estimate
-from tp_grpo.method import credit, sampler
 from tp_grpo.models import architecture
 from tp_grpo.plan import make_plan
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner, check_optimizer
-from tp_grpo.train.rollout import velocity_of
+from tp_grpo.train.rollout import Sampler, velocity_of
 from tp_grpo.train.update import Updater
-from tp_grpo.types import Rollout
+from tp_grpo.types import PromptBatch
 
 
 @dataclass(frozen=True)
@@ -51,39 +50,36 @@ def probe(config: Settings, *, repeats: int) -> Probe:
     """
     config = _one_batch(config)
     runtime = Runtime(config.model.dtype, (), ".")
-    plan = make_plan(config, 1, branches=credit.needs_branches(config.credit.name))
+    plan = make_plan(config, 1)
     check_optimizer(config.train.optimizer)
     shapes = architecture.read(config.model)
     flops = estimate(config, 1).flops
     runtime.seed(config.seed)
     backbone = architecture.build(shapes, config.model, runtime.device)
     learner = Learner(runtime, backbone, config)
-    updater = Updater(runtime.accelerator, learner, plan, sample=config.sample, train=config.train)
     cond = architecture.conditions(shapes, config.model, plan.batch_size, runtime.device)
     sigmas = backbone.sigmas(plan.steps)
     plan = plan.at(sigmas.tolist())
-    shape = (plan.batch_size, 1 + len(plan.window), *backbone.latent_shape)
-    noise = torch.randn(shape, device=runtime.device)
+    updater = Updater(runtime.accelerator, learner, plan, config)
     velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
+    images = plan.batch_size * plan.members
+    prompt, member = torch.arange(images) // plan.group_size, torch.arange(images) % plan.group_size
+    batch = PromptBatch([""] * images, [{}] * images, prompt, member)
+    forks = torch.full((images,), config.sample.window_start)
+    sample = Sampler(
+        plan, config.sample, config.objective, (config.seed, 0), velocity, sigmas,
+        backbone.latent_shape,
+    )  # fmt: skip
 
     def roll_out() -> Any:
-        return sampler.staircase(
-            velocity,
-            noise[:, 0],
-            sigmas,
-            noise[:, 1:],
-            completion=plan.completion,
-            kind=config.sample.kind,
-            noise_level=config.sample.noise_level,
-            max_rows=config.sample.max_rows,
-        )
+        return sample(batch, cond, forks)
 
-    sampled, (states, means, clean) = _measure(roll_out, repeats, runtime.device)
+    sampled, (rollout, clean, _) = _measure(roll_out, repeats, runtime.device)
     decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
-    rollout = Rollout(cond, states, means)
-    advantage = torch.randn(plan.batch_size, len(plan.window), device=runtime.device)
+    advantage = torch.randn(images, plan.credited, device=runtime.device)
     # Only the first update sees the unmoved policy.
-    ratio_dev = updater.step([rollout], [advantage], fresh=True)["ratio_dev"]
+    ratio_dev = updater.step([rollout], [advantage], fresh=True).get("ratio_dev", 0.0)
+    learner.updated()
 
     def update() -> Any:
         return updater.step([rollout], [advantage], fresh=False)
@@ -95,7 +91,7 @@ def probe(config: Settings, *, repeats: int) -> Probe:
         "update": Phase(*updated, flops.train),
     }
     peak = matmul_peak(runtime.device, cond.embeds.dtype)
-    return Probe(plan.batch_size, plan.nfe, plan.batch_size * plan.ladder, phases, ratio_dev, peak)
+    return Probe(plan.batch_size, plan.nfe, plan.batch_images, phases, ratio_dev, peak)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -109,6 +105,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _one_batch(config: Settings) -> Settings:
     """The config whose epoch is a single group, sampled in one call and trained in one update."""
     sample = replace(config.sample, groups_per_epoch=1, group_size=config.sample.batch_size)
+    if config.points == "shared_state":
+        sample = replace(config.sample, groups_per_epoch=config.sample.batch_size)
     train = replace(config.train, updates_per_epoch=1, inner_epochs=1)
     train = replace(train, max_ratio_dev=float("inf"))  # to be reported, not to stop
     return replace(config, sample=sample, train=train)

@@ -16,21 +16,43 @@ def group_normalize(
     group_id: Tensor,
     *,
     global_std: bool = False,
+    std_id: Tensor | None = None,
+    scale: float | None = None,
     eps: float = 1e-4,
     clip: float | None = None,
 ) -> Tensor:
     """`(r - mean) / (std + eps)` per group and per column -> (N, K), in the dtype of `reward`.
 
-    The mean is the group's, the population std the group's or, with `global_std`, the column's.
-    NaN rewards are left out of both and get advantage 0, as does the one valid member of a group.
-    `clip` > 0 bounds the result to [-clip, clip]. Source: Flow-GRPO, arXiv 2505.05470; for each
-    step, as in TP-GRPO, 2602.06422. Raises ValueError when the shapes do not match.
+    The mean is the group's, the population std the group's or, with `global_std`, the column's. If
+    `std_id` (N,) is given too, it is that of the deviations from group means among the rows with
+    the same id. With `scale` the result is instead `scale (r - mean)`. NaN rewards are left out and
+    get advantage 0, as does the one valid member of a group. `clip` > 0 bounds the result to
+    [-clip, clip]. Source: Flow-GRPO, arXiv 2505.05470; for each step, as in TP-GRPO, 2602.06422.
+    Raises ValueError when the shapes do not match.
     """
     group = _groups(reward, group_id)
-    std_group = torch.zeros_like(group) if global_std else group
-    std = _group_std(reward, std_group)[std_group]
-    advantage = (_deviation(reward, group) / (std + eps)).masked_fill(reward.isnan(), 0)
+    deviation = _deviation(reward, group)
+    if scale is not None:
+        deviation = scale * deviation
+    elif global_std and std_id is not None:
+        std_group = _groups(reward, std_id)
+        pooled = group_means(deviation**2, std_group).sqrt()
+        deviation = deviation / (pooled[std_group] + eps)
+    else:
+        std_group = torch.zeros_like(group) if global_std else group
+        deviation = deviation / (_group_std(reward, std_group)[std_group] + eps)
+    advantage = deviation.masked_fill(reward.isnan(), 0)
     return (advantage if clip is None else advantage.clamp(-clip, clip)).to(reward.dtype)
+
+
+def whiten(advantage: Tensor, known: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """`(a - mean) / (std + eps)` over the entries of (N, K) that are known (N, K); 0 elsewhere.
+
+    Source: GDPO, arXiv 2601.05242, after the rewards' advantages have been summed.
+    """
+    values = advantage.double()[known]
+    whole = (advantage.double() - values.mean()) / (values.std(unbiased=False) + eps)
+    return whole.masked_fill(~known, 0).to(advantage.dtype)
 
 
 def zero_std_share(reward: Tensor, group_id: Tensor) -> Tensor:

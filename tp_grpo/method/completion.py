@@ -26,7 +26,8 @@ COMPLETIONS = ("euler", "reuse", "multistep", "strided", "tweedie")
 class Completion:
     """Which states of an SDE window are completed, and how.
 
-    steps: T of the schedule. window: the SDE steps, a contiguous range inside [0, T - 1].
+    steps: T of the schedule. window: the SDE steps, a contiguous range inside [0, T - 1]; range(0)
+    where no step is stochastic.
     branches: the states that ODE branches leave, by the number of SDE steps before them, ascending
     in [0, K); None: all of them. State K, the trajectory's own end, is always completed.
     name: `euler` evaluates every step; the others save evaluations below `small`, the first step
@@ -47,7 +48,8 @@ class Completion:
 
     def __post_init__(self) -> None:
         window, K = self.window, len(self.window)
-        if window.step != 1 or not 0 <= window.start < window.stop <= self.steps:
+        inside = 0 <= window.start < window.stop <= self.steps
+        if window.step != 1 or not (inside or window.start == window.stop == 0):
             raise ValueError(
                 f"window = {window}: it must be a contiguous, non-empty part of "
                 f"range(0, {self.steps})"
@@ -58,6 +60,10 @@ class Completion:
             raise ValueError(
                 f"branches = {self.branches}: ascending states from 0 to {K - 1} are needed"
             )
+
+    def forked(self, step: int) -> Completion:
+        """The completion of the states that step `step` leads to, from a shared state."""
+        return replace(self, window=range(step, step + 1), branches=())
 
     def at(self, sigmas: Sequence[float]) -> Completion:
         """The same on a model's schedule (T+1,), which decides the steps that can be saved."""

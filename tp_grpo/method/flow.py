@@ -28,7 +28,7 @@ KINDS = ("sde", "cps")  # of stochastic steps
 
 def ode_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
     """One Euler step of the flow `dx = v dsigma`: x (B, *L) at `sigma` -> at `sigma_next`."""
-    return x + v * (_along(x, sigma_next) - _along(x, sigma))
+    return x + v * (along(x, sigma_next) - along(x, sigma))
 
 
 def sde_step(
@@ -41,7 +41,7 @@ def sde_step(
     std is `g sqrt(-dt)`, but the KL scale is `g`: Flow-GRPO leaves `sqrt(-dt)` out of its KL, and
     its published beta assumes that.
     """
-    sigma, sigma_next, sigma_cap = _along(x, sigma), _along(x, sigma_next), _along(x, sigma_cap)
+    sigma, sigma_next, sigma_cap = along(x, sigma), along(x, sigma_next), along(x, sigma_cap)
     dt = sigma_next - sigma
     g = noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, sigma_cap, sigma)))
     half = g**2 * dt / (2 * sigma)
@@ -58,7 +58,7 @@ def cps_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma, *, noise_lev
     cosine being `sqrt(sigma_next^2 - std^2)` without its cancellation; a = 0 is the ODE. The KL
     scale is the std; both are 0 at `sigma_next` = 0.
     """
-    sigma, sigma_next = _along(x, sigma), _along(x, sigma_next)
+    sigma, sigma_next = along(x, sigma), along(x, sigma_next)
     angle = noise_level * math.pi / 2
     clean, noise = x - sigma * v, x + (1 - sigma) * v
     std = sigma_next * math.sin(angle)
@@ -137,7 +137,7 @@ def _is_sde(kind: str) -> bool:
     return kind == "sde"
 
 
-def _along(x: Tensor, sigma: Sigma) -> Tensor:
+def along(x: Tensor, sigma: Sigma) -> Tensor:
     """`sigma` in the dtype of `x`, 0-dim or (B, 1, .., 1)."""
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma

@@ -20,15 +20,15 @@ from torch import Tensor
 from tp_grpo.method import flow
 from tp_grpo.method.completion import Branch, Completion
 
-Velocity = Callable[[Tensor, int, Tensor], Tensor]
-"""x (R, *L), step index, the sample of each row (R,) int64 in [0, B) -> v (R, *L), any float."""
+Velocity = Callable[[Tensor, int | Tensor, Tensor], Tensor]
+"""x (R, *L), step index or (R,), the sample of each row (R,) in [0, B) -> v (R, *L), any float."""
 
 
 class Sampled(NamedTuple):
     """What `staircase` returns; all in the dtype of its x."""
 
-    states: Tensor  # (B, K+1, *L); states[:, k+1] was drawn from N(means[:, k], std_k^2)
-    means: Tensor  # (B, K, *L)
+    states: Tensor  # (B, K+1, *L); states[:, k+1] was drawn from the step at states[:, k]
+    velocities: Tensor  # (B, K, *L), of states[:, :-1]
     clean: Tensor  # (B, J, *L), by completed state; the last is the trajectory's own end
 
 
@@ -56,7 +56,8 @@ def staircase(
     x (B, *L): unit noise, the state at `sigmas[0]`.
     sigmas (T+1,): falls to 0.
     noise (B, K, *L): unit noise of the SDE steps.
-    completion: the window, the completed states, and the steps that each of them evaluates.
+    completion: the window, the completed states, and the steps that each of them evaluates; of an
+        empty window at 0 the completion of x itself.
     kind, noise_level: of the SDE steps, see `flow.transition`.
     max_rows: most branch rows in a call. The main rows always make a call of their own, in the
         shape of training, so that an unchanged policy repeats them bit for bit.
@@ -75,11 +76,11 @@ def staircase(
         first, back = origin.to(x.device).unique(return_inverse=True)
 
     x = _glide(velocity, x, sigmas, range(window.start))
-    states, means = [x], []
+    states, velocities = [x], []
     branches: list[Branch] = []
     for k, i in enumerate(window):
         v = velocity(x, i, rows).to(x.dtype)
-        _advance(velocity, branches, sigmas, i, max_rows)
+        advance(velocity, branches, sigmas, i, max_rows)
         if k in completion.evaluated:
             leaving = first if k == 0 else rows
             branch = Branch(x[leaving], leaving, i, completion.evaluated[k], solver)
@@ -88,17 +89,18 @@ def staircase(
         step = flow.transition(kind, x, v, sigmas, i, noise_level=noise_level)
         x = step.mean + step.std * noise[:, k]
         states.append(x)
-        means.append(step.mean)
+        velocities.append(v)
 
     end = Branch(x, rows, window.stop, completion.evaluated[len(window)], solver)
     if not end.waits_at(window.stop):
         end.follow(v, sigmas)
     for i in range(window.stop, T):
-        _advance(velocity, branches, sigmas, i, max_rows)
-        _advance(velocity, [end], sigmas, i, len(x))
+        advance(velocity, branches, sigmas, i, max_rows)
+        advance(velocity, [end], sigmas, i, len(x))
     completed = zip(completion.states, [*branches, end], strict=True)
     clean = [branch.x[back] if k == 0 else branch.x for k, branch in completed]
-    return Sampled(torch.stack(states, 1), torch.stack(means, 1), torch.stack(clean, 1))
+    kept = torch.stack(velocities, 1) if velocities else x.new_empty(len(x), 0, *x.shape[1:])
+    return Sampled(torch.stack(states, 1), kept, torch.stack(clean, 1))
 
 
 def _glide(velocity: Velocity, x: Tensor, sigmas: Tensor, steps: range) -> Tensor:
@@ -109,7 +111,7 @@ def _glide(velocity: Velocity, x: Tensor, sigmas: Tensor, steps: range) -> Tenso
     return x
 
 
-def _advance(
+def advance(
     velocity: Velocity, branches: Sequence[Branch], sigmas: Tensor, step: int, max_rows: int
 ) -> None:
     """The branches that evaluate at this step, stacked, in calls of at most `max_rows` rows."""

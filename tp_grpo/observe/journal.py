@@ -40,13 +40,14 @@ class Journal:
     def epoch(
         self, epoch: int, samples: Gathered, credit: Credit, stats: dict[str, float]
     ) -> float:
-        """stats: of the updates, by name, `ratio_dev` among them. Returns the mean reward."""
+        """stats: of the updates, by name. Returns the mean reward."""
         ladders = {"reward": samples.ladder} | samples.scores | samples.extras
         final = {name: ladder[:, -1] for name, ladder in ladders.items()}
         values = summarise(final, samples.group_id.tolist())
-        turning = credit.turning.float().mean(0).tolist()
-        values |= {f"turning_{k}": v for k, v in zip(self.plan.window, turning, strict=True)}
-        values |= stats | {"nfe": self.plan.epoch_nfe * epoch} | self.clock.lap()
+        if self.plan.points == "trajectories":
+            turning = credit.turning.float().mean(0).tolist()
+            values |= {f"turning_{k}": v for k, v in zip(self.plan.window, turning, strict=True)}
+        values |= stats | self.clock.lap()
         self.tracker.log("train", epoch, values)
         images = self.plan.groups * self.plan.group_size
         self.runtime.say(progress.summary(epoch, self.config.epochs, values, images))
@@ -70,10 +71,12 @@ class Journal:
         advantages: Tensor,
         pending: list[Pending],
         prompts: list[str],
+        forks: Tensor | None = None,
     ) -> None:
         """Keep the epoch's ladders, and thumbnails of its first groups.
 
-        prompts: of the whole set, by group id.
+        prompts: of the whole set, by group id. forks (N,): the step that each sample's group forked
+        at, of shared states.
         """
         small = [thumbnails(p.images) for p in pending if p.images is not None]
         count = self.config.tracking.groups * self.plan.group_size
@@ -88,5 +91,7 @@ class Journal:
             "group_id": samples.group_id,
             "images": images,
         }
+        if forks is not None:
+            tensors["fork"] = forks
         texts = [prompts[i] for i in samples.group_id[: len(images)].tolist()]
         self.tracker.save("ladders", epoch, tensors, texts)

@@ -90,12 +90,19 @@ def summary(epoch: int, epochs: int, values: Mapping[str, Any], images: int) -> 
     images: trajectories an epoch, over all ranks.
     """
     turning = [share for name, share in values.items() if name.startswith("turning_")]
-    learnt = [f"reward {values['reward']:.3f}", f"turning {sum(turning) / len(turning):.0%}"]
+    learnt = [f"reward {values['reward']:.3f}"]
+    if turning:
+        learnt.append(f"turning {sum(turning) / len(turning):.0%}")
+    if "fork" in values:
+        learnt.append(f"fork {values['fork']:.1f}")
     if values.get("kl"):
         learnt.append(f"kl {values['kl']:.2g}")
     if "clip_high" in values:
         learnt.append(f"clipped {values['clip_high'] + values['clip_low']:.0%}")
-    learnt.append(f"ratio_dev {values['ratio_dev']:.1e}")
+    if "moved" in values:
+        learnt.append(f"moved {values['moved']:.2g}")
+    if "ratio_dev" in values:
+        learnt.append(f"ratio_dev {values['ratio_dev']:.1e}")
     seconds = values["seconds"]
     phases = ", ".join(f"{name} {values[key]:.1f}" for name, key in PHASES.items() if key in values)
     took = [f"{seconds:.1f} s ({phases})", f"{images / seconds:.3g} images/s"]

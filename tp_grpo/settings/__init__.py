@@ -1,22 +1,30 @@
 """The settings of a run: typed, checked and read-only.
 
-Each is stated once, in `sections` or here: type, unit, range or choices, and meaning. From that
-scripts/config_docs.py writes docs/configuration.md and the comments in config/base.py, where the
-defaults are.
+Each is stated once, in `sections`, `learning` or here: type, unit, range or choices, and meaning.
+From that scripts/config_docs.py writes docs/configuration.md and the comments in config/base.py,
+where the defaults are.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from tp_grpo.settings.sections import (
+from tp_grpo.method.credit import needs_branches
+from tp_grpo.method.objectives import OBJECTIVES, Objective
+from tp_grpo.settings.learning import (
     AdvantageSettings,
-    CheckpointSettings,
     CreditSettings,
+    ObjectiveSettings,
+    SampleSettings,
+    TrainSettings,
+)
+from tp_grpo.settings.sections import (
+    CheckpointSettings,
     EmaSettings,
     EvalSettings,
     LoraSettings,
@@ -24,11 +32,14 @@ from tp_grpo.settings.sections import (
     PromptsSettings,
     RewardsSettings,
     RuntimeSettings,
-    SampleSettings,
     TrackingSettings,
-    TrainSettings,
 )
 from tp_grpo.settings.setting import Section, read, setting
+
+
+def points_of(objective: str, groups: str) -> str:
+    """See `Settings.points`."""
+    return "noised" if OBJECTIVES[objective].noised else groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ class Settings(Section):
     sample: SampleSettings
     credit: CreditSettings
     advantage: AdvantageSettings
+    objective: ObjectiveSettings
     train: TrainSettings
     ema: EmaSettings
     eval: EvalSettings
@@ -68,6 +80,48 @@ class Settings(Section):
         if mistakes or settings is None:
             raise ValueError("\n".join(mistakes))
         return settings
+
+    @property
+    def points(self) -> str:
+        """Where the loss looks at the velocity: noised, shared_state or trajectories."""
+        return points_of(self.objective.name, self.sample.groups)
+
+    @property
+    def _objective(self) -> Objective:
+        return OBJECTIVES[self.objective.name]
+
+    def mistakes(self) -> Iterator[str]:
+        name, credit = self.objective.name, self.credit.name
+        if self._objective.noised and self.sample.groups != "trajectories":
+            yield (
+                f"objective.name = {name!r} looks at clean images that are noised afresh, but "
+                f"sample.groups = {self.sample.groups!r} samples next states of one state; set "
+                "sample.groups = 'trajectories', or an objective of the states: matching, grpo, "
+                "guard or dppo"
+            )
+        elif self.points != "trajectories" and needs_branches(credit):
+            who = f"objective.name = {name!r}" if self._objective.noised else "shared_state"
+            yield (
+                f"credit.name = {credit!r} tells the steps of a trajectory apart, but with {who} "
+                "an image has one score and no steps to compare; set credit.name = 'terminal'"
+            )
+        rows, size = self.sample.batch_size, self.sample.group_size
+        if self._objective.groups and rows % size:
+            yield (
+                f"sample.batch_size = {rows}: {name} compares the {size} images of a prompt "
+                f"(sample.group_size), so that a batch must hold whole groups, as {size} and "
+                f"{2 * size} do"
+            )
+
+    def cautions(self, *, classifier_free: bool) -> Iterator[str]:
+        """What works, but not as the method's source has it; the model's kind of guidance."""
+        scale = self.sample.guidance_scale
+        if self._objective.no_guidance and scale > 1 and classifier_free:
+            yield (
+                f"sample.guidance_scale = {scale:g}: {self.objective.name} was published without "
+                "guidance (1). With it every evaluation is paid twice, and the loss compares a "
+                "guided velocity with images that no single model makes"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """The config they were read from, as JSON holds it; checkpoints store this."""

@@ -15,7 +15,7 @@ class Setting:
     meaning: str
     unit: str = ""
     low: float | None = None
-    high: float | None = None  # only together with `low`
+    high: float | None = None  # only together with `low` or `above`
     above: float | None = None  # an exclusive bound
     choices: tuple[str, ...] = ()
     required: str = ""  # why the text must not be empty
@@ -27,7 +27,8 @@ class Setting:
         if self.choices:
             return ", ".join(self.choices)
         if self.above is not None:
-            return f"above {self.above:g}"
+            most = "" if self.high is None else f", at most {self.high:g}"
+            return f"above {self.above:g}{most}"
         if self.low is None:
             return "not empty" if self.required else ""
         low = f"{self.low:g}"

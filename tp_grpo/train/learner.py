@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import Settings, TrainSettings
 from tp_grpo.store.checkpoint import Checkpoint
+from tp_grpo.train.old_policy import OldPolicy
 
 
 def check_optimizer(name: str) -> None:
@@ -50,23 +52,29 @@ class Learner:
 
     def __init__(self, runtime: Runtime, backbone: Backbone, config: Settings) -> None:
         self.runtime, self.backbone, self.every = runtime, backbone, config.ema.every
+        objective = OBJECTIVES[config.objective.name]
         self.policy = Policy(
             backbone.transformer,
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             targets=tuple(config.lora.targets) or backbone.lora_targets,
-            kl=config.train.beta > 0,
+            kl=config.train.beta > 0 or objective.reference,
         )
         self.parameters = list(self.policy.parameters.values())
         self.ema = EMAModel(self.parameters, decay=config.ema.decay)
         backbone.transformer, self.optimizer = runtime.prepare(
             backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
+        rounds = config.train.inner_epochs * config.train.updates_per_epoch
+        self.old = OldPolicy(self.policy, config.objective, copies=objective.noised and rounds > 1)
+        self.spread = torch.full((config.sample.steps,), torch.nan, dtype=torch.float64)
+        self.evaluations = 0  # of the model, while sampling
         self.updates = 0
         self.skipped = 0  # updates skipped in a row
 
     def updated(self) -> None:
         """Count an update; every `ema.every`-th is averaged in."""
+        self.old.moved()
         self.updates += 1
         if self.updates % self.every == 0:
             self.ema.step(self.parameters)
@@ -81,6 +89,11 @@ class Learner:
         finally:
             self.ema.restore(self.parameters)
 
+    def averaging(self) -> AbstractContextManager[None]:
+        """Inside, the parameters are the average, without a copy; for forward passes alone."""
+        average = zip(self.policy.parameters, self.ema.shadow_params, strict=True)
+        return self.policy.holding(dict(average))
+
     def snapshot(
         self, epoch: int, settings: dict[str, Any], scores: dict[str, float], tracker: str
     ) -> Checkpoint:
@@ -92,6 +105,9 @@ class Learner:
             "scaler": scaler.state_dict() if scaler else {},
             "updates": self.updates,
             "skipped": self.skipped,
+            "evaluations": self.evaluations,
+            "spread": self.spread,
+            "old": self.old.state(),
         }
         weights = _copied(self.policy.parameters)
         return Checkpoint(epoch, weights, _copied(state), settings, scores, tracker)
@@ -113,6 +129,11 @@ class Learner:
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         self.updates, self.skipped = state["updates"], state["skipped"]
+        # A run from before shared states and the old policy has none of these.
+        self.evaluations = state.get("evaluations", 0)
+        spread = state.get("spread", self.spread)
+        self.spread = spread if spread.shape == self.spread.shape else self.spread
+        self.old.restore(state.get("old", {}))
 
     def export(self, folder: Path, ema: Mapping[str, Any] | None = None) -> None:
         """Write the averaged policy for use outside of this framework.

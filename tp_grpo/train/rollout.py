@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from tp_grpo.images import coarse, detail, finite_images, to_uint8
-from tp_grpo.method import sampler
+from tp_grpo.method import sampler, shared_state
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models.base import Backbone
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
-from tp_grpo.settings import SampleSettings
-from tp_grpo.types import PromptBatch, Rollout, index, to
+from tp_grpo.settings import Settings
+from tp_grpo.settings.learning import ObjectiveSettings, SampleSettings
+from tp_grpo.types import NoisedImages, PromptBatch, Rollout, SharedStates, Trajectories, index, to
 
-TRAINING, EVALUATION, COMMON = 0, 1, 2  # the noise of each purpose has keys of its own
+# The noise of each purpose has keys of its own.
+TRAINING, EVALUATION, COMMON, TIMES, AGAIN = 0, 1, 2, 4, 5
 
 
 def draw_noise(key: Sequence[int], batch: PromptBatch, shape: tuple[int, ...]) -> Tensor:
@@ -37,7 +40,7 @@ def velocity_of(
 ) -> sampler.Velocity:
     """The backbone as the sampler sees it."""
 
-    def velocity(x: Tensor, step: int, rows: Tensor) -> Tensor:
+    def velocity(x: Tensor, step: int | Tensor, rows: Tensor) -> Tensor:
         return backbone.velocity(x, sigmas[step], index(cond, rows), guidance_scale)
 
     return velocity
@@ -67,6 +70,110 @@ class Pending:
         return Rewards(scored.total[place], scores, extras)
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """Samples a batch by the plan: what the update needs of it, and its clean images.
+
+    key: seeds the noise, together with prompt and member. velocity: of the policy that samples;
+    its row numbers are those of `cond`.
+    """
+
+    plan: Plan
+    sample: SampleSettings
+    objective: ObjectiveSettings
+    key: Sequence[int]
+    velocity: sampler.Velocity
+    sigmas: Tensor  # (T+1,)
+    shape: tuple[int, ...]  # of a latent
+
+    def __call__(
+        self, batch: PromptBatch, cond: Any, forks: Tensor
+    ) -> tuple[Rollout, Tensor, Tensor]:
+        """-> rollout, clean images (B, J, *L), and the one of all B x J that each entry (B, J) is.
+
+        cond: of each row of the rollout, on the device. forks (B,): of shared states, the step that
+        each image's group forks at.
+        """
+        if self.plan.points == "shared_state":
+            return self._shared_states(batch, cond, forks)
+        return self._trajectories(batch, cond)
+
+    def _trajectories(self, batch: PromptBatch, cond: Any) -> tuple[Rollout, Tensor, Tensor]:
+        plan = self.plan
+        noise = draw_noise((TRAINING, *self.key), batch, (1 + len(plan.window), *self.shape))
+        origin = torch.arange(len(noise))
+        if plan.same_latent:
+            origin = first_of_group(batch.group_id)
+            noise[:, 0] = self._common(batch, COMMON, self.shape)
+        noise = noise.to(self.sigmas.device)
+        states, velocities, clean = sampler.staircase(
+            self.velocity,
+            noise[:, 0],
+            self.sigmas,
+            noise[:, 1:],
+            completion=plan.completion,
+            kind=self.sample.kind,
+            noise_level=self.sample.noise_level,
+            max_rows=self.sample.max_rows,
+            origin=origin,
+        )
+        entries = _entries(origin, plan)
+        if plan.points == "noised":
+            return self._noised(batch, cond, clean), clean, entries
+        kept = clean if self._clean else clean[:, :0]
+        return Trajectories(cond, states, velocities, kept), clean, entries
+
+    def _shared_states(
+        self, batch: PromptBatch, cond: Any, forks: Tensor
+    ) -> tuple[Rollout, Tensor, Tensor]:
+        plan, size = self.plan, self.plan.group_size
+        start = self._common(batch, COMMON, self.shape)[::size].to(self.sigmas.device)
+        noise = draw_noise((TRAINING, *self.key), batch, self.shape).to(start)
+        forked = shared_state.shared_states(
+            self.velocity,
+            start,
+            self.sigmas,
+            noise.unflatten(0, (-1, size)),
+            steps=forks[::size],
+            completion=plan.completion,
+            kind=self.sample.kind,
+            noise_level=self.sample.noise_level,
+            max_rows=self.sample.max_rows,
+        )
+        kept = forked.clean if self._clean else forked.clean[:, :0]
+        rollout = SharedStates(
+            cond, forked.state, forks[::size].to(start.device), *forked[1:3], kept
+        )
+        clean = forked.clean.flatten(0, 1)[:, None]
+        return rollout, clean, torch.arange(len(clean))[:, None]
+
+    def _noised(self, batch: PromptBatch, cond: Any, clean: Tensor) -> NoisedImages:
+        """Each image at `objective.timesteps` times of the schedule, with fresh noise."""
+        shared = OBJECTIVES[self.objective.name].groups
+        owner = replace(batch, member=torch.zeros_like(batch.member)) if shared else batch
+        count = self.objective.timesteps
+        steps = draw_steps((TIMES, *self.key), owner, count, self._steps)
+        eps = draw_noise((AGAIN, *self.key), owner, (count, *self.shape)).to(clean)
+        sigmas = self.sigmas[steps.to(self.sigmas.device)]
+        at = sigmas.reshape(*sigmas.shape, *[1] * len(self.shape))
+        group = batch.group_id.to(clean.device)
+        return NoisedImages(cond, (1 - at) * clean[:, -1:] + at * eps, sigmas, clean[:, -1:], group)
+
+    @property
+    def _clean(self) -> bool:
+        return OBJECTIVES[self.objective.name].clean
+
+    @property
+    def _steps(self) -> int:
+        """The noisiest steps that images are noised at."""
+        return max(1, round(self.objective.noisiest * self.plan.steps))
+
+    def _common(self, batch: PromptBatch, purpose: int, shape: tuple[int, ...]) -> Tensor:
+        """The same noise for all images of a prompt."""
+        common = replace(batch, member=torch.zeros_like(batch.member))
+        return draw_noise((purpose, *self.key), common, shape)
+
+
 def roll_out(
     backbone: Backbone,
     rewards: RewardSet,
@@ -74,57 +181,53 @@ def roll_out(
     cond: Any,
     *,
     plan: Plan,
-    sample: SampleSettings,
+    config: Settings,
     key: Sequence[int],
     keep_images: bool,
+    forks: Tensor | None = None,
     clock: Clock | None = None,
 ) -> Pending:
     """Sample a batch with its branches, decode every completion, and start scoring the images.
 
-    cond: the batch's condition, on the device. sample: `settings.sample`. key: seeds the noise,
-    together with prompt and member. clock: counts rows evaluated, images decoded and scored.
+    cond: the condition of each row of the rollout (the batch's images, or groups), on the device.
+    key: seeds the noise, together with prompt and member. forks (B,): of shared states, the step
+    that each image's group forks at. clock: counts rows evaluated, images decoded and scored.
     """
     clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
-    velocity = velocity_of(backbone, sigmas, cond, sample.guidance_scale)
+    velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
 
-    def counted(x: Tensor, step: int, rows: Tensor) -> Tensor:
+    def counted(x: Tensor, step: int | Tensor, rows: Tensor) -> Tensor:
         clock.count("evaluations_rollout", len(x))
         return velocity(x, step, rows)
 
-    noise = draw_noise((TRAINING, *key), batch, (1 + len(plan.window), *backbone.latent_shape))
-    origin = torch.arange(len(noise))
-    if plan.same_latent:
-        origin = first_of_group(batch.group_id)
-        common = replace(batch, member=torch.zeros_like(batch.member))
-        noise[:, 0] = draw_noise((COMMON, *key), common, backbone.latent_shape)
-    noise = noise.to(backbone.device)
-    states, means, clean = sampler.staircase(
-        counted,
-        noise[:, 0],
-        sigmas,
-        noise[:, 1:],
-        completion=plan.completion,
-        kind=sample.kind,
-        noise_level=sample.noise_level,
-        max_rows=sample.max_rows,
-        origin=origin,
+    sample = Sampler(
+        plan, config.sample, config.objective, key, counted, sigmas, backbone.latent_shape
     )
-    rollout = Rollout(cond, states, means)
-    if sample.store_on_cpu:
-        rollout = Rollout(to(cond, "cpu"), states.cpu(), means.cpu())
-    entries = _entries(origin, plan)
+    rollout, clean, entries = sample(batch, cond, torch.empty(0) if forks is None else forks)
+    if config.sample.store_on_cpu:
+        rollout = to(rollout, "cpu")
     distinct = entries.unique()
     with clock.phase("decode"):
         decoded = backbone.decode(clean.flatten(0, 1)[distinct.to(clean.device)])
         images = to_uint8(decoded)
     clock.count("images_decode", len(images))
-    owners = (distinct // plan.ladder).tolist()
+    owners = (distinct // clean.shape[1]).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
     scores = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
     place = torch.searchsorted(distinct, entries)
     final = images[place[:, -1].numpy()]
     kept = images[place.numpy()] if keep_images else None
     return Pending(rollout, scores, place, coarse(final), detail(final), kept)
+
+
+def draw_steps(key: Sequence[int], batch: PromptBatch, count: int, among: int) -> Tensor:
+    """Steps (B, count) below `among`, drawn without repeats while they last; keyed as noise is."""
+    rows = []
+    for prompt, member in zip(batch.group_id.tolist(), batch.member.tolist(), strict=True):
+        draw = np.random.default_rng([*key, prompt, member])
+        rounds = [draw.permutation(among) for _ in range(-(-count // among))]
+        rows.append(torch.from_numpy(np.concatenate(rounds)[:count]))
+    return torch.stack(rows)
 
 
 def first_of_group(group_id: Tensor) -> Tensor:

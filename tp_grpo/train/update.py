@@ -1,7 +1,8 @@
-"""One policy update: micro-batches of (rollout batch, step) pairs, accumulated into one step.
+"""One policy update: micro-batches of (rollout batch, column) pairs, accumulated into one step.
 
-Without a KL term a rollout batch whose advantages at a step are all zero has no gradient there,
-and is left out; the divisor stays.
+The objective says what a micro-batch looks at and what its loss is; a column is a step of the
+trajectories, or a time at which the images are noised. Where zero advantages have no gradient, a
+rollout batch whose advantages in a column are all zero is left out; the divisor stays.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tp_grpo.method import flow
-from tp_grpo.method.objectives.grpo import grpo
+from tp_grpo.method.objectives import OBJECTIVES
+from tp_grpo.method.points import Predictions
 from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
-from tp_grpo.settings import SampleSettings, TrainSettings
+from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner
-from tp_grpo.types import LossStats, MustStop, Rollout, Step, cat, to
-
-Entry = tuple[int, int]  # a rollout batch of the update, and one of its steps
-STATS = ("loss", "policy", "kl", "approx_kl", "clip_high", "clip_low")
+from tp_grpo.train.points import Entry, PointReader
+from tp_grpo.types import Loss, MustStop, Rollout
 
 
 class RatioError(MustStop):
@@ -36,6 +35,15 @@ class GradientError(MustStop):
     """Too many updates in a row had a gradient that is not finite."""
 
 
+def mean_report(reports: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over an epoch's updates; of ratio_dev the first, and the last as ratio_dev_moved."""
+    means = {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}
+    if "ratio_dev" not in means:
+        return means
+    first, last = reports[0]["ratio_dev"], reports[-1]["ratio_dev"]
+    return means | {"ratio_dev": first, "ratio_dev_moved": last}
+
+
 class Updater:
     """Makes updates of the learner's policy; `step` is one."""
 
@@ -44,46 +52,62 @@ class Updater:
         accelerator: Accelerator,
         learner: Learner,
         plan: Plan,
+        config: Settings,
         *,
-        sample: SampleSettings,
-        train: TrainSettings,
         boundary: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
-        """sample, train: the settings of these names.
+        """boundary: called by all ranks before each batch; it may raise to leave an update halfway.
 
-        boundary: called before each batch, on all ranks; it may raise to leave an update halfway.
-        clock: counts the rows of the forward passes, the frozen model's among them.
+        clock: counts the rows of the forward passes, those without a gradient among them.
         """
         self.accelerator, self.learner, self.backbone = accelerator, learner, learner.backbone
-        self.plan, self.sample, self.train, self.boundary = plan, sample, train, boundary
+        self.sample, self.train, self.boundary = config.sample, config.train, boundary
         self.clock = clock or Clock()
-        self.sigmas = self.backbone.sigmas(plan.steps)
-        self.weights = torch.ones(len(plan.window), device=self.backbone.device)
-        if train.step_weight == "velocity":
-            self.weights = flow.step_weights(
-                sample.kind, self.sigmas, plan.window, noise_level=sample.noise_level
-            )
-        # The frozen model's means by rollout and step, for a second inner epoch.
+        self.objective = OBJECTIVES[config.objective.name]
+        stated = vars(config.train) | vars(config.objective)
+        self.options = {name: stated[name] for name in self.objective.options}
+        self.average = self.objective.average and config.objective.awm_pull > 0
+        # The frozen model's velocities by rollout and column, for a second inner epoch.
         self._references: weakref.WeakKeyDictionary[Rollout, dict[int, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
+        self.begin(plan)
+
+    def begin(self, plan: Plan) -> None:
+        """The updates that follow are of an epoch with this plan."""
+        self.plan = plan
+        sigmas = self.backbone.sigmas(plan.steps)
+        self.reader = PointReader(plan, sigmas, self.sample, self.train)
+
+    def update(
+        self, number: int, rollouts: Sequence[Rollout], advantages: Tensor
+    ) -> dict[str, float]:
+        """The epoch's update `number`, of its share of this rank's rollouts; see `step`.
+
+        advantages (N, `plan.credited`): of all ranks' samples.
+        """
+        first = number % self.plan.updates * self.plan.batches_per_update
+        part = slice(first, first + self.plan.batches_per_update)
+        rows = self.plan.rows(self.learner.runtime.rank)[part]
+        mine = [advantages[r.start : r.stop].to(self.backbone.device) for r in rows]
+        return self.step(rollouts[part], mine, fresh=number == 0)
 
     def step(
         self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], *, fresh: bool
     ) -> dict[str, float]:
-        """Descend once on the mean loss of `rollouts` with `advantages` (B, K) each.
+        """Descend once on the mean loss of `rollouts` with `advantages` (images, credited) each.
 
-        fresh: the policy has not moved since they were sampled; the old mean is then the new one,
-        detached, and the largest deviation of the stored means' ratio is reported as ratio_dev.
-        An update whose gradient is not finite is skipped.
+        fresh: the policy has not moved since they were sampled; the old velocity is then the new
+        one, detached. Where sampling stored velocities, the largest deviation of their ratio is
+        reported as ratio_dev. An update whose gradient is not finite is skipped.
         Raises RatioError, before it descends, when ratio_dev exceeds `train.max_ratio_dev`;
         GradientError after more than `train.max_skipped` skipped updates in a row.
         """
-        stats: list[LossStats] = []
+        losses: list[Loss] = []
         deviations: list[Tensor] = []
         parts = self._parts(advantages)
-        shares = [len(part) / (len(rollouts) * len(self.plan.window)) for part in parts]
+        shares = [len(part) / (len(rollouts) * self.plan.columns) for part in parts]
         passed = 0  # rollout batches whose boundary has been called
         for part, share in zip(parts, shares, strict=True):
             for _ in range(passed, part[-1][0] + 1):
@@ -92,9 +116,9 @@ class Updater:
             last = part is parts[-1]
             wait = contextlib.nullcontext if last else self._no_sync
             with wait():
-                stat, deviation = self._micro_batch(rollouts, advantages, part, fresh=fresh)
-                self.accelerator.backward(stat.loss * share)
-            stats.append(stat)
+                loss, deviation = self._micro_batch(rollouts, advantages, part, fresh=fresh)
+                self.accelerator.backward(loss.value * share)
+            losses.append(loss)
             deviations.append(deviation)
         self.learner.runtime.average_gradients(self.learner.parameters)
         ratio_dev = float(self.accelerator.gather(torch.stack(deviations).max()).max())
@@ -108,9 +132,10 @@ class Updater:
         self.learner.optimizer.zero_grad(set_to_none=True)
         self.learner.skipped = 0 if finite else self.learner.skipped + 1
         self._check_skipped()
-        skipped = float(not finite)
-        report = {"grad_norm": float(norm), "ratio_dev": ratio_dev, "skipped": skipped}
-        return self._means(stats, shares) | report
+        report = {"grad_norm": float(norm), "skipped": float(not finite)}
+        if self.plan.points != "noised":  # sampling kept velocities to compare with
+            report["ratio_dev"] = ratio_dev
+        return self._means(losses, shares) | report
 
     def _no_sync(self) -> Any:
         """Inside, DDP does not average the gradients: the last backward pass does."""
@@ -122,10 +147,11 @@ class Updater:
         Every rank joins in the sum of gradients at its last backward pass, which must come after
         the last boundary, where ranks meet as well.
         """
-        batches, columns = range(len(advantages)), range(len(self.plan.window))
+        batches, columns = range(len(advantages)), range(self.plan.columns)
         entries = [(batch, column) for batch in batches for column in columns]
         # Ranks that hold a share of the weights must make equally many passes.
-        if self.train.beta == 0 and not self.learner.runtime.shard:
+        silent = self.objective.silent and self.train.beta == 0
+        if silent and not self.learner.runtime.shard:
             nonzero = (torch.stack(list(advantages)) != 0).any(1).tolist()
             kept = [(batch, column) for batch, column in entries if nonzero[batch][column]]
             last = batches[-1]
@@ -133,15 +159,15 @@ class Updater:
         size = self.plan.stacked
         return [entries[start : start + size] for start in range(0, len(entries), size)]
 
-    def _means(self, stats: Sequence[LossStats], shares: Sequence[float]) -> dict[str, float]:
+    def _means(self, losses: Sequence[Loss], shares: Sequence[float]) -> dict[str, float]:
         """Means over all ranks; of loss and policy over all entries, also those left out as 0."""
-        values = torch.stack(
-            [torch.stack([getattr(stat, name).detach() for name in STATS]) for stat in stats]
-        )
+        named = [{"loss": loss.value.detach(), **loss.stats} for loss in losses]
+        names = list(named[0])
+        values = torch.stack([torch.stack([stat[name] for name in names]) for stat in named])
         computed = sum(shares)
-        whole = [1.0 if name in ("loss", "policy") else computed for name in STATS]
+        whole = [1.0 if name in ("loss", "policy") else computed for name in names]
         means = torch.tensor(shares).to(values) @ values / torch.tensor(whole).to(values)
-        return dict(zip(STATS, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
 
     def _check_ratio(self, deviation: float) -> None:
         limit = self.train.max_ratio_dev
@@ -173,68 +199,49 @@ class Updater:
         entries: Sequence[Entry],
         *,
         fresh: bool,
-    ) -> tuple[LossStats, Tensor]:
-        """The loss of these batches and steps, and max |ratio - 1|.
+    ) -> tuple[Loss, Tensor]:
+        """The loss of these points, and max |ratio - 1| (0 where sampling kept no velocities)."""
+        points, cond, stored = self.reader.read(rollouts, advantages, entries)
 
-        A single entry has the very shape that sampling had.
-        """
-        kind, device = self.sample.kind, self.backbone.device
+        def velocity() -> Tensor:
+            self.clock.count("evaluations_update", len(points.x))
+            scale = self.sample.guidance_scale
+            v: Tensor = self.backbone.velocity(points.x, points.sigma, cond, scale)
+            return v
 
-        def stacked(columns: Sequence[Tensor]) -> Tensor:
-            return torch.cat([column.to(device) for column in columns])
-
-        x = stacked([rollouts[batch].states[:, k] for batch, k in entries])
-        x_next = stacked([rollouts[batch].states[:, k + 1] for batch, k in entries])
-        stored = stacked([rollouts[batch].means[:, k] for batch, k in entries])
-        # Where sampling overflowed the advantage is 0, but 0 x NaN would be NaN.
-        lost = ~(x.isfinite() & x_next.isfinite() & stored.isfinite()).flatten(1).all(1)
-        kept = ~lost.reshape(-1, *[1] * (x.ndim - 1))
-        x, x_next, stored = (state.where(kept, 0) for state in (x, x_next, stored))
-        cond = to(cat([rollouts[batch].cond for batch, _ in entries]), device)
-        columns = torch.tensor([k for _, k in entries], device=device)
-        step = self._transition(x, cond, entries)
-        old = step.mean.detach() if fresh else stored
-        divergence = None
-        if self.train.beta > 0:
-            reference = self._reference(rollouts, entries, x, cond)
-            divergence = flow.kl(step, reference).masked_fill(lost, 0)
-        stat = grpo(
-            flow.log_ratio(kind, x_next, step, old).masked_fill(lost, 0),
-            torch.cat([advantages[batch][:, column] for batch, column in entries]),
-            divergence,
-            clip_range=self.train.clip_range,
-            beta=self.train.beta,
-            weight=self.weights[columns.repeat_interleave(self.plan.batch_size)],
-        )
-        if not fresh:
-            return stat, stat.ratio_dev
+        old = stored
+        if stored is None and not self.learner.old.is_policy:
+            with torch.no_grad(), self.learner.old.holding():
+                old = velocity()
+        reference = average = None
+        if self.train.beta > 0 or self.objective.reference:
+            reference = self._reference(rollouts, entries, velocity)
+        if self.average:
+            with torch.no_grad(), self.learner.averaging():
+                average = velocity()
+        v = velocity()
+        if old is None or (fresh and stored is not None):
+            old = v.detach()
+        predictions = Predictions(v, old, reference, average)
+        loss = self.objective.loss(points, predictions, **self.options)
+        if stored is None:
+            return loss, torch.zeros_like(loss.value.detach())
         with torch.no_grad():
-            log_ratio = flow.log_ratio(kind, x_next, step, stored).masked_fill(lost, 0)
-            return stat, log_ratio.expm1().abs().max()
+            return loss, points.log_ratio(v, stored).expm1().abs().max()
 
     def _reference(
-        self, rollouts: Sequence[Rollout], entries: Sequence[Entry], x: Tensor, cond: Any
+        self, rollouts: Sequence[Rollout], entries: Sequence[Entry], velocity: Callable[[], Tensor]
     ) -> Tensor:
-        """The frozen model's means (rows, *L), computed once where there are more inner epochs."""
+        """The frozen model's (rows, *L), computed once where there are more inner epochs."""
         caches = [self._references.setdefault(rollouts[batch], {}) for batch, _ in entries]
         places = [(cache, column) for cache, (_, column) in zip(caches, entries, strict=True)]
         if all(column in cache for cache, column in places):
-            return torch.cat([cache[column].to(x.device) for cache, column in places])
+            kept = [cache[column].to(self.backbone.device) for cache, column in places]
+            return torch.cat(kept)
         with torch.no_grad(), self.learner.policy.reference():
-            mean: Tensor = self._transition(x, cond, entries).mean
+            v = velocity()
         if self.train.inner_epochs > 1:
-            for (cache, column), part in zip(places, mean.split(self.plan.batch_size), strict=True):
-                cache[column] = part.to(rollouts[0].means.device)
-        return mean
-
-    def _transition(self, x: Tensor, cond: Any, entries: Sequence[Entry]) -> Step:
-        """The steps of `batch_size` rows an entry; a single entry has its step as a number."""
-        steps: int | Tensor = self.plan.window[entries[0][1]]
-        if len(entries) > 1:
-            numbers = [self.plan.window[column] for _, column in entries]
-            repeats = len(x) // len(entries)
-            steps = torch.tensor(numbers, device=x.device).repeat_interleave(repeats)
-        self.clock.count("evaluations_update", len(x))
-        guidance, noise_level = self.sample.guidance_scale, self.sample.noise_level
-        v = self.backbone.velocity(x, self.sigmas[steps], cond, guidance)
-        return flow.transition(self.sample.kind, x, v, self.sigmas, steps, noise_level=noise_level)
+            where = "cpu" if self.sample.store_on_cpu else v.device
+            for (cache, column), part in zip(places, v.split(self.plan.batch_size), strict=True):
+                cache[column] = part.to(where)
+        return v

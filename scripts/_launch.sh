@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by single_node/*.sh and multi_node/*.sh: checks, then accelerate's launcher.
 #
+# ALGORITHM    tp_grpo | flow_grpo | shared_state | nft | elbo_pg | awm | dgpo (train.sh alone)
 # MODEL_NAME   sd3 | flux | shapes (the embedded model, which needs no GPU)
 # REWARD       pickscore | geneval | general_ocr; for shapes tiny | smoke
 # NUM_GPUS     of this machine (default: all); without CUDA the number of processes (default: 1)
@@ -38,13 +39,15 @@ gpus() {
     echo "$listed"
 }
 
-# recipe PROCESSES: that of MODEL_NAME and REWARD; the embedded model's batch is split over the processes.
+# recipe ALGORITHM PROCESSES: that of MODEL_NAME and REWARD; the embedded model's batch, of images or
+# shared_state's of groups, is split over the processes.
 recipe() {
-    local model="${MODEL_NAME:-sd3}" reward="${REWARD:-default}"
+    local model="${MODEL_NAME:-sd3}" reward="${REWARD:-default}" tiny=48 smoke=4
     local batch="--config.sample.batch_size"
+    if [ "$1" = shared_state ]; then tiny=6 smoke=2; fi
     case "$model/$reward" in
-        shapes/default | shapes/tiny) echo shapes_tiny "$batch=$((48 / $1 > 0 ? 48 / $1 : 1))" ;;
-        shapes/smoke) echo shapes_smoke "$batch=$((4 / $1 > 0 ? 4 / $1 : 1))" ;;
+        shapes/default | shapes/tiny) echo shapes_tiny "$batch=$((tiny / $2 > 0 ? tiny / $2 : 1))" ;;
+        shapes/smoke) echo shapes_smoke "$batch=$((smoke / $2 > 0 ? smoke / $2 : 1))" ;;
         shapes/*) fail "REWARD = '$reward': the embedded model has its own reward; omit REWARD, or give tiny or smoke" ;;
         sd3/default | flux/default) echo "pickscore_$model" ;;
         sd3/pickscore | sd3/geneval | sd3/general_ocr | flux/pickscore | flux/geneval | flux/general_ocr)
@@ -60,7 +63,7 @@ launch() {
     shift 4
     cd "$ROOT" || exit 2
     present="$(gpus)"
-    chosen="$(recipe "$processes")" || exit 2
+    chosen="$(recipe "$algorithm" "$processes")" || exit 2
     if [ "$present" -gt 0 ] && [ "${LAUNCH:-}" != cpu ]; then
         [ $((processes / machines)) -le "$present" ] ||
             fail "$((processes / machines)) processes on this machine are more than its $present GPUs"
@@ -94,6 +97,15 @@ reach_master() {
     local interface
     interface="$(python3 scripts/_reach.py "$1" "$MASTER_ADDR" "$MASTER_PORT" "$MASTER_WAIT")" || exit 2
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
+}
+
+# The ALGORITHM of the environment, a file of config/.
+algorithm() {
+    local name="${ALGORITHM:-tp_grpo}"
+    case "$name" in
+        tp_grpo | flow_grpo | shared_state | nft | elbo_pg | awm | dgpo) echo "$name" ;;
+        *) fail "ALGORITHM = '$name' is not one of tp_grpo, flow_grpo, shared_state, nft, elbo_pg, awm, dgpo" ;;
+    esac
 }
 
 single_node() {

@@ -25,6 +25,7 @@ AXES = {
     "seconds": "seconds of training",
 }
 COLORS = ("#000000", "#e69f00", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7")
+LINES = ("-", "--")  # when the colours are used up
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,10 @@ def draw(curves: dict[str, Curve], score: str, out: Path) -> None:
         1, len(AXES), figsize=(5 * len(AXES), 4.2), sharey=True, layout="constrained"
     )
     for axes, (name, label) in zip(panels, AXES.items(), strict=True):
-        for (method, curve), color in zip(curves.items(), COLORS, strict=False):
+        looks = itertools.product(LINES, COLORS)
+        for (method, curve), (line, color) in zip(curves.items(), looks, strict=False):
             x, mean, error = getattr(curve, name), np.array(curve.mean), np.array(curve.error)
-            axes.plot(x, mean, color=color, marker="o", markersize=3, label=method)
+            axes.plot(x, mean, line, color=color, marker="o", markersize=3, label=method)
             axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)

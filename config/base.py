@@ -132,7 +132,7 @@ def _credit(c: ConfigDict) -> None:
     # Mean and std of each step, or joint ones of all of a group's steps (Stepwise).
     c.advantage.over = "step"
     # Several scores: sum (advantages of the weighted sum) or gdpo (the weighted sum of each score's
-    # advantages, whitened over the epoch).
+    # own group advantages, whitened over the epoch).
     c.advantage.combine = "sum"
 
     c.objective = ConfigDict()
@@ -148,13 +148,14 @@ def _credit(c: ConfigDict) -> None:
     c.objective.elbo_form = "no_ratio"  # elbo_pg: form of the loss. One of: ratio, no_ratio, par.
     c.objective.awm_power = 0.25  # awm: power of the matching error in the log-prob.
     c.objective.awm_clip = 1.0  # awm: clip range of the ratio.
-    c.objective.awm_pull = 1.0  # awm: weight of the distance from the running average.
+    c.objective.awm_pull = 1.0  # awm: weight of the distance from the lagging policy.
     c.objective.dgpo_sharpness = 10.0  # dgpo: its beta, how sharply a group is compared.
     c.objective.dgpo_clip = 1e-3  # dgpo: range of the ratio beyond which an image rests.
-    # The old policy, which samples, becomes the policy after each of so many epochs; then it
-    # follows: old = eta old + (1 - eta) policy.
+    # The old policy, which samples, becomes the policy after each epoch, for this many updates;
+    # then it follows: old = eta old + (1 - eta) policy. awm: the lagging policy, which does not
+    # sample.
     c.objective.old_flat = 0
-    # How much eta rises with each epoch; 0: the old policy is always the newest.
+    # How much eta rises with each update; 0: the old policy is always the newest.
     c.objective.old_ramp = 0.0
     c.objective.old_max = 0.5  # Largest eta.
 
@@ -167,6 +168,8 @@ def _train(c: ConfigDict) -> None:
     # one fits; 0: one. More is faster where a batch does not fill the device, but no longer repeats
     # sampling's rounding bit for bit.
     c.train.batch_size = 0
+    # nft, elbo_pg, awm, dgpo: guidance of the trained velocity, 1 without; 0: as in sampling.
+    c.train.guidance_scale = 0.0
     c.train.learning_rate = 3e-4  # Learning rate, constant.
     c.train.optimizer = "adamw"  # Optimizer; adamw_8bit needs bitsandbytes.
     c.train.adam_betas = (0.9, 0.999)  # Decay of the averages of the gradient and of its square.
@@ -176,7 +179,8 @@ def _train(c: ConfigDict) -> None:
     # Clip range of the ratio, which moves little: log-probs are means over the latent.
     c.train.clip_range = 1e-5
     c.train.beta = 1e-4  # Weight of the KL to the frozen model; 0 leaves it out.
-    # Loss weight of a step: uniform or velocity (1 / (|d mean / d v| / std), mean 1).
+    # Loss weight of a step, of mean 1: uniform, velocity (objectives of the next state: std / |d
+    # mean / d v|) or noise (std; TempFlow).
     c.train.step_weight = "uniform"
     # The run stops if an epoch's first ratios, of the unmoved policy, are further from 1.
     c.train.max_ratio_dev = 1e-5

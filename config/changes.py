@@ -5,16 +5,26 @@ from ml_collections import ConfigDict
 from config.recipes import SHAPES
 
 
+def published(c: ConfigDict) -> bool:
+    """Whether it is a recipe of a large model, with its method's published settings."""
+    return bool(c.model.path != SHAPES)
+
+
 def whole_groups(c: ConfigDict) -> None:
     """As many groups as split over 32 GPUs (published recipes) or 8 (variants for one)."""
     groups = {48: 64, 12: 16}.get(c.sample.groups_per_epoch)
-    if groups and c.model.path != SHAPES:
+    if groups and published(c):
         c.sample.groups_per_epoch = groups
 
 
-def without_guidance(c: ConfigDict) -> None:
-    """No classifier-free guidance; FLUX's is an input. A second-order solver makes the images."""
+def clean_images(c: ConfigDict, *, guidance: bool = False) -> None:
+    """Nothing of a trajectory is trained: a second-order solver makes the images.
+
+    guidance: classifier-free, while sampling alone; FLUX's is an input, and stays.
+    """
     if c.model.type == "sd3":
-        c.sample.guidance_scale = 1.0
-    if c.model.path != SHAPES:
+        c.sample.guidance_scale = c.sample.guidance_scale if guidance else 1.0
+        c.train.guidance_scale = 1.0 if guidance else 0.0
+    if published(c):
         c.sample.update(completion="multistep", completion_steps=c.sample.steps)
+        c.train.updates_per_epoch = 1

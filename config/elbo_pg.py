@@ -2,6 +2,8 @@
 
 --config=config/elbo_pg.py:RECIPE; its other forms:
 `--config.objective.elbo_form=ratio` or `par`.
+
+The settings are those of its public script for GenEval on SD3.5-Medium.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,8 @@ def get_config(recipe: str = "shapes_tiny") -> ConfigDict:
     c = recipes.build("elbo_pg", "terminal", recipe)
     c.objective.update(name="elbo_pg", elbo_form="no_ratio")
     c.advantage.scale = 0.1
-    changes.without_guidance(c)
-    if not recipe.startswith("shapes"):
-        c.train.beta = 1e-4
+    changes.clean_images(c)
+    if changes.published(c):
+        c.objective.update(timesteps=c.sample.steps - 1, old_ramp=0.001, old_max=0.5)
+        c.train.update(beta=1e-4, max_grad_norm=5.0)
     return c

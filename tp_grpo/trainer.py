@@ -212,7 +212,7 @@ class Trainer:
         texts = [prompt for batch in following for prompt in batch.prompts]
         with self.clock.phase("update"), self.conditions.making(texts):
             stats |= self._update(done, [p.rollout for p in pending], advantages)
-            self.learner.old.follow(done)
+            self.learner.follow()
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
             self.journal.ladders(

@@ -120,23 +120,24 @@ def measure(
     backbone: Any, policy: Policy, shapes: Architecture, config: Settings, plan: Plan
 ) -> Measured:
     """One training micro-batch, as `Updater` makes it, and the sampler's largest call."""
-    dtype = base.DTYPES[config.model.dtype]
+    dtype, sampled = base.DTYPES[config.model.dtype], config.sample.guidance_scale
+    trained = config.train.guidance_scale or sampled
     kernels = functools.partial(meter.Kernels, dtype if dtype != torch.float32 else None)
     for parameter in policy.parameters.values():
         parameter.grad = torch.empty_like(parameter)  # it exists from the second micro-batch on
     if config.model.gradient_checkpointing:
         meter.checkpoint_blocks(backbone.transformer, kernels)
     with _meter(backbone) as training, kernels():
-        velocity = _velocity(backbone, shapes, config, plan.train_rows)
+        velocity = _velocity(backbone, shapes, config, plan.train_rows, trained)
         forward_flops, reference = training.flops, torch.zeros_like(velocity)
         if config.train.beta > 0 or OBJECTIVES[config.objective.name].reference:
             with torch.no_grad(), policy.reference():
-                reference = _velocity(backbone, shapes, config, plan.train_rows)
+                reference = _velocity(backbone, shapes, config, plan.train_rows, trained)
         torch.autograd.backward((velocity - reference).square().mean())
     branch_rows = config.sample.max_rows if plan.ladder > 1 or plan.members > 1 else 0
     rows = max(plan.batch_size, config.eval.batch_size, branch_rows)
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
-        _velocity(backbone, shapes, config, rows)
+        _velocity(backbone, shapes, config, rows, sampled)
     return Measured(forward_flops, training.flops, training.peak, sampling.peak)
 
 
@@ -153,11 +154,13 @@ def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
     return decoding.flops / chunk, peak
 
 
-def _velocity(backbone: Any, shapes: Architecture, config: Settings, rows: int) -> Tensor:
+def _velocity(
+    backbone: Any, shapes: Architecture, config: Settings, rows: int, scale: float
+) -> Tensor:
     x = torch.empty(rows, *backbone.latent_shape, device=architecture.META)
     sigma = torch.empty((), device=architecture.META)
     cond = architecture.conditions(shapes, config.model, rows)
-    v: Tensor = backbone.velocity(x, sigma, cond, config.sample.guidance_scale)
+    v: Tensor = backbone.velocity(x, sigma, cond, scale)
     return v
 
 
@@ -185,8 +188,8 @@ def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> F
     extra = 0.0  # passes without a gradient for each of a point
     if plan.points == "noised":  # the first update of an epoch finds the old policy in place
         extra += 1 if config.objective.old_ramp else 1 - 1 / rounds
-    if OBJECTIVES[config.objective.name].average and config.objective.awm_pull:
-        extra += 1
+    if OBJECTIVES[config.objective.name].lagging and config.objective.awm_pull:
+        extra = 1 - 1 / rounds + (1 if config.objective.old_ramp else 0)
     images, evaluate = _evaluated(config), None
     if images is not None:
         evaluate = images * (config.eval.steps * forward + decode) / config.eval.every

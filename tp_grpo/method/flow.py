@@ -115,19 +115,21 @@ def kl(step: Step, mean_ref: Tensor) -> Tensor:
     return _mean((step.mean - mean_ref) ** 2 / (2 * step.kl_scale**2))
 
 
-def step_weights(kind: str, sigmas: Tensor, window: range, *, noise_level: float) -> Tensor:
-    """Weights (K,) of mean 1 for the window's steps: the inverse of how v moves `log_prob` there.
+def step_weights(
+    kind: str, sigmas: Tensor, window: range, *, noise_level: float, by: str = "velocity"
+) -> Tensor:
+    """Weights (K,) of mean 1 for the window's steps.
 
-    The gradient of `log_prob` along v scales with `|d mean / d v| / std` for `sde` and with
-    `|d mean / d v| std` for `cps`, whose log-prob is not divided by the variance. Needs
+    by `velocity`: the inverse of how v moves `log_prob` there. Its gradient along v scales with
+    `|d mean / d v| / std` for `sde` and with `|d mean / d v| std` for `cps`, whose log-prob is not
+    divided by the variance. by `noise`: the std (TempFlow-GRPO, arXiv 2508.04324). Needs
     noise_level > 0. Raises ValueError for an unknown kind.
     """
     x, v = sigmas.new_zeros(1, 1), sigmas.new_ones(1, 1)
     steps = [transition(kind, x, v, sigmas, i, noise_level=noise_level) for i in window]
-    spread = [step.std if _is_sde(kind) else 1 / step.std for step in steps]
-    weights = torch.stack(
-        [(s / step.mean.abs()).reshape(()) for s, step in zip(spread, steps, strict=True)]
-    )
+    spread = [step.std if _is_sde(kind) or by == "noise" else 1 / step.std for step in steps]
+    moved = [1.0 if by == "noise" else step.mean.abs() for step in steps]
+    weights = torch.stack([(s / m).reshape(()) for s, m in zip(spread, moved, strict=True)])
     return weights / weights.mean()
 
 

@@ -32,7 +32,7 @@ class Predictions:
     policy: Tensor  # of the policy that learns, with its graph
     old: Tensor | None = None  # of the old policy
     reference: Tensor | None = None  # of the frozen model
-    average: Tensor | None = None  # of the policy's running average
+    lagging: Tensor | None = None  # of a policy that follows from afar
 
 
 @dataclass(frozen=True, eq=False)

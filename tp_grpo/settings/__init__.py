@@ -105,6 +105,17 @@ class Settings(Section):
                 f"credit.name = {credit!r} tells the steps of a trajectory apart, but with {who} "
                 "an image has one score and no steps to compare; set credit.name = 'terminal'"
             )
+        if not self._objective.noised and self.objective.old_ramp:
+            yield (
+                f"objective.old_ramp = {self.objective.old_ramp:g}: {name} trains on states that "
+                "the policy itself has sampled; set 0, or an objective that noises clean images"
+            )
+        trained = self.train.guidance_scale
+        if not self._objective.noised and trained not in (0, self.sample.guidance_scale):
+            yield (
+                f"train.guidance_scale = {trained:g}: {name} trains the velocity that sampled, "
+                f"with sample.guidance_scale = {self.sample.guidance_scale:g}; set 0"
+            )
         rows, size = self.sample.batch_size, self.sample.group_size
         if self._objective.groups and rows % size:
             yield (
@@ -115,12 +126,13 @@ class Settings(Section):
 
     def cautions(self, *, classifier_free: bool) -> Iterator[str]:
         """What works, but not as the method's source has it; the model's kind of guidance."""
-        scale = self.sample.guidance_scale
+        scale = self.train.guidance_scale or self.sample.guidance_scale
         if self._objective.no_guidance and scale > 1 and classifier_free:
             yield (
                 f"sample.guidance_scale = {scale:g}: {self.objective.name} was published without "
                 "guidance (1). With it every evaluation is paid twice, and the loss compares a "
-                "guided velocity with images that no single model makes"
+                "guided velocity with images that no single model makes; train.guidance_scale = 1 "
+                "leaves it out of the updates"
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class AdvantageSettings(Section):
     )
     combine: str = setting(
         "Several scores: sum (advantages of the weighted sum) or gdpo (the weighted sum of each "
-        "score's advantages, whitened over the epoch).",
+        "score's own group advantages, whitened over the epoch).",
         choices=("sum", "gdpo"),
     )
 
@@ -174,17 +174,20 @@ class ObjectiveSettings(Section):
     elbo_form: str = setting("elbo_pg: form of the loss.", choices=FORMS)
     awm_power: float = setting("awm: power of the matching error in the log-prob.", above=0)
     awm_clip: float = setting("awm: clip range of the ratio.", above=0)
-    awm_pull: float = setting("awm: weight of the distance from the running average.", low=0)
+    awm_pull: float = setting("awm: weight of the distance from the lagging policy.", low=0)
     dgpo_sharpness: float = setting("dgpo: its beta, how sharply a group is compared.", above=0)
     dgpo_clip: float = setting("dgpo: range of the ratio beyond which an image rests.", above=0)
     old_flat: int = setting(
-        "The old policy, which samples, becomes the policy after each of so many epochs; then it "
-        "follows: old = eta old + (1 - eta) policy.",
-        "epochs",
+        "The old policy, which samples, becomes the policy after each epoch, for this many "
+        "updates; then it follows: old = eta old + (1 - eta) policy. awm: the lagging policy, "
+        "which does not sample.",
+        "updates",
         low=0,
     )
     old_ramp: float = setting(
-        "How much eta rises with each epoch; 0: the old policy is always the newest.", low=0, high=1
+        "How much eta rises with each update; 0: the old policy is always the newest.",
+        low=0,
+        high=1,
     )
     old_max: float = setting("Largest eta.", low=0, high=1)
 
@@ -203,6 +206,10 @@ class TrainSettings(Section):
         low=0,
     )
     learning_rate: float = setting("Learning rate, constant.", above=0)
+    guidance_scale: float = setting(
+        "nft, elbo_pg, awm, dgpo: guidance of the trained velocity, 1 without; 0: as in sampling.",
+        low=0,
+    )
     optimizer: str = setting(
         "Optimizer; adamw_8bit needs bitsandbytes.", choices=("adamw", "adamw_8bit")
     )
@@ -217,8 +224,9 @@ class TrainSettings(Section):
     )
     beta: float = setting("Weight of the KL to the frozen model; 0 leaves it out.", low=0)
     step_weight: str = setting(
-        "Loss weight of a step: uniform or velocity (1 / (|d mean / d v| / std), mean 1).",
-        choices=("uniform", "velocity"),
+        "Loss weight of a step, of mean 1: uniform, velocity (objectives of the next state: std / "
+        "|d mean / d v|) or noise (std; TempFlow).",
+        choices=("uniform", "velocity", "noise"),
     )
     max_ratio_dev: float = setting(
         "The run stops if an epoch's first ratios, of the unmoved policy, are further from 1.",

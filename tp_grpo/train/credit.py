@@ -27,7 +27,7 @@ def credit_steps(
     for name, options in config.rewards.scorers.items():
         if weight(options):
             reward = _credit(config, plan, samples, samples.scores[name]).reward
-            total += weight(options) * _advantages(config, reward, samples.group_id, forks)
+            total += weight(options) * group_normalize(reward, samples.group_id)
     clip = config.advantage.clip
     known = steps.reward.isnan().logical_not()
     return steps, whiten(total, known).clamp(-clip, clip)

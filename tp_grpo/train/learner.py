@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,13 @@ class Learner:
             backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
         rounds = config.train.inner_epochs * config.train.updates_per_epoch
-        self.old = OldPolicy(self.policy, config.objective, copies=objective.noised and rounds > 1)
+        compares = objective.noised and rounds > 1
+        self.old = OldPolicy(
+            self.policy, config.objective, copies=compares, lags=not objective.lagging
+        )
+        self.lagging = self.old  # what AWM pulls towards
+        if objective.lagging and config.objective.old_ramp > 0:
+            self.lagging = OldPolicy(self.policy, config.objective, copies=True)
         self.spread = torch.full((config.sample.steps,), torch.nan, dtype=torch.float64)
         self.evaluations = 0  # of the model, while sampling
         self.updates = 0
@@ -75,6 +81,7 @@ class Learner:
     def updated(self) -> None:
         """Count an update; every `ema.every`-th is averaged in."""
         self.old.moved()
+        self.lagging.moved()
         self.updates += 1
         if self.updates % self.every == 0:
             self.ema.step(self.parameters)
@@ -89,10 +96,10 @@ class Learner:
         finally:
             self.ema.restore(self.parameters)
 
-    def averaging(self) -> AbstractContextManager[None]:
-        """Inside, the parameters are the average, without a copy; for forward passes alone."""
-        average = zip(self.policy.parameters, self.ema.shadow_params, strict=True)
-        return self.policy.holding(dict(average))
+    def follow(self) -> None:
+        """At the end of an epoch: the old policies follow the policy."""
+        for old in {self.old, self.lagging}:
+            old.follow(self.updates)
 
     def snapshot(
         self, epoch: int, settings: dict[str, Any], scores: dict[str, float], tracker: str
@@ -108,6 +115,7 @@ class Learner:
             "evaluations": self.evaluations,
             "spread": self.spread,
             "old": self.old.state(),
+            "lagging": self.lagging.state(),
         }
         weights = _copied(self.policy.parameters)
         return Checkpoint(epoch, weights, _copied(state), settings, scores, tracker)
@@ -134,6 +142,8 @@ class Learner:
         spread = state.get("spread", self.spread)
         self.spread = spread if spread.shape == self.spread.shape else self.spread
         self.old.restore(state.get("old", {}))
+        if self.lagging is not self.old:
+            self.lagging.restore(state.get("lagging", {}))
 
     def export(self, folder: Path, ema: Mapping[str, Any] | None = None) -> None:
         """Write the averaged policy for use outside of this framework.

@@ -1,4 +1,7 @@
-"""The old policy: the weights that sampled, for objectives that compare with its predictions."""
+"""A second set of the trained weights that follows the policy, now and then or from afar.
+
+The old policy samples, and objectives compare with its predictions; AWM pulls towards another.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,39 @@ from tp_grpo.settings.learning import ObjectiveSettings
 class OldPolicy:
     """A second set of the trained parameters.
 
-    After each epoch `old = eta old + (1 - eta) policy`, where eta is 0 for `old_flat` epochs and
-    then rises by `old_ramp` each, to `old_max` at most. Without a ramp the old policy is the one
-    that the epoch began with, and is copied only where a second update needs it.
+    After each epoch `old = eta old + (1 - eta) policy`, where eta is 0 for `old_flat` updates and
+    then rises by `old_ramp` each, to `old_max` at most (DiffusionNFT, arXiv 2509.16117). Without a
+    ramp the old policy is the one that the epoch began with, and is copied only where a second
+    update needs it.
     """
 
-    def __init__(self, policy: Policy, objective: ObjectiveSettings, *, copies: bool) -> None:
-        """copies: whether an epoch compares with it after the policy has moved."""
+    def __init__(
+        self, policy: Policy, objective: ObjectiveSettings, *, copies: bool, lags: bool = True
+    ) -> None:
+        """copies: whether an epoch compares with it after the policy has moved.
+
+        lags: whether the settings' schedule is its own; else it is what the epoch began with.
+        """
         self.policy, self.objective = policy, objective
-        self.lags = objective.old_ramp > 0 and objective.old_max > 0
+        self.lags = lags and objective.old_ramp > 0 and objective.old_max > 0
         self.weights: dict[str, Tensor] | None = None
         if copies or self.lags:
             self.weights = {name: p.detach().clone() for name, p in policy.parameters.items()}
         self.is_policy = True  # whether the two are the same now
 
-    def eta(self, epoch: int) -> float:
-        """The share of itself that it keeps after `epoch` epochs."""
+    def eta(self, updates: int) -> float:
+        """The share of itself that it keeps after that many updates, in [0, 1]."""
         o = self.objective
-        return min(o.old_ramp * max(0, epoch - o.old_flat), o.old_max)
+        return min(o.old_ramp * max(0, updates - o.old_flat), o.old_max) if self.lags else 0.0
 
     def moved(self) -> None:
         """The policy has been updated."""
         self.is_policy = False
 
     @torch.no_grad()
-    def follow(self, epoch: int) -> None:
-        """Called when `epoch` epochs are done."""
-        eta = self.eta(epoch)
+    def follow(self, updates: int) -> None:
+        """Called at the end of an epoch, after that many updates in all."""
+        eta = self.eta(updates)
         if self.weights is not None:
             for name, parameter in self.policy.parameters.items():
                 if eta == 0:

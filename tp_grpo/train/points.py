@@ -11,7 +11,7 @@ from torch import Tensor
 from tp_grpo.method import flow
 from tp_grpo.method.points import Points, Schedule, finite
 from tp_grpo.plan import Plan
-from tp_grpo.settings.learning import SampleSettings, TrainSettings
+from tp_grpo.settings.learning import SampleSettings
 from tp_grpo.types import NoisedImages, Rollout, SharedStates, Trajectories, cat, to
 
 Entry = tuple[int, int]  # a rollout batch of the update, and one of its columns
@@ -40,16 +40,15 @@ class Column(NamedTuple):
 class PointReader:
     """Reads the points of the rollouts of an epoch, whose plan has that epoch's window."""
 
-    def __init__(
-        self, plan: Plan, sigmas: Tensor, sample: SampleSettings, train: TrainSettings
-    ) -> None:
+    def __init__(self, plan: Plan, sigmas: Tensor, sample: SampleSettings, *, weight: str) -> None:
+        """weight: of a step, see `train.step_weight`."""
         self.plan, self.device = plan, sigmas.device
         self.schedule = Schedule(sample.kind, sigmas, sample.noise_level)
         self.window = torch.tensor(plan.window, dtype=torch.int64, device=self.device)
         self.weights: Tensor | None = None
-        if train.step_weight == "velocity" and plan.points != "noised":
+        if weight != "uniform":
             self.weights = flow.step_weights(
-                sample.kind, sigmas, plan.window, noise_level=sample.noise_level
+                sample.kind, sigmas, plan.window, noise_level=sample.noise_level, by=weight
             )
 
     def read(

@@ -23,6 +23,7 @@ from tp_grpo.plan import Plan
 from tp_grpo.ranks.clock import Clock
 from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner
+from tp_grpo.train.old_policy import OldPolicy
 from tp_grpo.train.points import Entry, PointReader
 from tp_grpo.types import Loss, MustStop, Rollout
 
@@ -67,7 +68,8 @@ class Updater:
         self.objective = OBJECTIVES[config.objective.name]
         stated = vars(config.train) | vars(config.objective)
         self.options = {name: stated[name] for name in self.objective.options}
-        self.average = self.objective.average and config.objective.awm_pull > 0
+        self.lagging = self.objective.lagging and config.objective.awm_pull > 0
+        self.guidance_scale = config.train.guidance_scale or config.sample.guidance_scale
         # The frozen model's velocities by rollout and column, for a second inner epoch.
         self._references: weakref.WeakKeyDictionary[Rollout, dict[int, Tensor]] = (
             weakref.WeakKeyDictionary()
@@ -78,7 +80,10 @@ class Updater:
         """The updates that follow are of an epoch with this plan."""
         self.plan = plan
         sigmas = self.backbone.sigmas(plan.steps)
-        self.reader = PointReader(plan, sigmas, self.sample, self.train)
+        weight = self.train.step_weight
+        if self.objective.noised or (self.objective.clean and weight == "velocity"):
+            weight = "uniform"  # it evens out the next states' log-probs
+        self.reader = PointReader(plan, sigmas, self.sample, weight=weight)
 
     def update(
         self, number: int, rollouts: Sequence[Rollout], advantages: Tensor
@@ -205,24 +210,28 @@ class Updater:
 
         def velocity() -> Tensor:
             self.clock.count("evaluations_update", len(points.x))
-            scale = self.sample.guidance_scale
-            v: Tensor = self.backbone.velocity(points.x, points.sigma, cond, scale)
+            v: Tensor = self.backbone.velocity(points.x, points.sigma, cond, self.guidance_scale)
             return v
 
-        old = stored
-        if stored is None and not self.learner.old.is_policy:
-            with torch.no_grad(), self.learner.old.holding():
-                old = velocity()
-        reference = average = None
+        def without_gradient(policy: OldPolicy) -> Tensor | None:
+            if policy.is_policy:
+                return None
+            with torch.no_grad(), policy.holding():
+                return velocity()
+
+        learner = self.learner
+        old = without_gradient(learner.old) if stored is None else stored
+        reference = lagging = None
         if self.train.beta > 0 or self.objective.reference:
             reference = self._reference(rollouts, entries, velocity)
-        if self.average:
-            with torch.no_grad(), self.learner.averaging():
-                average = velocity()
+        if self.lagging:
+            lagging = old if learner.lagging is learner.old else without_gradient(learner.lagging)
         v = velocity()
         if old is None or (fresh and stored is not None):
             old = v.detach()
-        predictions = Predictions(v, old, reference, average)
+        if self.lagging and lagging is None:
+            lagging = v.detach()
+        predictions = Predictions(v, old, reference, lagging)
         loss = self.objective.loss(points, predictions, **self.options)
         if stored is None:
             return loss, torch.zeros_like(loss.value.detach())

@@ -28,9 +28,10 @@ class Objective:
     clean: its targets are the clean images; else the next states.
     options: the names of its keyword arguments, which are settings.
     silent: no gradient comes from a point whose advantage is 0, so that it can be left out.
-    reference: it needs the frozen model whatever `train.beta` is. average: it needs the policy's
-    running average. groups: the images of a prompt are compared: they share their noise, and a
-    rollout batch holds whole groups. no_guidance: its source trains without guidance.
+    reference: it needs the frozen model whatever `train.beta` is. lagging: the schedule
+    `objective.old_*` is of a policy that it pulls towards, not of the one that samples. groups: the
+    images of a prompt are compared: they share their noise, and a rollout batch holds whole groups.
+    no_guidance: its source trains without guidance.
     """
 
     loss: Callable[..., Loss]
@@ -39,7 +40,7 @@ class Objective:
     clean: bool = False
     silent: bool = False
     reference: bool = False
-    average: bool = False
+    lagging: bool = False
     groups: bool = False
     no_guidance: bool = False
 
@@ -59,6 +60,6 @@ OBJECTIVES = {
     "matching": Objective(matching, frozenset({"trust", "beta"}), clean=True),
     "nft": _noised(nft, "nft_mix", "beta"),
     "elbo_pg": _noised(elbo_pg, "elbo_form", "beta"),
-    "awm": _noised(awm, "awm_power", "awm_clip", "awm_pull", "beta", average=True),
-    "dgpo": _noised(dgpo, "dgpo_sharpness", "dgpo_clip", reference=True, groups=True),
+    "awm": _noised(awm, "awm_power", "awm_clip", "awm_pull", "beta", lagging=True),
+    "dgpo": _noised(dgpo, "dgpo_sharpness", "dgpo_clip", "beta", reference=True, groups=True),
 }

@@ -7,6 +7,7 @@ from tp_grpo.method.points import Points, Predictions
 from tp_grpo.types import Loss
 
 SMALL = 1e-10
+LARGEST = 5.0  # advantages beyond it count as it, and as 1 in the loss
 
 
 def awm(
@@ -20,8 +21,9 @@ def awm(
 ) -> Loss:
     """PPO on `logp = -(sigma / p) ((l + 1e-10)^p - 1e-10^p)`, `l = mean((v - (eps - x_0))^2)`.
 
-    `+ beta mean((v - v_reference)^2) + awm_pull mean((v - v_average)^2)`. awm_power: p > 0,
-    published 0.25; awm_clip > 0, published 1; beta, awm_pull >= 0. Source: AWM, arXiv 2509.25050.
+    `+ beta mean((v - v_reference)^2) + awm_pull mean((v - v_lagging)^2)`; advantages count as
+    `clip(A, +-5) / 5`. awm_power: p > 0, published 0.25; awm_clip > 0, published 1; beta, awm_pull
+    >= 0. Source: AWM, arXiv 2509.25050.
     """
     assert v.old is not None
 
@@ -30,11 +32,12 @@ def awm(
         return -points.sigma.reshape(-1, 1) / awm_power * error
 
     log_ratio = log_prob(v.policy) - log_prob(v.old)
-    policy = clipped(log_ratio, points.advantage, awm_clip).mean()
+    advantage = points.advantage.clamp(-LARGEST, LARGEST) / LARGEST
+    policy = clipped(log_ratio, advantage, awm_clip).mean()
     kl = spread = torch.zeros_like(policy)
     if v.reference is not None:
         kl = points.moved(v.policy, v.reference).mean()
-    if v.average is not None:
-        spread = points.moved(v.policy, v.average).mean()
+    if v.lagging is not None:
+        spread = points.moved(v.policy, v.lagging).mean()
     stats = {"policy": policy.detach(), "kl": kl.detach()} | ratio_stats(log_ratio, awm_clip)
     return Loss(policy + beta * kl + awm_pull * spread, stats)

@@ -18,8 +18,8 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
 HELP = """options:
   --config=FILE.py:RECIPE
-      the file is the algorithm, config/tp_grpo.py or config/flow_grpo.py; the recipe is the model
-      and the reward:
+      the file is the algorithm, one of config/{algorithms}; the
+      recipe is the model and the reward:
       {recipes}
   --config.FIELD=VALUE
       any field of the recipe, such as --config.sample.steps=8; see docs/configuration.md"""
@@ -51,11 +51,16 @@ def _fail(message: str) -> NoReturn:
 
 def _help(script: str) -> str:
     """The script's docstring and its options: --config first, for every script has it."""
+    from config import ALGORITHMS
     from config.recipes import RECIPES
 
     names = ", ".join(RECIPES)
     names = textwrap.fill(names, 100, subsequent_indent=" " * 6, break_on_hyphens=False)
-    lines = [str(sys.modules["__main__"].__doc__), HELP.format(recipes=names)]
+    algorithms = "{" + ",".join(ALGORITHMS) + "}.py"
+    lines = [
+        str(sys.modules["__main__"].__doc__),
+        HELP.format(algorithms=algorithms, recipes=names),
+    ]
     for flag in flags.FLAGS.get_flags_for_module(script):
         value, default = f"={flag.name.upper()}", f" (default: {flag.default})"
         if flag.boolean:

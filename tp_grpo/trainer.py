@@ -191,7 +191,9 @@ class Trainer:
         groups = self._groups(epoch)
         self.plan = self.journal.plan = self.plan.in_epoch(epoch, self.config.seed)
         forks = self.forks.draw(epoch, groups)
-        self._check_plan(epoch, groups, forks)
+        texts = [self.prompts.prompts[group] for group in groups]
+        facts = {"as prompt ids": groups, "as prompts": texts, "as fork steps": forks}
+        agreement.check_epoch(self.runtime, done, self.plan.facts | facts)
         with self.clock.phase("rollout"), self.learner.old.holding():
             pending = self._roll_out(epoch, groups, forks, keep_images=keep)
         with self.clock.phase("score_wait"):
@@ -215,31 +217,19 @@ class Trainer:
             self.learner.follow()
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            self.journal.ladders(
-                done, samples, steps, advantages, pending, self.prompts.prompts, at
-            )
+            known = self.prompts.prompts
+            self.journal.ladders(done, samples, steps, advantages, pending, known, at)
         stats |= self.journal.image_stats(pending, samples.group_id)
         return self.journal.epoch(done, samples, steps, stats | {"updates": self.learner.updates})
 
     def _groups(self, epoch: int) -> list[int]:
         """The epoch's prompts, by their index in the prompt set."""
-        count, groups = len(self.prompts), self.plan.groups
-        return prompts.epoch_groups(count, seed=self.config.seed, epoch=epoch, groups=groups)
+        seed, count = self.config.seed, len(self.prompts)
+        return prompts.epoch_groups(count, seed=seed, epoch=epoch, groups=self.plan.groups)
 
     def _batches(self, groups: list[int]) -> list[PromptBatch]:
         """This rank's share of an epoch of these groups."""
-        return [
-            self.prompts.batch([groups[slot] for slot, _ in slots], [member for _, member in slots])
-            for slots in self.plan.batches(self.runtime.rank)
-        ]
-
-    def _check_plan(self, epoch: int, groups: list[int], forks: list[int]) -> None:
-        """Raise DisagreementError unless all ranks are about to run the same epoch."""
-        texts = [self.prompts.prompts[group] for group in groups]
-        mine = self.plan.facts | {"as epoch": epoch + 1, "as prompt ids": groups}
-        mine |= {"as prompts": texts, "as fork steps": forks}
-        advice = "every node must have the same prompt files and the same version of the code"
-        agreement.check(self.runtime, mine, advice)
+        return self.prompts.batches(groups, self.plan.batches(self.runtime.rank))
 
     def _check_weights(self, when: str) -> None:
         agreement.check_weights(self.runtime, self.learner.policy.parameters, when)

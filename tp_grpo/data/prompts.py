@@ -51,6 +51,15 @@ class PromptSet:
             member=torch.as_tensor(members, dtype=torch.int64),
         )
 
+    def batches(
+        self, groups: Sequence[int], slots: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[PromptBatch]:
+        """A batch for each list of (position in `groups`, member); groups: indices here."""
+        return [
+            self.batch([groups[place] for place, _ in batch], [member for _, member in batch])
+            for batch in slots
+        ]
+
 
 def load(source: str, *, field: str) -> PromptSet:
     """Read a .txt (a prompt a line), a .jsonl (objects with "prompt"), a folder, or a function.

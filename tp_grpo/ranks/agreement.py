@@ -37,6 +37,12 @@ def check(runtime: Runtime, values: Mapping[str, Any], advice: str) -> None:
         )
 
 
+def check_epoch(runtime: Runtime, epoch: int, facts: Mapping[str, Any]) -> None:
+    """`check` that all ranks are about to run the same epoch, of which `facts` says what counts."""
+    advice = "every node must have the same prompt files and the same version of the code"
+    check(runtime, {**facts, "as epoch": epoch}, advice)
+
+
 def check_weights(runtime: Runtime, parameters: Mapping[str, Tensor], when: str) -> None:
     """`check` of trained weights, by parameter. Sharded ones have no copy to compare with."""
     if runtime.world_size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ INCREMENT = [[0.25, 0.75], [0.0, 0.0], [-0.25, 0.125]]
 CREDIT = [[0.25, 0.75], [0.0, 0.0], [-0.125, 0.125]]
 TURNING = [[False, True], [False, False], [True, True]]
 ADVANTAGE = [[1.0, 1.5], [0.0, -0.75], [-1.0, -0.75]]
+# Two groups of four, of one image each.
+REWARD = [0.25, 1.0, math.nan, 0.5, 0.0, 0.0, 0.0, 0.5]  # of two groups of four
+FORK = {
+    "fork": torch.tensor([2] * 4 + [0] * 4),
+    "fork_sigma": torch.tensor([0.625] * 4 + [1.0] * 4),
+    "fork_spread": torch.tensor([0.125] * 4 + [0.0625] * 4),
+}
 
 
 def make(folder: Path, *, epochs: int = 4, lift: float = 0.0, **changes: Any) -> Path:
@@ -97,3 +105,20 @@ def save_ladders(folder: Path, epoch: int, tensors: dict[str, Tensor]) -> None:
     (folder / "ladders").mkdir(exist_ok=True)
     prompts = json.dumps([PROMPT] * len(tensors["images"]))
     save_file(tensors, folder / "ladders" / f"epoch-{epoch}.safetensors", {"prompts": prompts})
+
+
+def one_image(fork: dict[str, Tensor] = FORK) -> dict[str, Tensor]:
+    """The kept tensors of samples with these rewards, and the forks of their groups."""
+    reward = torch.tensor(REWARD)[:, None]
+    kept = {"ladder": reward, "reward": reward, "increment": reward, "states": torch.tensor([0])}
+    kept = {name: value.clone() for name, value in kept.items()}
+    kept |= {"advantage": torch.tensor([-1.0, 1.5, 0.0, 0.0, -1.0, 0.0, 0.0, 1.0])[:, None]}
+    kept |= {"turning": torch.zeros(8, 1).bool(), "group_id": torch.tensor([7] * 4 + [9] * 4)}
+    return kept | {"images": torch.zeros(8, 1, 8, 8, 3).byte()} | fork
+
+
+def shared(folder: Path, fork: dict[str, Tensor] = FORK) -> Path:
+    sample = CONFIG["sample"] | {"groups": "shared_state", "group_size": 4}
+    run = make(folder, epochs=1, credit="terminal", sample=sample, objective={"name": "matching"})
+    save_ladders(run, 1, one_image(fork))
+    return run

@@ -217,8 +217,8 @@ class Trainer:
             self.learner.follow()
         self._check_weights(f"after the updates of epoch {done}")
         if keep:
-            known = self.prompts.prompts
-            self.journal.ladders(done, samples, steps, advantages, pending, known, at)
+            known, kept = self.prompts.prompts, self.forks.kept(forks)
+            self.journal.ladders(done, samples, steps, advantages, pending, known, kept)
         stats |= self.journal.image_stats(pending, samples.group_id)
         return self.journal.epoch(done, samples, steps, stats | {"updates": self.learner.updates})
 

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from tests.report_runs import make, save_ladders
+from tests.report_runs import make, one_image, save_ladders, shared
 from tp_grpo import report
 from tp_grpo.report import reference
 from tp_grpo.report.data import read
@@ -236,6 +236,27 @@ def test_text_and_marks_stand_out(opened: webdriver.Chrome, scheme: str) -> None
             contrast(colour(opened, f"--{name}"), back) >= 3 for name in ("good", "bad", "focus")
         )
         assert all(contrast(colour(opened, f"--c{run}"), back) >= 3 for run in range(7))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_fans_are_shown_an_epoch_at_a_time_and_scroll_by_themselves(
+    browser: webdriver.Chrome, tmp_path: Path, width: int
+) -> None:
+    run = shared(tmp_path / "run")
+    save_ladders(run, 2, one_image())
+    report.write(run, run / "report.html")
+    browser.get_log("browser")
+    emulate(browser, width, "light")
+    browser.get((run / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+    Select(one(browser, ".epoch")).select_by_visible_text("1")
+    shown = [group for group in every(browser, ".group") if group.is_displayed()]
+    assert [group.get_attribute("data-epoch") for group in shown] == ["1", "1"]
+    assert one(browser, "#status").get_property("textContent") == "Images of epoch 1"
+    dots = [dot.rect["x"] + dot.rect["width"] / 2 for dot in every(shown[0], ".fan .dot")[1:]]
+    images = [image.rect["x"] + image.rect["width"] / 2 for image in every(shown[0], ".fan img")]
+    assert dots == pytest.approx(images, abs=2), "a candidate's mark is above its image"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [360, 800, 1600])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -71,12 +73,11 @@ class Journal:
         advantages: Tensor,
         pending: list[Pending],
         prompts: list[str],
-        forks: Tensor | None = None,
+        forks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Keep the epoch's ladders, and thumbnails of its first groups.
 
-        prompts: of the whole set, by group id. forks (N,): the step that each sample's group forked
-        at, of shared states.
+        prompts: of the whole set, by group id. forks: of shared states, see `Forks.kept`.
         """
         small = [thumbnails(p.images) for p in pending if p.images is not None]
         count = self.config.tracking.groups * self.plan.group_size
@@ -91,7 +92,5 @@ class Journal:
             "group_id": samples.group_id,
             "images": images,
         }
-        if forks is not None:
-            tensors["fork"] = forks
         texts = [prompts[i] for i in samples.group_id[: len(images)].tolist()]
-        self.tracker.save("ladders", epoch, tensors, texts)
+        self.tracker.save("ladders", epoch, tensors | dict(forks or {}), texts)

@@ -5,7 +5,7 @@
   const controls = document.getElementById("controls");
   const status = document.getElementById("status");
   const WIDTH = 440, HEIGHT = 230, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 34;
-  const DASHES = ["", "7 4", "2 3", "10 3 2 3", "1 5"];
+  const DASHES = ["", "7 4", "2 3", "10 3 2 3", "1 5", "14 5", "5 2 1 2", "3 7", "12 3 2 3 2 3"];
   const AXES = data.axes;
 
   function element(name, attributes = {}, parent = null, text = "") {

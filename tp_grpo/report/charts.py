@@ -25,6 +25,8 @@ KNOWN = (
     ("KL to the frozen model", ("kl",)),
     ("Approximate KL of an update", ("approx_kl",)),
     ("Share of ratios clipped", ("clip_high", "clip_low")),
+    ("Distance from the policy that sampled", ("moved",)),
+    ("Share of points outside the trust region", ("outside",)),
     (RATIOS, ("ratio_dev", "ratio_dev_moved")),
     ("Std of the reward within groups", ("group_std",)),
     ("Share of groups with zero std", ("zero_std",)),
@@ -32,6 +34,12 @@ KNOWN = (
     ("Loss", ("loss", "policy")),
     ("Share of images without a score", ("failed",)),
     ("Updates left out", ("skipped",)),
+    ("Mean step at which groups fork", ("fork",)),
+)
+# Figures with a line a step: of the metrics whose names are the prefix and the step's number.
+BY_STEP = (
+    ("Running spread of rewards, by fork step", "spread_"),
+    ("Share of groups, by fork step", "fork_"),
 )
 NOT_DRAWN = {"epoch", "nfe", "seconds_all", *AXES}
 NOT_HEALTH = ("seconds_", "turning_", "evaluations_", "images_")
@@ -65,16 +73,24 @@ def silent(runs: list[Run]) -> list[str]:
 
 
 def _health(runs: list[Run]) -> list[Chart]:
-    """The figures of KNOWN, then one for each other metric."""
+    """The figures of KNOWN and BY_STEP, then one for each other metric."""
     names = _names(runs, "train")
-    drawn = {key for _, keys in KNOWN for key in keys} | {*NOT_DRAWN, *_scores(runs, "train")}
+    by_step = [(title, _of_steps(names, prefix)) for title, prefix in BY_STEP]
+    drawn = {key for _, keys in (*KNOWN, *by_step) for key in keys}
+    drawn |= {*NOT_DRAWN, *_scores(runs, "train")}
     rest = [n for n in names if n.removesuffix("_se") not in drawn and not n.startswith(NOT_HEALTH)]
     known = [
         (title, _distinct(runs, "train", (k for k in keys if k in names))) for title, keys in KNOWN
     ]
-    titled = [(title, keys) for title, keys in known if keys]
+    titled = [(title, list(keys)) for title, keys in (*known, *by_step) if keys]
     titled += [(name.replace("_", " "), [name]) for name in rest]
     return [Chart(HEALTH, title, "train", tuple(keys)) for title, keys in titled]
+
+
+def _of_steps(names: Iterable[str], prefix: str) -> tuple[str, ...]:
+    """The names that are the prefix and a number, in the order of the numbers."""
+    numbers = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
+    return tuple(f"{prefix}{number}" for number in sorted(filter(str.isdigit, numbers), key=int))
 
 
 def _distinct_scores(runs: list[Run], table: str) -> list[str]:
@@ -131,9 +147,9 @@ def turning_points(run: Run, most: int = 10) -> dict[str, Any] | None:
     {"steps": [index], "spans": ["1-7"], "shares": [a step: [a span]]}, at most `most` spans; None
     for a credit without turning points.
     """
-    names = [n for n in run.train if n.startswith("turning_") and n[len("turning_") :].isdigit()]
-    steps = sorted(int(name.removeprefix("turning_")) for name in names)
-    columns = [[value or 0.0 for value in run.train[f"turning_{step}"]] for step in steps]
+    names = _of_steps(run.train, "turning_")
+    steps = [int(name.removeprefix("turning_")) for name in names]
+    columns = [[value or 0.0 for value in run.train[name]] for name in names]
     if not any(map(any, columns)):
         return None
     epochs = run.train["epoch"]

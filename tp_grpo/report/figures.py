@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tp_grpo.report.strips import turn
 # Okabe and Ito's, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#000000", "#56b4e9")
 GREY = "#666666"
-MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)))
+MARKS, DASHES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 5)), (0, (14, 5)), (0, (3, 7)))
 TURNS = {"good": (COLOURS[0], "o", "-"), "bad": (COLOURS[1], "s", "--"), "even": (GREY, "D", "-")}
 WIDE, MAX_ROWS = 3, 8
 MANY = 30  # points of a training curve that is smoothed
@@ -31,6 +32,7 @@ def save(
 ) -> list[Path]:
     """A file a section of curves; for each run its turning points and a group of its ladders.
 
+    The group is one of images where ladders have one reward each.
     Raises ValueError for a folder that holds no run.
     """
     runs = read_all(folders)
@@ -45,7 +47,9 @@ def save(
         if turning := charts.turning_points(run):
             figures[f"turning-points-{name}"] = _histogram(turning)
         if paths := by_epoch(run.folder / "ladders"):
-            figures[f"trajectories-{name}"] = _filmstrips(paths[-1])
+            single = tensors(paths[-1])[0]["images"].shape[1] == 1
+            draw = _gallery if single else _filmstrips
+            figures[f"{'images' if single else 'trajectories'}-{name}"] = draw(paths[-1])
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150)
@@ -148,11 +152,35 @@ def _filmstrips(path: Path) -> Figure:
             axes.imshow(kept["images"][i, k].numpy(), interpolation="nearest")
             axes.set_title(f"{kept['ladder'][i, k]:.2f}", fontsize=8)
             axes.axis("off")
-        if across > 1:
-            axes = figure.add_subplot(grid[2 * line + 1, :])
-            _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
-            axes.set_ylim(float(low) - margin, float(high) + margin)
+        axes = figure.add_subplot(grid[2 * line + 1, :])
+        _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
+        axes.set_ylim(float(low) - margin, float(high) + margin)
     legend = "round: a turn for the better, square: for the worse"
+    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9)
+    return figure
+
+
+def _gallery(path: Path) -> Figure:
+    """The first group's images with their rewards and advantages, the highest reward first."""
+    kept, prompts = tensors(path)
+    ids = kept["group_id"][: len(kept["images"])]
+    rows = (ids == ids[0]).nonzero().flatten()
+    reward, advantage = kept["ladder"][rows, -1], kept["advantage"][rows, 0]
+    order = reward.nan_to_num(-math.inf).argsort(descending=True).tolist()
+    across = min(MAX_ROWS, len(order))
+    down = -(-len(order) // across)
+    figure = Figure(figsize=(1.2 * max(across, 4), 1.6 * down + 0.7), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels:
+        axes.axis("off")
+    for i, axes in zip(order, panels, strict=False):
+        axes.imshow(kept["images"][rows[i], 0].numpy(), interpolation="nearest")
+        axes.set_title(f"{reward[i]:.2f} (A {advantage[i]:+.1f})", fontsize=7)
+    known = reward[reward.isfinite()]
+    legend = "reward (A: advantage)"
+    if "fork" in kept:
+        step = int(kept["fork"][rows[0]])
+        legend += f"; forked at step {step}, value of the state {known.mean():.3f}"
     figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9)
     return figure
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from ml_collections import ConfigDict
 
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.observe import alarms
 from tp_grpo.observe.tracking import by_epoch
 from tp_grpo.report import charts, reference
@@ -62,6 +63,8 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
     return {
         "name": run.name,
         "config": run.config,
+        "objective": _objective(run.config),
+        "random": _random(run.config),
         "alarms": _alarms(run),
         "settings": json.dumps(run.config, indent=1, sort_keys=True),
         "epochs": max([0, *(epoch for epoch in run.train.get("epoch", []) if epoch)]),
@@ -75,6 +78,27 @@ def _facts(run: Run, share: float) -> dict[str, Any]:
         "turning": charts.turning_points(run),
         "phases": charts.phases(run),
     }
+
+
+def _objective(config: Mapping[str, Any]) -> str:
+    """The objective's name; runs from before there were several have GRPO's."""
+    name: str = config.get("objective", {}).get("name", "grpo")
+    return name
+
+
+def _random(config: Mapping[str, Any]) -> str:
+    """What sampling draws at random, in words."""
+    sample, name = config["sample"], _objective(config)
+    start, size, steps = sample["window_start"], sample["window_size"], sample["steps"]
+    if name in OBJECTIVES and OBJECTIVES[name].noised:
+        return f"none: ODE of {steps} steps"
+    how = f"{sample['kind']}, noise {sample['noise_level']}"
+    window = f"{start}–{start + size - 1} of {steps}"
+    if sample.get("groups") == "shared_state":
+        return f"{how}, one step of {window}"
+    if (moving := sample.get("window", "fixed")) != "fixed":
+        return f"{how}, {size} of {steps} steps in a {moving} window"
+    return f"{how}, steps {window}"
 
 
 def _alarms(run: Run) -> list[alarms.Alarm]:

@@ -46,15 +46,15 @@
   for (const section of document.querySelectorAll("main > section")) {
     const groups = section.querySelectorAll(".group");
     const by = section.querySelector(".sort"), epoch = section.querySelector(".epoch");
-    if (!by) continue;
+    if (!epoch) continue;
     const show = () => groups.forEach((group) => { group.hidden = group.dataset.epoch !== epoch.value; });
-    by.addEventListener("change", () => {
+    by?.addEventListener("change", () => {
       section.querySelectorAll(".strips").forEach((list) => sort(list, by.value));
       status.textContent = `Trajectories sorted by ${by.selectedOptions[0].textContent}`;
     });
     epoch.addEventListener("change", () => {
       show();
-      status.textContent = `Trajectories of epoch ${epoch.value}`;
+      status.textContent = `${by ? "Trajectories" : "Images"} of epoch ${epoch.value}`;
     });
     show();
   }

@@ -1,4 +1,7 @@
-"""Trajectories as filmstrips: the completions, the ladder under them, what each step earned."""
+"""Trajectories as filmstrips: the completions, the ladder under them, what each step earned.
+
+A sample with one image, without a ladder, is a row of its own; a group of such is sorted by reward.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ BUDGET = 5_000_000  # characters of pictures in a page
 def trajectories(folder: Path, budget: float = BUDGET) -> list[dict[str, Any]]:
     """The kept groups whose pictures fit in `budget` characters: newest epoch, oldest, others.
 
-    A group is {"epoch", "prompt", "rows", "left_out", "states"}, newest epoch first; a row
-    {"member", "reward", "turns", "frames", "steps"}. A frame is a completion {"image", "words",
-    "reward", "x", "y"}, a step {"increment", "long_term", "credit", "advantage", "turning", "x",
-    "y"}; x and y are percent of the ladder's box, y from above. `states`: the stochastic steps
-    before each completion if some state has none, else None.
+    A group is {"epoch", "prompt", "rows", "left_out", "states", "single", "fork"}, newest epoch
+    first; a row {"member", "reward", "turns", "frames", "steps"}. A frame is a completion {"image",
+    "words", "reward", "x", "y"}, a step {"increment", "long_term", "credit", "advantage",
+    "turning", "x", "y"}; x and y are percent of the ladder's box, y from above. `states`: the
+    stochastic steps before each completion if some state has none, else None. `single`: rows have
+    one frame each, and the highest reward is first. `fork`: of a shared state, see `_fork`.
     """
     paths = by_epoch(folder / "ladders")
     shown: list[dict[str, Any]] = []
@@ -56,9 +60,42 @@ def _groups(path: Path, budget: float) -> list[dict[str, Any]]:
                 break
             rows.append({"member": member} | _row(kept, i, min(finite), max(finite)))
             spent += _cost(rows[-1])
+        single = ladder.shape[1] == 1
+        if single:
+            rows.sort(key=lambda row: math.inf if math.isnan(row["reward"]) else -row["reward"])
         group = {"epoch": epoch_of(path), "prompt": prompts[ids.index(group_id)], "rows": rows}
-        groups.append(group | {"left_out": len(members) - len(rows), "states": _partial(kept)})
+        group |= {"left_out": len(members) - len(rows), "states": _partial(kept), "single": single}
+        groups.append(group | {"fork": _fork(kept, members, min(finite), max(finite))})
     return groups
+
+
+def _fork(
+    kept: dict[str, Tensor], members: list[int], low: float, high: float
+) -> dict[str, Any] | None:
+    """{"step", "sigma", "spread", "count", "value", "std", "y"} of a group that shares a state.
+
+    spread: the step's running one. value, std: mean, which is the value of the state, and
+    population std of the `count` known rewards, y the value's place. NaN for what is unknown, None
+    where the group shares no state.
+    """
+    if "fork" not in kept:
+        return None
+    rewards = kept["ladder"][members, -1].double()
+    known = rewards[rewards.isfinite()]
+    value = float(known.mean())
+
+    def at_step(name: str) -> float:
+        return float(kept[name][members[0]]) if name in kept else math.nan
+
+    return {
+        "step": int(kept["fork"][members[0]]),
+        "sigma": at_step("fork_sigma"),
+        "spread": at_step("fork_spread"),
+        "count": len(known),
+        "value": value,
+        "std": float(known.std(unbiased=False)),
+        "y": _height(value, low, high),
+    }
 
 
 def _partial(kept: dict[str, Tensor]) -> list[int] | None:
@@ -70,7 +107,7 @@ def _partial(kept: dict[str, Tensor]) -> list[int] | None:
 def _words(kept: dict[str, Tensor], j: int) -> str:
     """What column j of the ladder is the reward of; older files do not know their states."""
     if kept["ladder"].shape[1] == 1:
-        return "The trajectory's image"
+        return "Image"
     state = int(kept["states"][j]) if "states" in kept else j
     if state == 0:
         return "Completion by the ODE alone"

@@ -24,6 +24,7 @@ class Forks:
 
     def __init__(self, plan: Plan, learner: Learner, config: Settings) -> None:
         self.learner, self.how, self.seed = learner, config.sample.fork, config.seed
+        self.steps = plan.steps
         self.size, self.window = plan.group_size, plan.window
         self.active = plan.points == "shared_state"
 
@@ -44,7 +45,10 @@ class Forks:
         return torch.tensor(forks).repeat_interleave(self.size) if self.active else None
 
     def learn(self, forks: Sequence[int], reward: Tensor) -> dict[str, float]:
-        """Update the spreads by the epoch's rewards (N,); returns those known and the mean fork."""
+        """Update the spreads by the epoch's rewards (N,); returns the known ones, by step.
+
+        Also the share of the groups that forked at each step, and the mean step.
+        """
         if not self.active:
             return {}
         rewards = reward.double().reshape(-1, self.size)
@@ -54,4 +58,21 @@ class Forks:
         self.learner.spread = updated_spread(self.learner.spread, torch.tensor(forks), std)
         spreads = {f"spread_{s}": float(self.learner.spread[s]) for s in self.window}
         values = {name: value for name, value in spreads.items() if value == value}
-        return values | {"fork": sum(forks) / len(forks)}
+        shares = {f"fork_{s}": forks.count(s) / len(forks) for s in self.window}
+        return values | shares | {"fork": sum(forks) / len(forks)}
+
+    def kept(self, forks: Sequence[int]) -> dict[str, Tensor]:
+        """What the report shows of an epoch's forks; nothing where groups share no state.
+
+        {"fork": (N,) int64, "fork_sigma": (N,) and "fork_spread": (N,) fp32}: the step at which
+        each sample's group forked, its sigma, and the running spread of rewards of that step.
+        """
+        at = self.of_samples(forks)
+        if at is None:
+            return {}
+        sigmas = self.learner.backbone.sigmas(self.steps).cpu().float()
+        return {
+            "fork": at,
+            "fork_sigma": sigmas[at],
+            "fork_spread": self.learner.spread[at].float(),
+        }

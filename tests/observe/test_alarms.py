@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import base, tp_grpo
-from tp_grpo.observe import alarms
+from config import awm, base, nft, shared_state, tp_grpo
+from tp_grpo.observe import alarms, readings
 from tp_grpo.store import files
 
 HEALTHY = {
@@ -133,7 +133,7 @@ def test_what_is_no_reward_hacking(why: str, total: list[float], aesthetic: list
 
 
 def test_a_trained_scorer_that_falls_is_no_reward_hacking() -> None:
-    assert alarms.never_trained_on(settings()) == ["aesthetic", "clipscore"]
+    assert readings.never_trained_on(settings()) == ["aesthetic", "clipscore"]
     config = settings()
     config.rewards.scorers["aesthetic"] = 0.1
     assert names(evaluations([20, 21, 22], [5.5, 5.0, 4.5]), config) == []
@@ -154,6 +154,41 @@ def test_the_clip_fraction_is_of_the_updates_whose_ratios_can_move() -> None:
     assert names(history, settings(**{"train.updates_per_epoch": 4})) == []  # 0.48 x 4 / 3 = 0.64
     never = train(10, clip_high=lambda i: 0.0, clip_low=lambda i: 0.0)
     assert names(never, settings(**{"train.updates_per_epoch": 1})) == []
+
+
+def matching(**fields: object) -> Any:
+    config = shared_state.get_config("shapes_tiny")
+    config.update_from_flattened_dict({"train.updates_per_epoch": 2, **fields})
+    return config
+
+
+def test_a_run_that_moves_a_tenth_of_an_advantage_in_an_epoch_is_about_to_collapse() -> None:
+    history = train(30, moved=lambda i: 0.002 * i)  # of 2 updates one is on the old policy
+    assert names(history[:24], matching()) == []  # median 0.042, x 2 / 1
+    (alarm,) = alarms.check(history, matching())
+    assert alarm.name == "moved"
+    assert "by 0.11 (mean |D|, median of 5 epochs), more than 0.1" in alarm.evidence
+    assert "lower train.learning_rate" in alarm.change
+    assert names(history, matching(**{"train.updates_per_epoch": 4})) == []  # 0.054 x 4 / 3
+
+
+@pytest.mark.parametrize(
+    "why, fields",
+    [
+        ("its metric of this name is a squared velocity", {"objective.name": "nft"}),
+        ("the old policy is the policy at every update", {"train.updates_per_epoch": 1}),
+    ],
+)
+def test_what_does_not_measure_the_pull_raises_no_alarm(why: str, fields: dict[str, Any]) -> None:
+    assert names(train(10, moved=lambda i: 1.0), matching(**fields)) == [], why
+    assert names(train(10, moved=lambda i: 1.0), matching()) == ["moved"]
+
+
+def test_limits_of_the_next_states_are_not_those_of_clean_images() -> None:
+    never = {"clip_high": lambda i: 0.0, "clip_low": lambda i: 0.0}
+    assert names(train(10, **never), awm.get_config("shapes_tiny")) == []
+    far = train(10, kl=lambda i: 1.0)  # a squared distance of velocities
+    assert names(far, nft.get_config("pickscore_sd3")) == []
 
 
 def test_few_epochs_are_not_judged_and_off_is_silent() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from config import flow_grpo, tp_grpo
+from config import awm, dgpo, elbo_pg, flow_grpo, nft, shared_state, tp_grpo
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.observe import model_card
 
 GAIN = {
@@ -52,3 +55,76 @@ def test_every_credit_method_has_words(name: str) -> None:
     config = tp_grpo.get_config("shapes_smoke")
     config.credit.name, config.lora.rank = name, 0
     assert "the whole transformer" in model_card.write(config.to_dict(), []).lower()
+
+
+@pytest.mark.parametrize(
+    "algorithm, method",
+    [
+        (flow_grpo, "Flow-GRPO (arXiv 2505.05470)"),
+        (nft, "DiffusionNFT (arXiv 2509.16117)"),
+        (elbo_pg, "ELBO-PG (arXiv 2602.04663)"),
+        (awm, "AWM, advantage-weighted matching (arXiv 2509.25050)"),
+        (dgpo, "DGPO (arXiv 2510.08425)"),
+        (shared_state, "matching of clean images on shared-state groups"),
+    ],
+)
+def test_every_algorithm_is_named_with_its_paper(algorithm: ModuleType, method: str) -> None:
+    config = algorithm.get_config("geneval_sd3").to_dict()
+    card = model_card.write(config, [])
+    assert f", trained with {method} by tp_grpo." in card
+    for paper in re.findall(r"arXiv ([\d.]+)", method):
+        assert f"[arXiv {paper}](https://arxiv.org/abs/{paper})" in card
+
+
+@pytest.mark.parametrize(
+    "changes, method",
+    [
+        (
+            {"objective.name": "guard"},
+            "GRPO-Guard (arXiv 2510.22319), step rewards of TurningPoint-GRPO (arXiv 2602.06422)",
+        ),
+        (
+            {"objective.name": "dppo", "credit.name": "terminal", "advantage.combine": "gdpo"},
+            "Flow-DPPO (arXiv 2606.11025), step rewards of Flow-GRPO (arXiv 2505.05470), "
+            "advantages of GDPO (arXiv 2601.05242)",
+        ),
+        (
+            {"sample.groups": "shared_state", "credit.name": "terminal"},
+            "GRPO on shared-state groups",
+        ),
+        ({"objective.name": "mine"}, "the objective `mine`, step rewards of TurningPoint-GRPO"),
+    ],
+)
+def test_what_a_run_changes_is_named(
+    changes: dict[str, str], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["grpo"])
+    config = tp_grpo.get_config("shapes_smoke")
+    config.update_from_flattened_dict(changes)
+    assert f"trained with {method}" in model_card.write(config.to_dict(), [])
+
+
+def test_every_objective_has_words() -> None:
+    assert model_card.LOSSES.keys() == OBJECTIVES.keys() - {"grpo"}
+
+
+@pytest.mark.parametrize(
+    "algorithm, changes, words",
+    [
+        (nft, {}, "10 steps of the ODE, guidance 1.0"),
+        (shared_state, {}, "10 steps, one of 9 stochastic (cps (arXiv 2509.05952), noise level"),
+        (
+            tp_grpo,
+            {"sample.window": "sliding", "sample.window_size": 2},
+            "10 steps, 2 of them stochastic in",
+        ),
+    ],
+)
+def test_the_card_says_how_images_were_sampled(
+    algorithm: ModuleType, changes: dict[str, object], words: str
+) -> None:
+    config = algorithm.get_config("pickscore_sd3")
+    config.update_from_flattened_dict(changes)
+    card = model_card.write(config.to_dict(), [])
+    assert f"- Sampling in training: {words}" in card
+    assert ("arXiv 2507.21802" in card) == ("sample.window" in changes)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tp_grpo.settings import points_of
+
 # By base model of the recipes: (the hub's name of its licence, the licence's title).
 LICENCES = {
     "stabilityai/stable-diffusion-3.5-medium": (
@@ -18,11 +20,26 @@ LICENCES = {
         "FLUX.1 [dev] Non-Commercial License",
     ),
 }
+# What gives the steps of a trajectory their rewards, by `credit.name`.
 METHODS = {
     "terminal": "Flow-GRPO (arXiv 2505.05470)",
     "incremental": "GRPO on per-step increments",
     "value": "GRPO on a value estimate from the reward ladder",
     "turning_point": "TurningPoint-GRPO (arXiv 2602.06422)",
+}
+# What the loss is, by `objective.name`; GRPO itself is named by what gives the rewards.
+LOSSES = {
+    "guard": "GRPO-Guard (arXiv 2510.22319)",
+    "dppo": "Flow-DPPO (arXiv 2606.11025)",
+    "matching": "matching of clean images",
+    "nft": "DiffusionNFT (arXiv 2509.16117)",
+    "elbo_pg": "ELBO-PG (arXiv 2602.04663)",
+    "awm": "AWM, advantage-weighted matching (arXiv 2509.25050)",
+    "dgpo": "DGPO (arXiv 2510.08425)",
+}
+WINDOWS = {
+    "random": "a window drawn for each epoch, as Flow-GRPO-Fast has it",
+    "sliding": "a sliding window, as MixGRPO has it (arXiv 2507.21802)",
 }
 CARD = """---
 {origin}library_name: diffusers
@@ -36,10 +53,9 @@ The weights are the run's moving average.
 
 - Rewards: {rewards}
 - Prompts: `{prompts[train]}`; held out: `{prompts[eval]}`
-- Sampling in training: {sample[steps]} steps, {sample[window_size]} of them stochastic \
-({sample[kind]}, noise level {sample[noise_level]}), guidance {sample[guidance_scale]}, \
+- Sampling in training: {sampling}, guidance {sample[guidance_scale]}, \
 {model[height]} x {model[width]} pixels, seed {seed}
-- Licence: the base model's{licence} binds this too.
+{papers}- Licence: the base model's{licence} binds this too.
 
 {table}
 
@@ -57,7 +73,7 @@ ROW = "| {name} | {before:.4f} | {after:.4f} | {change:+.4f} ± {se:.4f} | {n} |
 def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
     """Markdown with the hub's metadata; `gains` of `report.gains`, empty before two evaluations."""
     base, rank = config["model"]["path"], config["lora"]["rank"]
-    credit = config["credit"]["name"]
+    method, sampling = _method(config), _sampling(config)
     lora = f"A LoRA of rank {rank}, alpha {config['lora']['alpha']}"
     scorers = config["rewards"]["scorers"].items()
     rows = "\n".join(ROW.format(**row) for row in gains)
@@ -68,7 +84,9 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         name=config["run_name"],
         subject=lora if rank else "The whole transformer",
         base=base,
-        method=METHODS.get(credit, f"the credit method `{credit}`"),  # a recipe may bring its own
+        method=method,
+        sampling=sampling,
+        papers=_papers(f"{method} {sampling}"),
         rewards="; ".join(f"{name} ({options})" for name, options in scorers),
         licence=f" ({LICENCES[base][1]})" if base in LICENCES else "",
         table=TABLE.format(epoch=gains[0]["epoch"]) + rows if gains else "Not evaluated yet.",
@@ -78,6 +96,48 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         else "load `FOLDER/transformer` with the transformer class's `from_pretrained` and hand it "
         "to the pipeline",
     )
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    """The algorithm: its loss, where it looks, what it rewards; each with its paper."""
+    objective, credit = config["objective"]["name"], config["credit"]["name"]
+    # A recipe may bring an objective or a credit of its own.
+    loss = LOSSES.get(objective, "GRPO" if objective == "grpo" else f"the objective `{objective}`")
+    rewards = METHODS.get(credit, f"the credit method `{credit}`")
+    points = points_of(objective, config["sample"]["groups"])
+    if points == "shared_state":
+        parts = [f"{loss} on shared-state groups"]
+    elif points == "noised":
+        parts = [loss]
+    else:
+        parts = [rewards] if objective == "grpo" else [loss, f"step rewards of {rewards}"]
+    if config["advantage"]["combine"] == "gdpo":
+        parts.append("advantages of GDPO (arXiv 2601.05242)")
+    if config["advantage"]["over"] == "joint" and points == "trajectories":
+        parts.append("joint normalisation of a group's steps (arXiv 2603.28718)")
+    return ", ".join(parts)
+
+
+def _sampling(config: Mapping[str, Any]) -> str:
+    """The steps of a rollout, and which of them are stochastic."""
+    sample = config["sample"]
+    points = points_of(config["objective"]["name"], sample["groups"])
+    steps, count = f"{sample['steps']} steps", sample["window_size"]
+    if points == "noised":
+        return f"{steps} of the ODE"
+    source = " (arXiv 2509.05952)" if sample["kind"] == "cps" else ""
+    how = f"{sample['kind']}{source}, noise level {sample['noise_level']}"
+    if points == "shared_state":
+        return f"{steps}, one of {count} stochastic ({how})"
+    window = f" in {WINDOWS[sample['window']]}" if sample["window"] in WINDOWS else ""
+    return f"{steps}, {count} of them stochastic{window} ({how})"
+
+
+def _papers(text: str) -> str:
+    """A line with links to the papers that the text names; nothing where it names none."""
+    known = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", text))
+    links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in known)
+    return f"- To cite: {links}\n" if known else ""
 
 
 def _origin(base: str) -> str:

@@ -21,8 +21,10 @@ from config import base, recipes
 from reward_models.pickscore import PickScore
 from tp_grpo.cost.estimate import estimate
 from tp_grpo.method import advantage, credit
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models import pretrained
 from tp_grpo.observe import alarms
+from tp_grpo.store import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -116,7 +118,7 @@ def test_every_command_names_programs_options_and_fields_that_exist(
             module, _, recipe = value.partition(":")
             if recipe.isupper():  # a placeholder
                 continue
-            if module == "my_credit.py":  # the reader's file, which the README shows
+            if module in ("my_credit.py", "my_objective.py"):  # the reader's, which a page shows
                 assert recipe in recipes.RECIPES
                 continue
             config = importlib.import_module(
@@ -235,6 +237,45 @@ def test_the_credit_method_of_the_readme_trains(checkout: Path) -> None:
     R = kept["ladder"]
     long_term = R[:, -1:] - R[:, :-1]
     torch.testing.assert_close(kept["reward"], (R.diff(dim=1) + long_term) / 2)
+
+
+@pytest.mark.slow
+def test_the_objective_of_the_page_on_objectives_trains(checkout: Path) -> None:
+    code = re.search(
+        r"```python\n(.*?)```", section("docs/objectives.md", "Your own objective"), re.DOTALL
+    )
+    assert code is not None
+    (checkout / "my_objective.py").write_text(code[1])
+    cheap = ["--config.epochs=1", "--config.eval.prompts=4", "--config.train.beta=0.1"]
+    run(checkout, ["python", "scripts/train.py", "--config=my_objective.py:shapes_smoke", *cheap])
+    folder = checkout / "runs" / "reinforce-shapes_smoke"
+    assert "the objective `reinforce`" in (folder / "adapter" / "README.md").read_text()
+    (trained,) = [r for r in files.read_lines(folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert trained["kl"] > 0
+    assert trained["ratio_dev_moved"] > trained["ratio_dev"], "the policy has moved"
+
+
+def test_every_objective_has_a_section_with_its_settings_and_its_place() -> None:
+    page = PAGES["docs/objectives.md"]
+    for name, objective in OBJECTIVES.items():
+        text = page.split(f"\n### {name}\n")[1].split("\n### ")[0].split("\n## ")[0]
+        for option in objective.options - {"beta"}:
+            setting = f"train.{option}" if option == "clip_range" else f"objective.{option}"
+            assert setting in text, (name, setting)
+        table = page.split("| points")[1].split("\n\n")[0].splitlines()
+        row = table[-1] if objective.noised else table[2]
+        assert f"`{name}`" in row.split("|")[3 if objective.clean else 2], (name, row)
+
+
+def test_the_page_on_credit_says_which_combinations_are_refused() -> None:
+    rows = [
+        re.findall(r"`(\w+)`", row)
+        for row in PAGES["docs/credit.md"].split("| `objective.name` |")[1].splitlines()[2:5]
+    ]
+    everything, shared, noised = rows
+    assert set(everything) == {name for name, o in OBJECTIVES.items() if not o.noised}
+    assert set(shared) == {*everything, "terminal"}
+    assert set(noised) == {*(OBJECTIVES.keys() - everything), "terminal"}
 
 
 def test_the_page_on_the_method_shows_the_yardstick() -> None:

@@ -25,7 +25,7 @@ KL = 0.125
 # How far `D = E - E_old` of matching and ELBO-PG may be from 0 on average. D is taken from the
 # advantage A, whose std is 1. The pull is meant to act where D reaches A; a single epoch's updates
 # that go a tenth as far have left the range of small steps. On the embedded model runs that learnt
-# stayed below 0.03; those that went beyond 0.1 collapsed (docs/troubleshooting.md).
+# had medians of at most 0.031; three that rose beyond 0.1 lost reward (docs/troubleshooting.md).
 MOVED = 0.1
 PULLED = ("matching", "elbo_pg")  # whose metric `moved` is mean |D|
 

@@ -184,6 +184,13 @@ def test_what_does_not_measure_the_pull_raises_no_alarm(why: str, fields: dict[s
     assert names(train(10, moved=lambda i: 1.0), matching()) == ["moved"]
 
 
+def test_an_old_policy_that_lags_is_away_from_the_first_update_on() -> None:
+    config = matching(**{"objective.old_ramp": 0.001, "train.updates_per_epoch": 1})
+    assert names(train(10, moved=lambda i: 0.11), config) == ["moved"]
+    config.train.updates_per_epoch = 2
+    assert names(train(10, moved=lambda i: 0.09), config) == []
+
+
 def test_limits_of_the_next_states_are_not_those_of_clean_images() -> None:
     never = {"clip_high": lambda i: 0.0, "clip_low": lambda i: 0.0}
     assert names(train(10, **never), awm.get_config("shapes_tiny")) == []

@@ -79,10 +79,11 @@ def kl(history: History, config: Settings) -> list[Reading]:
 
 
 def moved(history: History, config: Settings) -> Iterator[Reading]:
-    """Mean |D| of the updates whose policy is not the old one, see `_rounds`."""
+    """Mean |D| of the updates whose policy is not the old one: all, where the old one lags."""
     if _objective(config) in PULLED:
+        lags = config.objective.old_ramp > 0 and config.objective.old_max > 0
         for reading in median("moved")(history, config):
-            yield {"value": reading["value"] * _rounds(config)}
+            yield {"value": reading["value"] * (1.0 if lags else _rounds(config))}
 
 
 def _objective(config: Settings) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 
 from config import base
 from tp_grpo.models import architecture
+from tp_grpo.settings import Settings
 
 CPU = torch.device("cpu")
 CHANNELS, TEXT_TOKENS, POOLED = 8, 16, 64
@@ -32,9 +32,12 @@ class Size:
 SIZES = {"small": Size(heads=2, layers=2, side=32), "medium": Size(heads=4, layers=4, side=48)}
 
 
-def settings(size: Size, *, steps: int, window: int, batch: int, max_rows: int) -> ConfigDict:
+def settings(
+    size: Size, *, steps: int, window: int, batch: int, max_rows: int, start: int = 0
+) -> Settings:
     """The published settings at that size, in fp32, without guidance (which doubles every row)."""
     c = base.get_config()
+    c.run_name = "random"
     c.model.update(
         path="random",
         dtype="fp32",
@@ -45,9 +48,9 @@ def settings(size: Size, *, steps: int, window: int, batch: int, max_rows: int) 
     c.sample.update(
         guidance_scale=1.0, steps=steps, window_size=window, batch_size=batch, max_rows=max_rows
     )
-    c.sample.update(groups_per_epoch=1, group_size=max(2, batch))
+    c.sample.update(window_start=start, groups_per_epoch=1, group_size=max(2, batch))
     c.train.update(updates_per_epoch=1, max_ratio_dev=float("inf"))
-    return c
+    return Settings.read(c)
 
 
 def shapes(size: Size) -> architecture.Architecture:
@@ -84,7 +87,7 @@ def shapes(size: Size) -> architecture.Architecture:
     return architecture.Architecture("sd3", transformer, vae, scheduler, {}, clip_tokens=0)
 
 
-def build(size: Size, config: ConfigDict) -> tuple[Any, Any]:
+def build(size: Size, config: Settings) -> tuple[Any, Any]:
     """The backbone, and the conditions of a batch; the same for the same size and batch."""
     torch.manual_seed(0)
     of = shapes(size)

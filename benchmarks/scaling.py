@@ -56,9 +56,8 @@ class Rollout:
         max_rows: int = ROWS,
     ) -> None:
         config = random_models.settings(
-            size, steps=steps, window=window, batch=batch, max_rows=max_rows
+            size, steps=steps, window=window, batch=batch, max_rows=max_rows, start=start
         )
-        config.sample.window_start = start
         self.backbone, cond = random_models.build(size, config)
         self.sigmas = self.backbone.sigmas(steps)
         self.plan, self.max_rows = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from config import flow_grpo, tp_grpo
+from config import awm, dgpo, elbo_pg, flow_grpo, nft, shared_state, tp_grpo
 from tests import tiny_models
 from tp_grpo import models
 
@@ -21,7 +21,10 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # what a script starts with "&" ignores Ctrl-C, and so do its heirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
-ALGORITHMS = {"tp_grpo": tp_grpo, "flow_grpo": flow_grpo}
+ALGORITHMS = {
+    module.__name__.removeprefix("config."): module
+    for module in (tp_grpo, flow_grpo, shared_state, nft, elbo_pg, awm, dgpo)
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tp_grpo.method.advantage import group_normalize, group_std, zero_std_share
+from tp_grpo.method.advantage import group_normalize, group_std, whiten, zero_std_share
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reference.json").read_text())[
     "advantages"
@@ -133,3 +133,62 @@ def test_group_std_is_averaged_over_groups_and_columns_that_have_a_reward():
         expected, abs=1e-12
     )
     assert math.isnan(group_std(float64([[NAN]]), torch.tensor([1])).item())
+
+
+# Three groups of two, at two fork steps: 1 and 3, 10 and 16, 0 and 4.
+FORKED = float64([[1.0], [3.0], [10.0], [16.0], [0.0], [4.0]])
+FORKED_GROUP, FORK = torch.tensor([7, 7, 1, 1, 4, 4]), torch.tensor([5, 5, 5, 5, 2, 2])
+
+
+def test_a_std_id_pools_the_deviations_from_group_means() -> None:
+    got = group_normalize(FORKED, FORKED_GROUP, global_std=True, std_id=FORK, eps=0.0)
+    root = math.sqrt((1 + 1 + 9 + 9) / 4)
+    expected = [-1 / root, 1 / root, -3 / root, 3 / root, -1.0, 1.0]
+    torch.testing.assert_close(got[:, 0], float64(expected))
+
+
+def test_a_std_id_means_nothing_where_the_std_is_the_groups() -> None:
+    one = group_normalize(FORKED, FORKED_GROUP, std_id=FORK)
+    assert torch.equal(one, group_normalize(FORKED, FORKED_GROUP))
+
+
+def test_a_std_id_leaves_out_what_is_missing() -> None:
+    holes = FORKED.clone()
+    holes[3] = NAN  # its mate is then alone, deviates by 0, and counts
+    got = group_normalize(holes, FORKED_GROUP, global_std=True, std_id=FORK, eps=0.0)
+    root = math.sqrt((1 + 1 + 0) / 3)
+    torch.testing.assert_close(got[:, 0], float64([-1 / root, 1 / root, 0, 0, -1, 1]))
+
+
+def test_equal_rewards_at_a_fork_step_teach_nothing() -> None:
+    flat = float64([[1.0], [1.0], [2.0], [2.0], [0.0], [4.0]])
+    got = group_normalize(flat, FORKED_GROUP, global_std=True, std_id=FORK)
+    assert got[:4].any().item() is False
+
+
+@pytest.mark.parametrize("global_std", [False, True])
+def test_a_scale_takes_the_place_of_the_std(global_std: bool) -> None:
+    got = group_normalize(FORKED, FORKED_GROUP, global_std=global_std, scale=0.1)
+    torch.testing.assert_close(got[:, 0], float64([-0.1, 0.1, -0.3, 0.3, -0.2, 0.2]))
+
+
+def test_a_scaled_advantage_is_clipped_and_0_where_the_reward_is_missing() -> None:
+    holes = FORKED.clone()
+    holes[0] = NAN
+    got = group_normalize(holes, FORKED_GROUP, scale=0.1, clip=0.25)
+    torch.testing.assert_close(got[:, 0], float64([0, 0, -0.25, 0.25, -0.2, 0.2]))
+
+
+def test_whitened_advantages_have_mean_0_and_std_1_over_all_that_is_known() -> None:
+    advantage = float64([[1.0, 5.0], [3.0, 99.0]])
+    known = torch.tensor([[True, True], [True, False]])
+    # 1, 3 and 5: mean 3, population std sqrt(8 / 3).
+    unit = 2 / math.sqrt(8 / 3)
+    expected = float64([[-unit, unit], [0.0, 0.0]])
+    torch.testing.assert_close(whiten(advantage, known, eps=0.0), expected)
+
+
+def test_whitening_keeps_the_dtype_and_equal_advantages_are_0() -> None:
+    got = whiten(torch.full((3, 1), 0.1), torch.ones(3, 1, dtype=torch.bool))
+    assert got.dtype == torch.float32
+    assert got.tolist() == [[0.0]] * 3

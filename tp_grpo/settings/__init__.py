@@ -105,16 +105,24 @@ class Settings(Section):
                 f"credit.name = {credit!r} tells the steps of a trajectory apart, but with {who} "
                 "an image has one score and no steps to compare; set credit.name = 'terminal'"
             )
-        if not self._objective.noised and self.objective.old_ramp:
-            yield (
-                f"objective.old_ramp = {self.objective.old_ramp:g}: {name} trains on states that "
-                "the policy itself has sampled; set 0, or an objective that noises clean images"
-            )
         trained = self.train.guidance_scale
         if not self._objective.noised and trained not in (0, self.sample.guidance_scale):
             yield (
                 f"train.guidance_scale = {trained:g}: {name} trains the velocity that sampled, "
                 f"with sample.guidance_scale = {self.sample.guidance_scale:g}; set 0"
+            )
+        o = self.objective
+        if o.old_ramp > 0 and o.old_max > 0 and not self._objective.noised:
+            yield (
+                f"objective.old_ramp = {o.old_ramp:g}: {name} compares the policy with what it "
+                "was when it sampled, so that it must sample itself; set objective.old_ramp = 0, "
+                "or an objective that noises clean images: nft, elbo_pg, awm or dgpo"
+            )
+        if self.sample.window != "fixed" and self.points == "shared_state":
+            yield (
+                f"sample.window = {self.sample.window!r} moves the window of trajectories, but "
+                "shared_state groups fork anywhere in theirs; set sample.window = 'fixed', and "
+                "sample.window_size to all steps to fork at"
             )
         rows, size = self.sample.batch_size, self.sample.group_size
         if self._objective.groups and rows % size:

@@ -11,8 +11,8 @@ def dppo(points: Points, v: Predictions, *, dppo_limit: float, beta: float) -> L
     """`mean(-A rho) + beta mean(kl)`, without the entries that leave the trust region.
 
     An entry has no gradient where the step's KL from the old one, `D = mean(dmu^2) / 2 s^2`, is at
-    least `trust` and the ratio has already moved the way A wants. dppo_limit > 0, published 1e-5;
-    beta >= 0. Source: Flow-DPPO, arXiv 2606.11025.
+    least `dppo_limit` and the ratio has already moved the way A wants. dppo_limit > 0, published
+    1e-5; beta >= 0. Source: Flow-DPPO, arXiv 2606.11025.
     """
     assert v.old is not None
     log_ratio = points.log_ratio(v.policy, v.old)

@@ -141,8 +141,11 @@ def test_guidance_where_the_source_has_none_is_worth_a_word(module: ModuleType) 
     assert caution == (
         f"sample.guidance_scale = 4.5: {name} was published without guidance (1). With it every "
         "evaluation is paid twice, and the loss compares a guided velocity with images that no "
-        "single model makes"
+        "single model makes; train.guidance_scale = 1 leaves it out of the updates"
     )
+    c.train.guidance_scale = 1.0
+    assert not list(Settings.read(c).cautions(classifier_free=True))
+    c.train.guidance_scale = 0.0
     assert not list(Settings.read(c).cautions(classifier_free=False)), "FLUX's is an input"
 
 

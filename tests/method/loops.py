@@ -40,9 +40,9 @@ class Case:
 
 def predictions(rows: int, moved: float) -> Predictions:
     """The policy is `moved` away from the old one, the others are further."""
-    v, old, reference, average = (randn(rows, *LATENT, seed=seed) for seed in range(4))
+    v, old, reference, lagging = (randn(rows, *LATENT, seed=seed) for seed in range(4))
     policy = (old + moved * v).requires_grad_()
-    return Predictions(policy, old, old + 0.3 * reference, old + 0.2 * average)
+    return Predictions(policy, old, old + 0.3 * reference, old + 0.2 * lagging)
 
 
 def visited(kind: str, steps: int | list[int], targets: int, moved: float = 0.05) -> Case:
@@ -232,12 +232,13 @@ def awm(case: Case, *, awm_power: float, awm_clip: float, awm_pull: float, beta:
             -_sigma(case, r) / p * ((velocity_error(case, v, r) + 1e-10) ** p - 1e-10**p)
             for v in (case.v.policy, case.v.old)
         )
-        terms.append(ppo((logp - logp_old).exp(), case.points.advantage[r, 0], awm_clip))
-    pulls = beta * moved(case, case.v.reference) + awm_pull * moved(case, case.v.average)
+        advantage = case.points.advantage[r, 0].clamp(-5, 5) / 5
+        terms.append(ppo((logp - logp_old).exp(), advantage, awm_clip))
+    pulls = beta * moved(case, case.v.reference) + awm_pull * moved(case, case.v.lagging)
     return average(terms) + pulls
 
 
-def dgpo(case: Case, *, dgpo_sharpness: float, dgpo_clip: float) -> Tensor:
+def dgpo(case: Case, *, dgpo_sharpness: float, dgpo_clip: float, beta: float) -> Tensor:
     points, terms = case.points, []
     assert points.group is not None
     for r in range(len(points.x)):
@@ -253,7 +254,7 @@ def dgpo(case: Case, *, dgpo_sharpness: float, dgpo_clip: float) -> Tensor:
         ratio = (velocity_error(case, case.v.old, r) - now).exp()
         left = ratio > 1 + dgpo_clip if A > 0 else ratio < 1 - dgpo_clip
         terms.append(w * A * (now.detach() if left else now))
-    return average(terms)
+    return average(terms) + beta * moved(case, case.v.reference)
 
 
 def _sigma(case: Case, r: int) -> Tensor:

@@ -29,7 +29,7 @@ NOISED: list[tuple[str, dict[str, Any]]] = [
     *(("elbo_pg", {"elbo_form": form, "beta": 0.2}) for form in FORMS),
     ("awm", {"awm_power": 0.25, "awm_clip": 0.02, "awm_pull": 0.5, "beta": 0.2}),
     ("awm", {"awm_power": 1.0, "awm_clip": 1.0, "awm_pull": 0.0, "beta": 0.0}),
-    ("dgpo", {"dgpo_sharpness": 10.0, "dgpo_clip": 0.05}),
+    ("dgpo", {"dgpo_sharpness": 10.0, "dgpo_clip": 0.05, "beta": 0.3}),
 ]
 # A column of trajectories, and groups that forked at steps of their own, the first one too.
 PLACES: list[tuple[int | list[int], int]] = [(2, 1), (0, 1), ([0, 3, 1], 4)]

@@ -60,10 +60,10 @@ LAGS = {"old_ramp": 0.25, "old_max": 0.6}
         ({"old_ramp": 0.5, "old_max": 0.0}, {1: 0, 9: 0}),
     ],
 )
-def test_eta_by_epoch(fields: dict[str, Any], etas: dict[int, float]) -> None:
+def test_eta_by_update(fields: dict[str, Any], etas: dict[int, float]) -> None:
     """The second and third are DiffusionNFT's published schedules."""
     old = OldPolicy(policy(), settings(**fields), copies=False)
-    assert [old.eta(epoch) for epoch in etas] == pytest.approx(list(etas.values()))
+    assert [old.eta(updates) for updates in etas] == pytest.approx(list(etas.values()))
 
 
 def test_it_follows_by_what_eta_leaves() -> None:

@@ -41,7 +41,8 @@ def reader(**fields: Any) -> PointReader:
     config.sample.batch_size = 2
     config.update_from_flattened_dict({n.replace("__", "."): v for n, v in fields.items()})
     settings = Settings.read(config)
-    return PointReader(make_plan(settings, 1), SIGMAS, settings.sample, settings.train)
+    weight = settings.train.step_weight
+    return PointReader(make_plan(settings, 1), SIGMAS, settings.sample, weight=weight)
 
 
 def shared(seed: int, steps: list[int]) -> SharedStates:
@@ -179,7 +180,7 @@ def test_groups_are_compared_at_one_time_however_many_are_stacked() -> None:
     rollouts = [noised(1, [7] * 4), noised(5, [2] * 4)]
     advantages = [randn(4, 1, seed=seed) for seed in (8, 9)]
     r, entries = reader(**NOISED), [(0, 0), (0, 1), (1, 0), (1, 1)]
-    options = {"dgpo_sharpness": 10.0, "dgpo_clip": 1e-3}
+    options = {"dgpo_sharpness": 10.0, "dgpo_clip": 1e-3, "beta": 0.1}
 
     def weighed(part: list[tuple[int, int]]) -> Tensor:
         points = r.read(rollouts, advantages, part).points

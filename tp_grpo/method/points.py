@@ -50,7 +50,7 @@ class Points:
     candidates: Tensor | None = None  # (R, C, *L): next states
     step: int | Tensor | None = None  # the step that leaves x: one number or (R,) int64
     schedule: Schedule | None = None
-    group: Tensor | None = None  # (R,) int64: the prompt
+    group: Tensor | None = None  # (R,) int64: of the images of a prompt at one time
     lost: Tensor | None = None  # (R, C) bool
 
     def transition(self, v: Tensor) -> Step:

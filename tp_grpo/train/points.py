@@ -77,6 +77,9 @@ class PointReader:
         usable = kept.any(1, keepdim=True)
         alone = len(entries) == 1 and self.plan.points == "trajectories"
         step: Any = self.plan.window[entries[0][1]] if alone else steps
+        if group is not None:  # at another time a prompt's images are another group
+            entry = torch.arange(len(entries)).repeat_interleave(rows).to(group)
+            group = torch.stack([entry, group], 1).unique(dim=0, return_inverse=True)[1]
         weight = None
         if self.weights is not None and steps is not None:
             weight = self.weights[steps - self.window[0]]

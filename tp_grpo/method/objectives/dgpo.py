@@ -12,9 +12,8 @@ def dgpo(
     """`mean(w A l)`, `l = mean((v - (eps - x_0))^2)`, `w = sigmoid(mean_group A b (l - l_ref))`.
 
     w, detached, falls as the group's order is learnt. The images of a group are noised by one eps
-    at one sigma, and all of them are among the points; a group at another sigma is another group. l
-    has no gradient where the ratio `e^(l_old - l)` has left 1 +- dgpo_clip the way A wants.
-    `beta mean((v - v_reference)^2)` is added. dgpo_sharpness: b > 0, published 10 to 100;
+    at one sigma, and all of them are among the points. l has no gradient where the ratio
+    `e^(l_old - l)` has left 1 +- dgpo_clip the way A wants. `beta mean((v - v_reference)^2)` is added. dgpo_sharpness: b > 0, published 10 to 100;
     dgpo_clip > 0, published 1e-5 to 1e-2; beta >= 0. Source: DGPO, arXiv 2510.08425.
     """
     assert v.old is not None
@@ -22,9 +21,7 @@ def dgpo(
     assert points.group is not None
     error, advantage = points.velocity_error(v.policy), points.advantage
     gain = advantage * dgpo_sharpness * (error.detach() - points.velocity_error(v.reference))
-    sigma = points.sigma.expand(len(gain)).double()
-    keys = torch.stack([points.group.double(), sigma], 1)
-    group = keys.unique(dim=0, return_inverse=True)[1]
+    group = points.group.unique(return_inverse=True)[1]
     size = torch.zeros_like(gain).index_add(0, group, torch.ones_like(gain))
     total = torch.zeros_like(gain).index_add(0, group, gain)
     weight = torch.sigmoid((total / size.clamp(min=1))[group])

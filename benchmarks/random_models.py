@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,9 +35,19 @@ SIZES = {"small": Size(heads=2, layers=2, side=32), "medium": Size(heads=4, laye
 
 
 def settings(
-    size: Size, *, steps: int, window: int, batch: int, max_rows: int, start: int = 0
+    size: Size,
+    *,
+    steps: int,
+    window: int,
+    batch: int,
+    max_rows: int,
+    start: int = 0,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Settings:
-    """The published settings at that size, in fp32, without guidance (which doubles every row)."""
+    """The published settings at that size, in fp32, without guidance (which doubles every row).
+
+    fields: others that differ from config/base.py, as {"train.beta": 0.0}.
+    """
     c = base.get_config()
     c.run_name = "random"
     c.model.update(
@@ -50,6 +62,7 @@ def settings(
     )
     c.sample.update(window_start=start, groups_per_epoch=1, group_size=max(2, batch))
     c.train.update(updates_per_epoch=1, max_ratio_dev=float("inf"))
+    c.update_from_flattened_dict(dict(fields))
     return Settings.read(c)
 
 

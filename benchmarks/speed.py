@@ -30,6 +30,7 @@ import naive
 import phases
 import random_models
 import scaling
+import shared_states
 
 from tp_grpo.method import sampler
 from tp_grpo.models.policy import Policy
@@ -284,6 +285,7 @@ def main() -> None:
     lines += ["", f"Largest differences: {largest}.", ""]
     print("\n".join(lines[-3:]), flush=True)
     torch.set_num_threads(threads)
+    lines += shared_states.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
     lines += scaling.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
     table = phases.report("shapes_tiny", 3 if arguments.quick else 4)
     print("\n".join(table), flush=True)

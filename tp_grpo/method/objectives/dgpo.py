@@ -13,8 +13,9 @@ def dgpo(
 
     w, detached, falls as the group's order is learnt. The images of a group are noised by one eps
     at one sigma, and all of them are among the points. l has no gradient where the ratio
-    `e^(l_old - l)` has left 1 +- dgpo_clip the way A wants. `beta mean((v - v_reference)^2)` is added. dgpo_sharpness: b > 0, published 10 to 100;
-    dgpo_clip > 0, published 1e-5 to 1e-2; beta >= 0. Source: DGPO, arXiv 2510.08425.
+    `e^(l_old - l)` has left 1 +- dgpo_clip the way A wants. `beta mean((v - v_reference)^2)` is
+    added. dgpo_sharpness: b > 0, published 10 to 100; dgpo_clip > 0, published 1e-5 to 1e-2;
+    beta >= 0. Source: DGPO, arXiv 2510.08425.
     """
     assert v.old is not None
     assert v.reference is not None

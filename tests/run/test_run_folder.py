@@ -74,7 +74,8 @@ def test_it_is_written_on_a_thread_as_it_was_when_training_continued(
         )
     )
     for ours, theirs in ((first.weights, alone.weights), (first.state, alone.state)):
-        assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs), strict=True))
+        for a, b in zip(tensors(ours), tensors(theirs), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # unknown spreads
     assert first.state["updates"] == alone.state["updates"] < second.state["updates"]
     assert any(not torch.equal(a, second.weights[name]) for name, a in first.weights.items())
     adapters = [

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from config import flow_grpo, recipes, tp_grpo
+from config import dgpo, flow_grpo, recipes, tp_grpo
 from tests import forked
 from tp_grpo.cost import meter
 from tp_grpo.cost.estimate import Estimate, estimate, measure_decode
@@ -156,6 +156,17 @@ def test_flow_grpo_samples_without_branches() -> None:
     assert cost.plan.ladder == 1
     assert cost.flops.sample == 96 * 6 * cost.flops.forward
     assert cost.flops.decode == pytest.approx(of("shapes_tiny").flops.decode / 4)
+
+
+def test_guidance_while_sampling_alone_doubles_what_sampling_takes() -> None:
+    plain, guided = dgpo.get_config("shapes_smoke"), dgpo.get_config("shapes_smoke")
+    guided.sample.guidance_scale, guided.train.guidance_scale = 4.5, 1.0
+    both = dgpo.get_config("shapes_smoke")
+    both.sample.guidance_scale = 4.5
+    without, sampled, always = (estimate(Settings.read(c), 1).flops for c in (plain, guided, both))
+    assert sampled.sample == pytest.approx(2 * without.sample, rel=1e-3)
+    assert sampled.train == pytest.approx(without.train, rel=1e-3)
+    assert always.train == pytest.approx(2 * without.train, rel=1e-2)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class Flops:
     decode: float
     train: float
     evaluate: float | None
-    forward: float  # of one image, guidance included; the others are multiples of it
+    forward: float  # of one image while sampling, guidance included
 
     @property
     def total(self) -> float:
@@ -82,7 +82,8 @@ class Estimate:
 class Measured:
     """FLOPs, and peak bytes in addition to the weights."""
 
-    forward_flops: int  # of a batch
+    forward_flops: float  # of a row while sampling
+    trained_flops: float  # of a forward pass of a row in an update
     update_flops: int  # of its micro-batch
     update_peak: int
     sample_peak: int  # of the largest sampling call
@@ -138,7 +139,8 @@ def measure(
     rows = max(plan.batch_size, config.eval.batch_size, branch_rows)
     with _meter(backbone) as sampling, kernels(), torch.no_grad():
         _velocity(backbone, shapes, config, rows, sampled)
-    return Measured(forward_flops, training.flops, training.peak, sampling.peak)
+    each = sampling.flops / rows, forward_flops / plan.train_rows
+    return Measured(*each, training.flops, training.peak, sampling.peak)
 
 
 def measure_decode(backbone: Any, images: int) -> tuple[float, int]:
@@ -182,7 +184,7 @@ def _counts(policy: Policy) -> Counts:
 
 
 def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> Flops:
-    forward = measured.forward_flops / plan.train_rows
+    forward = measured.forward_flops
     rounds = plan.updates * config.train.inner_epochs
     looked_at = plan.images / plan.members * plan.columns * config.train.inner_epochs
     extra = 0.0  # passes without a gradient for each of a point
@@ -196,7 +198,7 @@ def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> F
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
-        train=looked_at * (measured.update_flops / plan.train_rows + extra * forward),
+        train=looked_at * (measured.update_flops / plan.train_rows + extra * measured.trained_flops),
         evaluate=evaluate,
         forward=forward,
     )

@@ -195,10 +195,11 @@ def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> F
     images, evaluate = _evaluated(config), None
     if images is not None:
         evaluate = images * (config.eval.steps * forward + decode) / config.eval.every
+    each = measured.update_flops / plan.train_rows + extra * measured.trained_flops
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
-        train=looked_at * (measured.update_flops / plan.train_rows + extra * measured.trained_flops),
+        train=looked_at * each,
         evaluate=evaluate,
         forward=forward,
     )

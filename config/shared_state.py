@@ -18,4 +18,8 @@ def get_config(recipe: str = "shapes_tiny") -> ConfigDict:
     c.sample.batch_size = {"shapes_tiny": 6, "shapes_smoke": 2}.get(recipe, 1)
     if recipe == "shapes_smoke":
         c.sample.groups_per_epoch = 4
+    if recipe == "shapes_tiny":  # an epoch takes less than half of Flow-GRPO's seconds
+        c.epochs = 140
+        c.eval.every = c.tracking.images_every = 70
+        c.train.learning_rate = 7e-4  # the best of four on a seed of their own
     return c

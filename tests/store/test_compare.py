@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from config import tp_grpo
 from tp_grpo.store.compare import check_same_run, differences
 
 OLD = {
@@ -49,3 +50,23 @@ def test_a_run_that_branches_off_must_share_what_its_weights_belong_to(tmp_path:
     with pytest.raises(ValueError, match=r"lora.rank: 4 then, 8 now\n.*must keep these") as refused:
         check_same_run(OLD, {**now, "lora": {"rank": 8}}, tmp_path, branches=True)
     assert "seed" not in str(refused.value)
+
+
+def test_a_run_from_before_a_setting_did_what_its_default_says(tmp_path: Path) -> None:
+    now = tp_grpo.get_config("shapes_smoke").to_dict()
+    then = {name: value for name, value in now.items() if name != "objective"}
+    younger = ("groups", "fork", "window", "window_stop", "window_every")
+    then["sample"] = {name: v for name, v in now["sample"].items() if name not in younger}
+    then["train"] = {name: v for name, v in now["train"].items() if name != "guidance_scale"}
+    then["advantage"] = {name: now["advantage"][name] for name in ("global_std", "clip")}
+    check_same_run(then, now, tmp_path)
+    now["objective"]["name"] = "dppo"
+    with pytest.raises(ValueError, match=r"objective.name: 'grpo' then, 'dppo' now"):
+        check_same_run(then, now, tmp_path)
+
+
+def test_a_field_that_is_new_for_another_reason_is_a_difference(tmp_path: Path) -> None:
+    then = {"rewards": {"scorers": {"shapes": 1.0}}}
+    now = {"rewards": {"scorers": {"shapes": 1.0, "ocr": 1.0}}}
+    with pytest.raises(ValueError, match="rewards.scorers.ocr: None then, 1.0 now"):
+        check_same_run(then, now, tmp_path)

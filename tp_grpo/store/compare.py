@@ -35,6 +35,17 @@ FREE_FIELDS = (
 )
 # What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
 BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
+# Settings that a run may be older than: what it did without them. MEANINGLESS: nothing.
+BEFORE = {
+    "advantage.combine": "sum",
+    "advantage.over": "step",
+    "advantage.scale": 0.0,
+    "objective.name": "grpo",
+    "sample.groups": "trajectories",
+    "sample.window": "fixed",
+    "train.guidance_scale": 0.0,
+}
+MEANINGLESS = ("objective.*", "sample.fork", "sample.window_stop", "sample.window_every")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -62,7 +73,7 @@ def check_same_run(
         names = BRANCH_FIELDS if branches else FREE_FIELDS
         return any(fnmatchcase(field, name) for name in names) == branches
 
-    changed = differences(flatten(then), flatten(now))
+    changed = differences(_completed(flatten(then), flatten(now)), flatten(now))
     lines = "\n".join(line for field, line in changed.items() if matters(field))
     if lines and branches:
         raise ValueError(
@@ -74,6 +85,16 @@ def check_same_run(
             f"{where} holds a run with other settings:\n{lines}\nGive the new run its own name "
             "(--config.run_name=NAME), or set these back to resume the old one."
         )
+
+
+def _completed(then: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config `then` with the settings of `now` that it is older than."""
+    younger = {
+        field: BEFORE.get(field, value)
+        for field, value in now.items()
+        if field in BEFORE or any(fnmatchcase(field, name) for name in MEANINGLESS)
+    }
+    return younger | then
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -190,13 +190,16 @@ def _bought(lines: Sequence[Line]) -> str:
 
 def _rates(lines: Sequence[Line]) -> str:
     """A row a method: its score on the fifth seed at each learning rate."""
-    rates = sorted({line.rate for line in lines})
+    rates = sorted({line.rate for line in lines if line.mark})
     scores = {(line.method, line.rate): line.scores[SCORE] for line in lines if line.mark}
     rows = []
     for name in dict.fromkeys(line.method for line in lines):
         values = [scores.get((name, rate), math.nan) for rate in rates]
         best = max((value for value in values if not math.isnan(value)), default=math.nan)
-        rows.append([name, *(f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in values)])
+        shown = ["" if math.isnan(v) else f"{v:.3f}" for v in values]
+        rows.append(
+            [name, *(f"**{x}**" if v == best else x for v, x in zip(values, shown, strict=True))]
+        )
     return f"Learning rates, on seed 5:\n\n{_markdown(['method', *map(str, rates)], rows)}"
 
 

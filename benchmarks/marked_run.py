@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import ConfigDict
 
+from tp_grpo.store import files
 from tp_grpo.trainer import Trainer
 
 CPU = "cpu.jsonl"  # in the run's folder: a line an epoch
@@ -44,8 +45,8 @@ class MarkedRun(Trainer):
         begun = time.process_time()  # of all threads, the scorers' among them
         reward = super()._epoch(epoch)
         self.cpu_seconds = time.process_time() - begun
-        with (self.folder / CPU).open("a") as lines:
-            lines.write(json.dumps({"epoch": epoch + 1, "cpu_seconds": self.cpu_seconds}) + "\n")
+        values = {"epoch": epoch + 1, "cpu_seconds": self.cpu_seconds}
+        files.append_line(self.folder / CPU, values)
         return reward
 
 
@@ -68,7 +69,7 @@ def costs(
     for epoch in range(rounds + 1):
         for name, run in runs.items():
             run._epoch(epoch)
-            if epoch:  # the first makes what the others find
+            if epoch:  # the first fills caches
                 seconds[name].append(run.cpu_seconds)
         print(f"costs: round {epoch} of {rounds}", flush=True)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -20,8 +20,10 @@ from curves import Curve, draw
 from marked_run import CPU
 
 from tp_grpo.images import coarse, diversity
+from tp_grpo.store import files
 
 BASELINE = "Flow-GRPO"
+RATE_SEED = 5  # on which learning rates are chosen
 SCORE = "exact"
 SHOWN = ("graded", "count", "color", "shape", "position")  # parts of the score, in the table
 WORK = ("evaluations_rollout", "images_decode", "evaluations_update")
@@ -52,24 +54,23 @@ class Line:
 
 def append(path: Path, line: Line) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lines:
-        lines.write(json.dumps(asdict(line)) + "\n")
+    files.append_line(path, asdict(line))
 
 
 def read(path: Path, kind: str = "mark") -> list[Line]:
     """The lines of that kind, none where nothing was measured."""
     if not path.exists():
         return []
-    lines = [Line(**json.loads(text)) for text in path.read_text().splitlines()]
+    lines = [Line(**values) for values in files.read_lines(path)]
     return [line for line in lines if line.kind == kind]
 
 
 def lines_of(folder: Path, job: dict[str, Any], epochs: dict[int, int], base: bool) -> list[Line]:
     """A finished run's lines; epochs: by mark; base: whether it evaluated the untrained model."""
-    metrics = _jsonl(folder / "metrics.jsonl")
+    metrics = files.read_lines(folder / "metrics.jsonl")
     training = {line["epoch"]: line for line in metrics if line["kind"] == "train"}
     evaluations = {line["epoch"]: line for line in metrics if line["kind"] == "eval"}
-    cpu = {line["epoch"]: line["cpu_seconds"] for line in _jsonl(folder / CPU)}
+    cpu = {line["epoch"]: line["cpu_seconds"] for line in files.read_lines(folder / CPU)}
     lines = []
     for mark, epoch in (({0: 0} if base else {}) | epochs).items():
         before = [training[number] for number in range(1, epoch + 1)]
@@ -104,15 +105,15 @@ def best_rates(lines: Sequence[Line], seed: int, mark: int) -> dict[str, float]:
     return {line.method: line.rate for line in tried}
 
 
-def tables(lines: Sequence[Line], figure: Path, *, rate_seed: int = 5) -> str:
+def tables(lines: Sequence[Line], figure: Path) -> str:
     """Markdown: at equal seconds, what they bought, the learning rates; draws the figure."""
-    final = [line for line in lines if line.seed != rate_seed]
+    final = [line for line in lines if line.seed != RATE_SEED]
     curves = {name: _curve(final, name) for name in dict.fromkeys(line.method for line in final)}
-    curves = {name: curve for name, curve in curves.items() if curve}
-    parts = [_rates([line for line in lines if line.seed == rate_seed])]
-    if curves:
-        draw({name: c for name, c in curves.items() if c}, SCORE, figure)
-        parts = [_equal_seconds(final, curves), _bought(final), *parts]
+    drawn = {name: curve for name, curve in curves.items() if curve}
+    parts = [_rates([line for line in lines if line.seed == RATE_SEED])]
+    if drawn:
+        draw(drawn, SCORE, figure)
+        parts = [_equal_seconds(final, drawn), _bought(final), *parts]
     return "\n\n".join(parts)
 
 
@@ -189,7 +190,7 @@ def _bought(lines: Sequence[Line]) -> str:
 
 
 def _rates(lines: Sequence[Line]) -> str:
-    """A row a method: its score on the fifth seed at each learning rate."""
+    """A row a method: its score on RATE_SEED at each learning rate."""
     rates = sorted({line.rate for line in lines if line.mark})
     scores = {(line.method, line.rate): line.scores[SCORE] for line in lines if line.mark}
     rows = []
@@ -200,7 +201,9 @@ def _rates(lines: Sequence[Line]) -> str:
         rows.append(
             [name, *(f"**{x}**" if v == best else x for v, x in zip(values, shown, strict=True))]
         )
-    return f"Learning rates, on seed 5:\n\n{_markdown(['method', *map(str, rates)], rows)}"
+    return (
+        f"Learning rates, on seed {RATE_SEED}:\n\n{_markdown(['method', *map(str, rates)], rows)}"
+    )
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -215,7 +218,3 @@ def _diversity(path: Path) -> float:
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     group = torch.tensor([number[prompt] for prompt in prompts[: len(images)]])
     return diversity(coarse(images.numpy()), group)
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import random_models
+from timing import interleaved
 
 from tp_grpo.method import sampler, shared_state
 from tp_grpo.plan import Plan, make_plan
@@ -85,18 +84,6 @@ class Group:
         self.updater.step([self.rollout], [self.advantages], fresh=False)
 
 
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, after a turn that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(repeats + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def measure(size: random_models.Size, steps: int, window: int, repeats: int) -> dict[str, float]:
     """Median seconds by what was done."""
     flow = Group(size, steps, window, rows=GROUP)
@@ -105,8 +92,10 @@ def measure(size: random_models.Size, steps: int, window: int, repeats: int) -> 
     )
     late = functools.partial(shared.roll_out, window - 1)
     sampling = {"flow": flow.roll_out, "late": late, "shared": shared.roll_out}
-    seconds = interleaved(sampling, repeats)
     updates = {"flow update": flow.update, "shared update": shared.update}
+    for work in (sampling | updates).values():
+        work()
+    seconds = interleaved(sampling, repeats)
     return seconds | interleaved(updates, repeats)
 
 

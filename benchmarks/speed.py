@@ -12,7 +12,6 @@ import argparse
 import functools
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import phases
 import random_models
 import scaling
 import shared_states
+from timing import interleaved
 
 from tp_grpo.method import sampler
 from tp_grpo.models.policy import Policy
@@ -183,17 +183,6 @@ def distance(a: Policy, b: Policy) -> float:
     ]
     apart = torch.stack([(mine - other).norm() for mine, other in pairs]).norm()
     return float(apart / torch.stack([other.norm() for _, other in pairs]).norm())
-
-
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; they take turns. All of them have run before."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(case: Case, repeats: int) -> tuple[dict[str, float], dict[str, float]]:

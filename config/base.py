@@ -150,10 +150,10 @@ def _credit(c: ConfigDict) -> None:
     c.objective.awm_clip = 1.0  # awm: clip range of the ratio.
     c.objective.awm_pull = 1.0  # awm: weight of the distance from the lagging policy.
     c.objective.dgpo_sharpness = 10.0  # dgpo: its beta, how sharply a group is compared.
-    c.objective.dgpo_clip = 1e-3  # dgpo: range of the ratio beyond which an image rests.
-    # The old policy, which samples, becomes the policy after each epoch, for this many updates;
-    # then it follows: old = eta old + (1 - eta) policy. awm: the lagging policy, which does not
-    # sample.
+    # dgpo: range of the ratio beyond which an image gives no gradient.
+    c.objective.dgpo_clip = 1e-3
+    # Updates before the old policy, which samples, lags: after each epoch old = eta old + (1 - eta)
+    # policy, with eta 0 until then. awm: of the lagging policy, which does not sample.
     c.objective.old_flat = 0
     # How much eta rises with each update; 0: the old policy is always the newest.
     c.objective.old_ramp = 0.0

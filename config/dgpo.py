@@ -4,7 +4,7 @@
 
 The settings are those of its public code for SD3.5-Medium in its default mode: images with
 guidance, updates without. There the old policy begins to sample after some hundred updates, and a
-group has 16 images; here it samples from the start, and a group has 24, which is said to be better.
+group has 16 images; here it samples from the start, and a group has 24, better by a comment there.
 Nothing is published for PickScore or FLUX.1-dev.
 """
 

@@ -18,8 +18,9 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
 HELP = """options:
   --config=FILE.py:RECIPE
-      the file is the algorithm, one of config/{algorithms}; the
-      recipe is the model and the reward:
+      the file is the algorithm, one of
+      config/{algorithms};
+      the recipe is the model and the reward:
       {recipes}
   --config.FIELD=VALUE
       any field of the recipe, such as --config.sample.steps=8; see docs/configuration.md"""

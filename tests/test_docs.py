@@ -224,11 +224,16 @@ def test_each_line_of_the_first_real_run_fits_the_next() -> None:
     assert arguments["report"] == [f"{config.output_dir}/{config.run_name}"]
 
 
+def example(page: str, title: str) -> str:
+    """The Python file that the section shows."""
+    code = re.search(r"```python\n(.*?)```", section(page, title), re.DOTALL)
+    assert code is not None
+    return code[1]
+
+
 @pytest.mark.slow
 def test_the_credit_method_of_the_readme_trains(checkout: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", section("README.md", "Add your own"), re.DOTALL)
-    assert code is not None
-    (checkout / "my_credit.py").write_text(code[1])
+    (checkout / "my_credit.py").write_text(example("README.md", "Add your own"))
     cheap = ["--config.epochs=1", "--config.eval.prompts=4", "--config.tracking.groups=2"]
     run(checkout, ["python", "scripts/train.py", "--config=my_credit.py:shapes_smoke", *cheap])
     folder = checkout / "runs" / "halfway-shapes_smoke"
@@ -241,11 +246,8 @@ def test_the_credit_method_of_the_readme_trains(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_the_objective_of_the_page_on_objectives_trains(checkout: Path) -> None:
-    code = re.search(
-        r"```python\n(.*?)```", section("docs/objectives.md", "Your own objective"), re.DOTALL
-    )
-    assert code is not None
-    (checkout / "my_objective.py").write_text(code[1])
+    code = example("docs/objectives.md", "Your own objective")
+    (checkout / "my_objective.py").write_text(code)
     cheap = ["--config.epochs=1", "--config.eval.prompts=4", "--config.train.beta=0.1"]
     run(checkout, ["python", "scripts/train.py", "--config=my_objective.py:shapes_smoke", *cheap])
     folder = checkout / "runs" / "reinforce-shapes_smoke"

@@ -190,7 +190,8 @@ def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> F
     extra = 0.0  # passes without a gradient for each of a point
     if plan.points == "noised":  # the first update of an epoch finds the old policy in place
         extra += 1 if config.objective.old_ramp else 1 - 1 / rounds
-    if OBJECTIVES[config.objective.name].lagging and config.objective.awm_pull:
+    pull = OBJECTIVES[config.objective.name].lagging
+    if pull and getattr(config.objective, pull):
         extra = 1 - 1 / rounds + (1 if config.objective.old_ramp else 0)
     images, evaluate = _evaluated(config), None
     if images is not None:

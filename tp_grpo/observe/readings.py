@@ -27,7 +27,6 @@ KL = 0.125
 # that go a tenth as far have left the range of small steps. On the embedded model runs that learnt
 # had medians of at most 0.031; three that rose beyond 0.1 lost reward (docs/troubleshooting.md).
 MOVED = 0.1
-PULLED = ("matching", "elbo_pg")  # whose metric `moved` is mean |D|
 
 
 def never_trained_on(config: Settings) -> list[str]:
@@ -80,7 +79,8 @@ def kl(history: History, config: Settings) -> list[Reading]:
 
 def moved(history: History, config: Settings) -> Iterator[Reading]:
     """Mean |D| of the updates whose policy is not the old one: all, where the old one lags."""
-    if _objective(config) in PULLED:
+    known = OBJECTIVES.get(_objective(config))
+    if known and known.bounded:
         lags = config.objective.old_ramp > 0 and config.objective.old_max > 0
         for reading in median("moved")(history, config):
             yield {"value": reading["value"] * (1.0 if lags else _rounds(config))}

@@ -176,11 +176,13 @@ class ObjectiveSettings(Section):
     awm_clip: float = setting("awm: clip range of the ratio.", above=0)
     awm_pull: float = setting("awm: weight of the distance from the lagging policy.", low=0)
     dgpo_sharpness: float = setting("dgpo: its beta, how sharply a group is compared.", above=0)
-    dgpo_clip: float = setting("dgpo: range of the ratio beyond which an image rests.", above=0)
+    dgpo_clip: float = setting(
+        "dgpo: range of the ratio beyond which an image gives no gradient.", above=0
+    )
     old_flat: int = setting(
-        "The old policy, which samples, becomes the policy after each epoch, for this many "
-        "updates; then it follows: old = eta old + (1 - eta) policy. awm: the lagging policy, "
-        "which does not sample.",
+        "Updates before the old policy, which samples, lags: after each epoch old = eta old + "
+        "(1 - eta) policy, with eta 0 until then. awm: of the lagging policy, which does not "
+        "sample.",
         "updates",
         low=0,
     )

@@ -52,9 +52,8 @@ class Forks:
         if not self.active:
             return {}
         rewards = reward.double().reshape(-1, self.size)
-        known = ~rewards.isnan()
         mean = rewards.nanmean(1, keepdim=True)
-        std = ((rewards - mean) ** 2).nanmean(1).sqrt().where(known.any(1), torch.nan)
+        std = ((rewards - mean) ** 2).nanmean(1).sqrt()
         self.learner.spread = updated_spread(self.learner.spread, torch.tensor(forks), std)
         spreads = {f"spread_{s}": float(self.learner.spread[s]) for s in self.window}
         values = {name: value for name, value in spreads.items() if value == value}

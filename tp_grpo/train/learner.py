@@ -115,7 +115,7 @@ class Learner:
             "evaluations": self.evaluations,
             "spread": self.spread,
             "old": self.old.state(),
-            "lagging": self.lagging.state(),
+            "lagging": {} if self.lagging is self.old else self.lagging.state(),
         }
         weights = _copied(self.policy.parameters)
         return Checkpoint(epoch, weights, _copied(state), settings, scores, tracker)

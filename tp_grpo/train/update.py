@@ -68,7 +68,7 @@ class Updater:
         self.objective = OBJECTIVES[config.objective.name]
         stated = vars(config.train) | vars(config.objective)
         self.options = {name: stated[name] for name in self.objective.options}
-        self.lagging = self.objective.lagging and config.objective.awm_pull > 0
+        self.lagging = self.options.get(self.objective.lagging, 0) > 0
         self.guidance_scale = config.train.guidance_scale or config.sample.guidance_scale
         # The frozen model's velocities by rollout and column, for a second inner epoch.
         self._references: weakref.WeakKeyDictionary[Rollout, dict[int, Tensor]] = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tp_grpo.method.objectives.awm import awm
 from tp_grpo.method.objectives.dgpo import dgpo
@@ -28,9 +29,10 @@ class Objective:
     clean: its targets are the clean images; else the next states.
     options: the names of its keyword arguments, which are settings.
     silent: no gradient comes from a point whose advantage is 0, so that it can be left out.
-    reference: it needs the frozen model whatever `train.beta` is. lagging: the schedule
-    `objective.old_*` is of a policy that it pulls towards, not of the one that samples. groups: the
-    images of a prompt are compared: they share their noise, and a rollout batch holds whole groups.
+    reference: it needs the frozen model whatever `train.beta` is. lagging: the option that weights
+    its pull towards a policy of its own, which follows by `objective.old_*` in the place of the one
+    that samples. bounded: its metric `moved` is mean |D|, see `matching`. groups: the images of a
+    prompt are compared: they share their noise, and a rollout batch holds whole groups.
     no_guidance: its source trains without guidance.
     """
 
@@ -40,7 +42,8 @@ class Objective:
     clean: bool = False
     silent: bool = False
     reference: bool = False
-    lagging: bool = False
+    lagging: str = ""
+    bounded: bool = False
     groups: bool = False
     no_guidance: bool = False
 
@@ -49,7 +52,7 @@ def _next(loss: Callable[..., Loss], *options: str) -> Objective:
     return Objective(loss, frozenset({*options, "beta"}), silent=True)
 
 
-def _noised(loss: Callable[..., Loss], *options: str, **needs: bool) -> Objective:
+def _noised(loss: Callable[..., Loss], *options: str, **needs: Any) -> Objective:
     return Objective(loss, frozenset(options), noised=True, clean=True, no_guidance=True, **needs)
 
 
@@ -57,9 +60,9 @@ OBJECTIVES = {
     "grpo": _next(grpo, "clip_range"),
     "guard": _next(guard, "clip_range"),
     "dppo": _next(dppo, "dppo_limit"),
-    "matching": Objective(matching, frozenset({"trust", "beta"}), clean=True),
+    "matching": Objective(matching, frozenset({"trust", "beta"}), clean=True, bounded=True),
     "nft": _noised(nft, "nft_mix", "beta"),
-    "elbo_pg": _noised(elbo_pg, "elbo_form", "beta"),
-    "awm": _noised(awm, "awm_power", "awm_clip", "awm_pull", "beta", lagging=True),
+    "elbo_pg": _noised(elbo_pg, "elbo_form", "beta", bounded=True),
+    "awm": _noised(awm, "awm_power", "awm_clip", "awm_pull", "beta", lagging="awm_pull"),
     "dgpo": _noised(dgpo, "dgpo_sharpness", "dgpo_clip", "beta", reference=True, groups=True),
 }

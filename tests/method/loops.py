@@ -185,7 +185,8 @@ def matching(case: Case, *, trust: float, beta: float) -> Tensor:
         w = average([size(e) for e in errors])
         E = -(errors[c] ** 2).mean() / w
         E_old = -(error(case, case.v.old, r, c) ** 2).mean() / w
-        terms.append(-weight[r] * (A[r, c] - trust * (E - E_old).detach()) * E)
+        centred = A[r, c] - (A[r].mean() if A.shape[1] > 1 else 0)
+        terms.append(-weight[r] * (centred - trust * (E - E_old).detach()) * E)
     return average(terms) + beta * moved(case, case.v.reference)
 
 

@@ -48,15 +48,23 @@ def centred(case: Case) -> Case:
     return changed(case, advantage=A - A.mean(1, keepdim=True), weight=None)
 
 
+def clipped(case: Case) -> Case:
+    """Advantages as they come: centred, then clipped, so that they no longer add up to 0."""
+    A = centred(case).points.advantage.clamp(-0.5, 0.5)
+    assert A.sum(1).abs().max() > 0.1
+    return changed(case, advantage=A, weight=None)
+
+
 def test_matching_descends_along_the_clean_images_and_in_no_other_direction() -> None:
     """The gradient of v is `(2 sigma / w) sum_i A_i x0_i`, over R points, C targets, the latent."""
-    case = centred(visited("cps", [0, 3, 1], 4, moved=0.0))
+    case = clipped(visited("cps", [0, 3, 1], 4, moved=0.0))
     p, v = case.points, case.v.policy
     assert p.clean is not None
     sigma = torch.as_tensor(p.sigma)[:, None, None]
     error = (p.x - sigma * v)[:, None] - p.clean
     w = error.abs().flatten(2).mean(2).mean(1)[:, None, None]
-    towards = (p.advantage[..., None, None] * p.clean).sum(1)
+    A = p.advantage - p.advantage.mean(1, keepdim=True)
+    towards = (A[..., None, None] * p.clean).sum(1)
     entries = p.advantage.numel() * LATENT[0] * LATENT[1]
     torch.testing.assert_close(slope("matching", case), (2 * sigma / w) * towards / entries)
 
@@ -71,6 +79,18 @@ def test_a_weight_for_each_target_would_push_along_the_prediction() -> None:
     one, other = slope("matching", near).flatten(1), slope("matching", far).flatten(1)
     cosine = nn.functional.cosine_similarity(one, other)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_matching_counts_lost_targets_neither_in_the_weight_nor_in_the_mean() -> None:
+    """A group with lost candidates is the smaller group, but for the number it divides by."""
+    case = clipped(visited("cps", [0, 3, 1], 4))
+    lost = torch.zeros(3, 4, dtype=torch.bool)
+    lost[:, 3] = True
+    p = case.points
+    fewer = changed(case, advantage=p.advantage[:, :3], clean=p.clean[:, :3])  # type: ignore[index]
+    clean = p.clean.masked_fill(lost[..., None, None], 0)  # type: ignore[union-attr]
+    masked = changed(case, advantage=p.advantage.masked_fill(lost, 0), clean=clean, lost=lost)
+    torch.testing.assert_close(slope("matching", masked), slope("matching", fewer) * 3 / 4)
 
 
 def test_matching_is_linear_in_the_step_weights() -> None:

@@ -104,6 +104,14 @@ class Points:
         square = mean(self.image_error(v) ** 2)
         return square / self.sigma.reshape(-1, 1) ** 2
 
+    def target_mean(self, values: Tensor) -> Tensor:
+        """The mean of (R, C) over the targets that are not lost -> (R, 1); 1 where all are."""
+        if self.lost is None:
+            return values.mean(1, keepdim=True)
+        known = ~self.lost
+        total = (values * known).sum(1, keepdim=True)
+        return torch.where(known.any(1, keepdim=True), total / known.sum(1, keepdim=True), 1.0)
+
     def _each(self, rows: Tensor) -> Tensor:
         """(R, ...) -> (R C, ...), a row for each target; a 0-dim tensor as it is."""
         C = self.advantage.shape[1]

@@ -58,10 +58,18 @@ METHODS = {
     "DGPO": Method("dgpo"),
     # The targets of a trajectory differ from its states' predictions even where A is 0 on the
     # average: without a firm pull seed 5 falls below the untrained model.
-    "TP-GRPO, matching": Method("tp_grpo", {"objective.name": "matching", "objective.trust": 40.0}),
-    "shared states, next state": Method("shared_state", {"objective.name": "grpo"}),
+    "TP-GRPO, matching": Method(
+        "tp_grpo",
+        {"objective.name": "matching", "objective.trust": 40.0, "train.step_weight": "uniform"},
+    ),
+    "shared states, next state": Method(
+        "shared_state", {"objective.name": "grpo", "train.step_weight": "velocity"}
+    ),
     # The log-ratio of GRPO-Guard is the Gaussian's times the step's std, 0.3 on the average.
-    "GRPO-Guard": Method("flow_grpo", {"objective.name": "guard", "train.clip_range": 3e-5}),
+    "GRPO-Guard": Method(
+        "flow_grpo",
+        {"objective.name": "guard", "train.clip_range": 3e-5, "train.step_weight": "uniform"},
+    ),
     "Flow-DPPO": Method("flow_grpo", {"objective.name": "dppo"}),
 }
 

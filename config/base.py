@@ -179,8 +179,8 @@ def _train(c: ConfigDict) -> None:
     # Clip range of the ratio, which moves little: log-probs are means over the latent.
     c.train.clip_range = 1e-5
     c.train.beta = 1e-4  # Weight of the KL to the frozen model; 0 leaves it out.
-    # Loss weight of a step, of mean 1: uniform, velocity (objectives of the next state: std / |d
-    # mean / d v|) or noise (std; TempFlow).
+    # Loss weight of a step, of mean 1: uniform, velocity (std / |d mean / d v|; grpo, dppo) or
+    # noise (std, TempFlow; grpo, dppo, matching).
     c.train.step_weight = "uniform"
     # The run stops if an epoch's first ratios, of the unmoved policy, are further from 1.
     c.train.max_ratio_dev = 1e-5

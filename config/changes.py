@@ -25,6 +25,7 @@ def clean_images(c: ConfigDict, *, guidance: bool = False) -> None:
     if c.model.type == "sd3":
         c.sample.guidance_scale = c.sample.guidance_scale if guidance else 1.0
         c.train.guidance_scale = 1.0 if guidance else 0.0
+    c.train.step_weight = "uniform"  # there are no steps
     if published(c):
         c.sample.update(completion="multistep", completion_steps=c.sample.steps)
         c.train.updates_per_epoch = 1

@@ -14,7 +14,7 @@ from config import changes, recipes
 def get_config(recipe: str = "shapes_tiny") -> ConfigDict:
     c = recipes.build("elbo_pg", "terminal", recipe)
     c.objective.update(name="elbo_pg", elbo_form="no_ratio")
-    c.advantage.scale = 0.1
+    c.advantage.update(scale=0.1, global_std=False)
     changes.clean_images(c)
     if changes.published(c):
         c.objective.update(timesteps=c.sample.steps - 1, old_ramp=0.001, old_max=0.5)

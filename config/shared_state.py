@@ -13,6 +13,7 @@ def get_config(recipe: str = "shapes_tiny") -> ConfigDict:
     c.sample.groups = "shared_state"
     c.objective.name = "matching"
     c.advantage.global_std = True  # of the groups with the same fork step
+    c.train.step_weight = "uniform"  # the steps' weights are for next states
     changes.whole_groups(c)
     # A row is a group: its candidates make calls of max_rows.
     c.sample.batch_size = {"shapes_tiny": 6, "shapes_smoke": 2}.get(recipe, 1)

@@ -52,15 +52,14 @@ def _fail(message: str) -> NoReturn:
 
 def _help(script: str) -> str:
     """The script's docstring and its options: --config first, for every script has it."""
-    from config import ALGORITHMS
+    from config import algorithms
     from config.recipes import RECIPES
 
     names = ", ".join(RECIPES)
     names = textwrap.fill(names, 100, subsequent_indent=" " * 6, break_on_hyphens=False)
-    algorithms = "{" + ",".join(ALGORITHMS) + "}.py"
     lines = [
         str(sys.modules["__main__"].__doc__),
-        HELP.format(algorithms=algorithms, recipes=names),
+        HELP.format(algorithms="{" + ",".join(algorithms()) + "}.py", recipes=names),
     ]
     for flag in flags.FLAGS.get_flags_for_module(script):
         value, default = f"={flag.name.upper()}", f" (default: {flag.default})"

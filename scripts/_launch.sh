@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by single_node/*.sh and multi_node/*.sh: checks, then accelerate's launcher.
 #
-# ALGORITHM    tp_grpo | flow_grpo | shared_state | nft | elbo_pg | awm | dgpo (train.sh alone)
+# ALGORITHM    a file of config/: tp_grpo | flow_grpo | shared_state | ... (train.sh alone)
 # MODEL_NAME   sd3 | flux | shapes (the embedded model, which needs no GPU)
 # REWARD       pickscore | geneval | general_ocr; for shapes tiny | smoke
 # NUM_GPUS     of this machine (default: all); without CUDA the number of processes (default: 1)
@@ -40,11 +40,12 @@ gpus() {
 }
 
 # recipe ALGORITHM PROCESSES: that of MODEL_NAME and REWARD; the embedded model's batch, of images or
-# shared_state's of groups, is split over the processes.
+# shared_state's of groups, is split over the processes. dgpo's keeps groups of 4 or 8 images whole.
 recipe() {
     local model="${MODEL_NAME:-sd3}" reward="${REWARD:-default}" tiny=48 smoke=4
     local batch="--config.sample.batch_size"
     if [ "$1" = shared_state ]; then tiny=6 smoke=2; fi
+    if [ "$1" = dgpo ]; then smoke=$((4 * $2)); fi
     case "$model/$reward" in
         shapes/default | shapes/tiny) echo shapes_tiny "$batch=$((tiny / $2 > 0 ? tiny / $2 : 1))" ;;
         shapes/smoke) echo shapes_smoke "$batch=$((smoke / $2 > 0 ? smoke / $2 : 1))" ;;
@@ -99,13 +100,12 @@ reach_master() {
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
 }
 
-# The ALGORITHM of the environment, a file of config/.
+# The ALGORITHM of the environment: a file of config/ whose get_config takes a recipe.
 algorithm() {
-    local name="${ALGORITHM:-tp_grpo}"
-    case "$name" in
-        tp_grpo | flow_grpo | shared_state | nft | elbo_pg | awm | dgpo) echo "$name" ;;
-        *) fail "ALGORITHM = '$name' is not one of tp_grpo, flow_grpo, shared_state, nft, elbo_pg, awm, dgpo" ;;
-    esac
+    local name="${ALGORITHM:-tp_grpo}" known
+    known="$(grep -l '^def get_config(recipe' "$ROOT"/config/*.py | sed 's|.*/||; s|\.py$||' | sort)"
+    grep -qxF -- "$name" <<<"$known" || fail "ALGORITHM = '$name' is not one of $(paste -sd, <<<"$known" | sed 's/,/, /g')"
+    echo "$name"
 }
 
 single_node() {

@@ -42,9 +42,9 @@ def main(_: list[str]) -> int:
     print("| phase | seconds | a second | TFLOP/s | share of matmul | peak GB |")
     print("|---|---|---|---|---|---|")
     counts = {
-        "rollout": (probed.nfe * probed.batch_size, "evaluations"),
+        "rollout": (probed.evaluations, "evaluations"),
         "decode": (probed.images, "images"),
-        "update": (probed.batch_size, "trajectories"),
+        "update": (probed.trained, "points"),
     }
     for name, phase in probed.phases.items():
         count, unit = counts[name]
@@ -52,7 +52,8 @@ def main(_: list[str]) -> int:
         work = f"{count / phase.seconds:.2f} {unit} | {rate / 1e12:.2f}"
         share = f"{rate / probed.matmul:.0%} | {phase.peak / 2**30:.1f}"
         print(f"| {name} | {phase.seconds:.3f} | {work} | {share} |")
-    print(f"\nmatmul {probed.matmul / 1e12:.1f} TFLOP/s; ratio_dev {probed.ratio_dev:.1e}")
+    ratio = "" if probed.ratio_dev is None else f"; ratio_dev {probed.ratio_dev:.1e}"
+    print(f"\nmatmul {probed.matmul / 1e12:.1f} TFLOP/s{ratio}")
     return 0
 
 

@@ -40,11 +40,12 @@ THEIRS = (
 
 
 class Scripts:
-    """A copy of the scripts, without a .venv, on a machine with N GPUs."""
+    """A copy of scripts/ and config/, without a .venv, on a machine with N GPUs."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.tools = folder / "a copy", folder / "tools"
         shutil.copytree(ROOT / "scripts", self.root / "scripts", symlinks=True)
+        shutil.copytree(ROOT / "config", self.root / "config")
         self.tools.mkdir()
         commands = folder / "pretended" / "accelerate" / "commands"
         commands.mkdir(parents=True)

@@ -94,13 +94,68 @@ def test_the_plan_of_shared_states_in_words() -> None:
     rows = [sentence for _, sentence in plan(**SHARED).summary]
     assert any(
         row.startswith(
-            "33 to 217 model evaluations a group, forked at step 0 to 8 of 10 steps; about"
+            "33 to 217 model evaluations a group, forked at step 0 to 8 of 10 steps; 6000 an "
+            "epoch if each is as likely"
         )
         for row in rows
     )
+    first = [sentence for _, sentence in plan(**SHARED, sample__fork="first").summary]
+    assert "217 model evaluations a group, forked at step 0 of 10 steps; 10416 an epoch" in first
     assert any(
         "12 micro-batches of 2 accumulated (12 rollout batches, a row a group)" in row
         for row in rows
+    )
+
+
+def test_forked_at_the_first_step_alone_is_counted_so() -> None:
+    """48 groups of 24, T = 10: 48 (1 + 24 x 9), where the mean over 9 steps is 48 (5 + 24 x 5)."""
+    assert plan(**SHARED, sample__fork="first").epoch_nfe == 48 * 217
+    assert plan(**SHARED).epoch_nfe == 48 * 125
+    late = plan(**SHARED, sample__fork="first", sample__window_start=2, sample__window_size=4)
+    assert late.epoch_nfe == 48 * late.group_nfe(2)
+
+
+def test_evaluations_by_a_completion_that_is_cheaper_somewhere() -> None:
+    """multistep completes steps 0 to 6 with 3 evaluations, the later ones with those left."""
+    p = plan(**SHARED, sample__completion="multistep")
+    counts = [p.group_nfe(step) for step in p.window]
+    (words,) = [row for name, row in p.summary if name == "sampling"]
+    assert words.startswith(f"{min(counts)} to {max(counts)} model evaluations a group")
+    assert max(counts) not in (counts[0], counts[-1])
+
+
+def test_a_moving_window_with_branches_is_counted_on_the_average() -> None:
+    """The later the window, the shorter its completions."""
+    p = plan(sample__window="sliding", sample__window_size=3, credit__name="turning_point")
+    places = [p.in_epoch(epoch, seed=0) for epoch in range(0, 12 * len(p.starts), 12)]
+    assert [place.window.start for place in places] == list(p.starts) == list(range(7))
+    each = [place.evaluations() for place in places]
+    assert each == sorted(each, reverse=True) and len(set(each)) == 7
+    assert p.epoch_nfe == round(sum(each) / 7)
+    assert {place.epoch_nfe for place in places} == {p.epoch_nfe}, "an epoch's plan says the same"
+    (words,) = [row for name, row in p.summary if name == "sampling"]
+    assert words == (
+        f"{places[-1].nfe} to {places[0].nfe} model evaluations an image, {p.epoch_nfe} an epoch "
+        "on the average; 10 steps, 3 of them in a moving window"
+    )
+
+
+def refused(world_size: int, **fields: object) -> str:
+    with pytest.raises(ValueError) as refusal:
+        plan(world_size, objective__name="dgpo", credit__name="terminal", **fields)
+    return str(refusal.value)
+
+
+def test_groups_that_are_compared_stay_whole() -> None:
+    """48 groups of 24 images in 2 updates."""
+    assert noised("dgpo", sample__batch_size=48).batch_size == 48
+    assert refused(1, sample__batch_size=9) == (
+        "sample.batch_size = 9: a rank's 576 images, 24 whole groups, of an update (48 groups, "
+        "2 updates, 1 ranks) do not split into batches of it; the nearest that works is 24"
+    )
+    assert refused(5, sample__batch_size=24) == (
+        "sample.groups_per_epoch = 48: dgpo compares the images of a prompt, which stay together, "
+        "and 48 in 2 updates do not split over 5 ranks; the nearest that work are 40 and 50"
     )
 
 

@@ -153,7 +153,8 @@ def test_all_mistakes_are_reported_together() -> None:
     mistakes = refusal(
         run_name="",
         epochs=0,
-        sample__window_size=9,
+        sample__kind="cps",
+        sample__noise_level=2.0,
         sample__branch_from=9,
         credit__name="luck",
         rewards__scorers={"shapes": {"weight": 0.0}, "other": 0},
@@ -164,8 +165,8 @@ def test_all_mistakes_are_reported_together() -> None:
         "epochs = 0",
         "model.text_encoders = 'drop'",
         "rewards.scorers: every weight is 0",
-        "sample.window_start = 0 and sample.window_size = 9",
         "sample.branch_from = 9",
+        "sample.noise_level = 2.0",
         "credit.name = 'luck'",
     ]
     assert len(mistakes) == len(begins)

@@ -24,8 +24,8 @@ def test_noised_images_come_from_no_shared_state(name: str) -> None:
     assert mistake == (
         f"objective.name = '{name}' looks at clean images that are noised afresh, but "
         "sample.groups = 'shared_state' samples next states of one state; set "
-        "sample.groups = 'trajectories', or an objective of the states: matching, grpo, guard or "
-        "dppo"
+        "sample.groups = 'trajectories', or an objective of the states: grpo, guard, dppo or "
+        "matching"
     )
 
 
@@ -55,14 +55,77 @@ def test_a_credit_of_steps_needs_trajectories(
     )
 
 
-def test_groups_that_are_compared_stay_whole() -> None:
-    (mistake,) = refusal(objective__name="dgpo", sample__batch_size=6, **TERMINAL)
+@pytest.mark.parametrize("name", NOISED)
+def test_noised_images_of_one_start_would_be_one_image(name: str) -> None:
+    (mistake,) = refusal(objective__name=name, sample__same_latent=True, **TERMINAL)
     assert mistake == (
-        "sample.batch_size = 6: dgpo compares the 4 images of a prompt (sample.group_size), so "
-        "that a batch must hold whole groups, as 4 and 8 do"
+        f"sample.same_latent = True: with objective.name = '{name}' the noise of the start is all "
+        "that tells the images of a prompt apart, so that they would be one image; leave it False"
     )
-    assert Settings.read(config(objective__name="dgpo", sample__batch_size=8, **TERMINAL))
-    assert Settings.read(config(objective__name="nft", sample__batch_size=2, **TERMINAL))
+
+
+@pytest.mark.parametrize("name", NOISED)
+def test_without_stochastic_steps_any_window_will_do(name: str) -> None:
+    """The default of 9 steps does not fit a rollout of 6."""
+    fields = {"sample__steps": 6, "sample__window_size": 9, **TERMINAL}
+    assert Settings.read(config(objective__name=name, **fields))
+    assert len(refusal(**fields)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields, mistake",
+    [
+        (
+            {"advantage__scale": 0.1},
+            "advantage.scale = 0.1: gdpo divides each score by its own group's std and whitens the "
+            "sum; set advantage.scale = 0, or advantage.combine = 'sum'",
+        ),
+        (
+            {"advantage__over": "joint"},
+            "advantage.over = 'joint': gdpo compares each step on its own; set "
+            "advantage.over = 'step', or advantage.combine = 'sum'",
+        ),
+    ],
+)
+def test_gdpo_has_a_normalisation_of_its_own(fields: dict[str, Any], mistake: str) -> None:
+    assert refusal(advantage__combine="gdpo", **fields) == [mistake]
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"sample__fork": "first"}, "sample.fork = 'first': only sample.groups = 'shared_state' "),
+        (
+            {"sample__window": "random", "objective__name": "nft", **TERMINAL},
+            "sample.window = 'random': nft takes no stochastic steps",
+        ),
+        ({"sample__window_stop": 5}, "sample.window_stop = 5: the window is fixed"),
+        ({"objective__old_flat": 9}, "objective.old_flat = 9: old_ramp or old_max is 0, so that"),
+        ({"advantage__over": "joint", **SHARED}, "advantage.over = 'joint': there is one reward "),
+        (
+            {"advantage__scale": 0.1, "advantage__global_std": True},
+            "advantage.global_std = True: advantage.scale = 0.1 divides by no std",
+        ),
+        (
+            {"advantage__combine": "gdpo", "advantage__global_std": True},
+            "advantage.global_std = True: gdpo divides each score by its own group's std",
+        ),
+        (
+            {"objective__name": "matching", "train__step_weight": "velocity"},
+            "train.step_weight = 'velocity': matching weights no steps so",
+        ),
+        (
+            {"objective__name": "guard", "train__step_weight": "noise"},
+            "train.step_weight = 'noise': guard weights no steps so",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_said(fields: dict[str, Any], words: str) -> None:
+    plain = {"advantage__global_std": False, "train__step_weight": "uniform"}
+    cautions = list(Settings.read(config(**plain | fields)).cautions(classifier_free=False))
+    assert [caution for caution in cautions if caution.startswith(words)], cautions
+    assert all(caution.endswith("; it has no effect") for caution in cautions)
+    assert len(cautions) == 1
 
 
 @pytest.mark.parametrize("name", VISITED)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tp_grpo.method.completion import Completion
 from tp_grpo.method.credit import needs_branches
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.settings import points_of
 from tp_grpo.settings.batches import check_batches
 
@@ -42,6 +43,7 @@ class Plan:
     same_latent: bool = False
     points: str = "trajectories"  # or shared_state, noised: see `Settings.points`
     times: int = 1  # noised: points of an image
+    forks: tuple[int, ...] = ()  # shared states: the steps that a group may fork at, ascending
     starts: tuple[int, ...] = ()  # the window's first steps to choose among, ascending
     slides_every: int = 0  # epochs; 0: the window is drawn for each
 
@@ -76,8 +78,7 @@ class Plan:
             start = self.starts[epoch // self.slides_every % len(self.starts)]
         else:
             start = int(np.random.default_rng([WINDOW, seed, epoch]).choice(self.starts))
-        window = range(start, start + len(self.window))
-        return replace(self, completion=replace(self.completion, window=window))
+        return self._from(start)
 
     @property
     def steps(self) -> int:
@@ -114,21 +115,32 @@ class Plan:
         return fork + 1 + self.group_size * len(self.completion.forked(fork).evaluated[1])
 
     def evaluations(self, forks: Sequence[int] = ()) -> int:
-        """Model evaluations of an epoch's sampling; forks: the step of each shared-state group."""
+        """Model evaluations of the sampling of an epoch with this window; see `epoch_nfe`.
+
+        forks: the step of each shared-state group. A baseline that images share counts once.
+        """
         if self.points == "shared_state":
             return sum(map(self.group_nfe, forks))
-        return self.epoch_nfe
+        baseline = self.completion.evaluated.get(0, ())
+        return self.images * self.nfe - self._shared * len(baseline)
 
     @property
     def epoch_nfe(self) -> int:
-        """Model evaluations of an epoch's sampling; a baseline that is shared counts once.
-
-        Of shared states the mean over the window's steps, rounded.
+        """Model evaluations of an epoch's sampling, rounded: the mean over the steps to fork at,
+        or over the window's places.
         """
         if self.points == "shared_state":
-            return round(self.groups * sum(map(self.group_nfe, self.window)) / len(self.window))
-        baseline = self.completion.evaluated.get(0, ())
-        return self.images * self.nfe - self._shared * len(baseline)
+            counts = [self.groups * self.group_nfe(step) for step in self.forks]
+        elif len(self.starts) > 1:
+            counts = [self._from(start).evaluations() for start in self.starts]
+        else:
+            counts = [self.evaluations()]
+        return round(sum(counts) / len(counts))
+
+    def _from(self, start: int) -> Plan:
+        """The plan with the window from there."""
+        window = range(start, start + len(self.window))
+        return replace(self, completion=replace(self.completion, window=window))
 
     @property
     def epoch_images(self) -> int:
@@ -184,15 +196,22 @@ class Plan:
     def _sampling(self) -> str:
         steps, nfe = f"{self.steps} steps", self.epoch_nfe
         if self.points == "shared_state":
-            few, most = (self.group_nfe(s) for s in (self.window[-1], self.window[0]))
-            few, most = sorted((few, most))
-            first, last = self.window[0], self.window[-1]
-            return (
-                f"{few} to {most} model evaluations a group, forked at step {first} to {last} of "
-                f"{steps}; about {nfe} an epoch"
-            )
-        window = "" if len(self.starts) < 2 else f", {len(self.window)} of them in a moving window"
-        return f"{self.nfe} model evaluations an image, {nfe} an epoch; {steps}{window}"
+            counts = [self.group_nfe(step) for step in self.forks]
+            few, most = min(counts), max(counts)
+            first, last = self.forks[0], self.forks[-1]
+            each = f"{few} to {most}" if few < most else f"{few}"
+            where = f"{first} to {last}" if first < last else f"{first}"
+            about = f"{nfe} an epoch" if few == most else f"{nfe} an epoch if each is as likely"
+            return f"{each} model evaluations a group, forked at step {where} of {steps}; {about}"
+        if len(self.starts) < 2:
+            return f"{self.nfe} model evaluations an image, {nfe} an epoch; {steps}"
+        counts = [self._from(start).nfe for start in self.starts]
+        few, most = min(counts), max(counts)
+        images = f"{few} to {most}" if few < most else f"{few}"
+        return (
+            f"{images} model evaluations an image, {nfe} an epoch on the average; {steps}, "
+            f"{len(self.window)} of them in a moving window"
+        )
 
     def rows(self, rank: int) -> list[range]:
         """The rank's samples by batch, update by update, as rows of all samples in order.
@@ -222,8 +241,12 @@ def make_plan(config: Settings, world_size: int, *, branches: bool | None = None
     sample, train = config.sample, config.train
     points = points_of(config.objective.name, sample.groups)
     shared = points == "shared_state"
-    check_batches(sample, train, world_size, whole_groups=shared)
-    rows = sample.groups_per_epoch * (1 if shared else sample.group_size)
+    whole = "shared_state groups stay whole" if shared else ""
+    if OBJECTIVES[config.objective.name].groups:
+        whole = f"{config.objective.name} compares the images of a prompt, which stay together"
+    members = 1 if shared else sample.group_size
+    check_batches(sample, train, world_size, whole_group=whole, rows=members)
+    rows = sample.groups_per_epoch * members
     window = _window(sample)
     if branches is None:
         branches = needs_branches(config.credit.name)
@@ -250,6 +273,7 @@ def make_plan(config: Settings, world_size: int, *, branches: bool | None = None
         same_latent=sample.same_latent,
         points=points,
         times=config.objective.timesteps,
+        forks=tuple(window[:1] if sample.fork == "first" else window) if shared else (),
         starts=tuple(range(sample.window_start, last + 1)) if moving else (window.start,),
         slides_every=sample.window_every if sample.window == "sliding" else 0,
     )

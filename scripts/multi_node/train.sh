@@ -3,7 +3,7 @@
 #
 #   ALGORITHM=shared_state MASTER_ADDR=10.0.0.1 NUM_MACHINES=4 NUM_PROCESSES=32 bash scripts/multi_node/train.sh RANK [--config.FIELD=VALUE ...]
 #
-# ALGORITHM: a file of config/ (tp_grpo flow_grpo shared_state nft elbo_pg awm dgpo). MODEL_NAME=sd3 REWARD=pickscore
+# ALGORITHM: a file of config/, such as tp_grpo, flow_grpo, shared_state, nft. MODEL_NAME=sd3 REWARD=pickscore
 # MASTER_PORT=19001 MASTER_WAIT=600 (seconds) BETA=1e-4 too; see ../_launch.sh.
 set -euo pipefail
 # shellcheck source=scripts/_launch.sh

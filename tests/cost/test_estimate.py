@@ -64,6 +64,18 @@ def test_the_stored_trajectories_by_hand() -> None:
     assert changed(sample__store_on_cpu=True).memory["update"]["trajectories"] == 48 * sample
 
 
+def test_old_policies_are_counted_one_by_one() -> None:
+    """AWM's lagging policy, besides the old one of an epoch with two updates."""
+    fields = {"objective__name": "awm", "objective__old_ramp": 0.1, "credit__name": "terminal"}
+    assert changed(**fields).memory["sample"]["old policy"] == 2 * LORA_BYTES
+    one = changed(**fields, train__updates_per_epoch=1)
+    assert one.memory["sample"]["old policy"] == LORA_BYTES
+    # A forward pass more for each point where it is compared with the old one, in half the updates.
+    each = changed(**fields).flops.train - one.flops.train
+    assert each == pytest.approx(0.5 * 96 * 2 * one.flops.forward, rel=1e-6)
+    assert "old policy" not in of("shapes_tiny").memory["sample"]
+
+
 def test_what_crosses_the_network_by_hand() -> None:
     assert set(vars(of("shapes_tiny").network).values()) == {0}
     two = changed(2, sample__batch_size=24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def config(smoke: Callable[..., ConfigDict], kind: str, path: Path) -> Settings:
     return Settings.read(smoke(model__type=kind, model__path=str(path), **fields))
 
 
-def test_a_probe_counts_what_it_times(config: Settings) -> None:
+def probed(config: Settings) -> tuple[probe.Probe, int]:
+    """A probe of one repeat, and the rows that the transformer was called with."""
     calls: list[int] = []
     build = architecture.build
 
@@ -43,15 +45,43 @@ def test_a_probe_counts_what_it_times(config: Settings) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architecture, "build", counting)
-        probed = probe.probe(config, repeats=1)
-    # Four steps, a window of two: 4 + 2 * 3 - 1 evaluations a trajectory. Two rollouts (one
-    # warms up), three updates (the ratio, to warm up) of two steps, with the reference's passes.
-    assert probed.nfe == 9
-    assert probed.images == 6
-    assert sum(calls) == 2 * (2 * 9) + 3 * (2 * 2 * 2)
-    assert probed.ratio_dev == 0
-    assert all(phase.seconds > 0 and phase.flops > 0 for phase in probed.phases.values())
+        return probe.probe(config, repeats=1), sum(calls)
+
+
+def test_a_probe_counts_what_it_times(config: Settings) -> None:
+    """Four steps, a window of two: 4 + 2 * 3 - 1 evaluations a trajectory, of two.
+
+    Two rollouts (one warms up), three updates (the ratio, to warm up) of two steps, with the
+    reference's passes.
+    """
+    measured, rows = probed(config)
+    assert measured.evaluations == 2 * 9
+    assert (measured.images, measured.trained) == (6, 4)
+    assert rows == 2 * measured.evaluations + 3 * (2 * measured.trained)
+    assert measured.ratio_dev == 0
+    assert all(phase.seconds > 0 and phase.flops > 0 for phase in measured.phases.values())
     assert config.sample.groups_per_epoch == 2, "the caller's config stays as it is"
+
+
+def test_a_probe_of_shared_states_counts_groups(config: Settings) -> None:
+    """Two groups of four, forked at step 0: 1 + 4 * 3 evaluations each."""
+    sample = replace(config.sample, groups="shared_state", group_size=4)
+    credit = replace(config.credit, name="terminal")
+    measured, rows = probed(replace(config, sample=sample, credit=credit))
+    assert measured.evaluations == 2 * 13
+    assert (measured.images, measured.trained) == (8, 2)
+    assert rows == 2 * measured.evaluations + 3 * (2 * measured.trained)
+    assert measured.ratio_dev == 0
+    rollout = measured.phases["rollout"].flops
+    assert rollout == pytest.approx(measured.phases["update"].flops * 13 / 4, rel=0.35)
+
+
+def test_a_probe_of_noised_images_has_no_ratio(config: Settings) -> None:
+    credit = replace(config.credit, name="terminal")
+    objective = replace(config.objective, name="nft", timesteps=3)
+    measured, _ = probed(replace(config, objective=objective, credit=credit))
+    assert (measured.evaluations, measured.images, measured.trained) == (2 * 4, 2, 6)
+    assert measured.ratio_dev is None
 
 
 def test_random_weights_have_the_checkpoints_shapes_and_schedule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -92,20 +93,16 @@ def test_every_algorithm_is_named_with_its_paper(algorithm: ModuleType, method: 
             {"sample.groups": "shared_state", "credit.name": "terminal"},
             "GRPO on shared-state groups",
         ),
-        ({"objective.name": "mine"}, "the objective `mine`, step rewards of TurningPoint-GRPO"),
+        ({"objective.name": "mine"}, "My Loss, step rewards of TurningPoint-GRPO"),
     ],
 )
 def test_what_a_run_changes_is_named(
     changes: dict[str, str], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["grpo"])
+    monkeypatch.setitem(OBJECTIVES, "mine", replace(OBJECTIVES["grpo"], title="My Loss"))
     config = tp_grpo.get_config("shapes_smoke")
     config.update_from_flattened_dict(changes)
     assert f"trained with {method}" in model_card.write(config.to_dict(), [])
-
-
-def test_every_objective_has_words() -> None:
-    assert model_card.LOSSES.keys() == OBJECTIVES.keys() - {"grpo"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ def asked(environment: dict[str, str], **fields: object) -> bool:
 
 def test_fsdp2_is_asked_for_by_the_launcher_alone() -> None:
     assert asked(FSDP2)
+    shared = {"sample__groups": "shared_state", "sample__fork": "first"}
+    assert asked(FSDP2, **shared, credit__name="terminal")
+    assert asked(FSDP2, sample__same_latent=True, credit__name="terminal")
     assert not asked({}) and not asked({**FSDP2, "ACCELERATE_USE_FSDP": "false"})
     assert not asked({"FSDP_VERSION": "1"}, lora__rank=0, model__compile="inductor")
 
@@ -48,6 +51,16 @@ def test_fsdp2_is_asked_for_by_the_launcher_alone() -> None:
             FSDP2,
             {"lora__rank": 0},
             "lora.rank = 0: FSDP2 shards the frozen weights, and here all are trained",
+        ),
+        (
+            FSDP2,
+            {"sample__groups": "shared_state", "credit__name": "terminal"},
+            "sample.fork = 'spread': ranks would call the model unequally often, .* set it to 'fi",
+        ),
+        (
+            FSDP2,
+            {"sample__same_latent": True},
+            "sample.same_latent = True: ranks would call the model unequally often",
         ),
         (FSDP2, {"model__compile": "inductor"}, "model.compile = 'inductor': .* leave it empty"),
     ],

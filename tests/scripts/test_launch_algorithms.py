@@ -6,11 +6,12 @@ import importlib
 
 import pytest
 
+from config import algorithms
 from tests.launching import ROOT, Scripts, free_port, trained, value
 from tp_grpo.plan import make_plan
 from tp_grpo.settings import Settings
 
-ALGORITHMS = ("tp_grpo", "flow_grpo", "shared_state", "nft", "elbo_pg", "awm", "dgpo")
+ALGORITHMS = ["awm", "dgpo", "elbo_pg", "flow_grpo", "nft", "shared_state", "tp_grpo"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -23,6 +24,14 @@ def test_one_script_runs_every_algorithm(scripts: Scripts, algorithm: str) -> No
         "--config.epochs=3",
     ]
     assert (ROOT / f"config/{algorithm}.py").is_file()
+
+
+def test_an_algorithm_is_a_file_that_takes_a_recipe(scripts: Scripts) -> None:
+    assert algorithms() == ALGORITHMS, "config/"
+    (scripts.root / "config/mine.py").write_text("def get_config(recipe):\n    ...\n")
+    scripts.gpus(1)
+    launched = scripts.launched("single_node/train.sh", ALGORITHM="mine")
+    assert trained(launched) == ["--config=config/mine.py:pickscore_sd3"]
 
 
 def test_without_a_name_it_is_tp_grpo(scripts: Scripts) -> None:
@@ -39,6 +48,8 @@ def test_without_a_name_it_is_tp_grpo(scripts: Scripts) -> None:
         ("shared_state", "smoke", 2, 1),
         ("nft", "tiny", 2, 24),
         ("dgpo", "smoke", 1, 4),
+        ("dgpo", "smoke", 2, 4),
+        ("dgpo", "tiny", 3, 16),
     ],
 )
 def test_a_share_of_the_embedded_models_batch_plans(

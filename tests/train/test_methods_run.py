@@ -242,8 +242,8 @@ def test_what_an_epoch_learns_of_its_spreads_by_hand(smoke: Smoke) -> None:
     trainer = Trainer(quick(smoke, "shared_state", **SPREAD))
     trainer.rewards.close()
     nan = math.nan
-    # Groups of 4: stds 1, 2, unknown, and that of 0 and 6.
-    reward = torch.tensor([1, 3, 1, 3, 0, 4, 0, 4, nan, nan, nan, nan, 0, nan, 6, nan])
+    # Groups of 4: stds 1, 2, unknown (of one reward), and that of 0 and 6.
+    reward = torch.tensor([1, 3, 1, 3, 0, 4, 0, 4, nan, 5, nan, nan, 0, nan, 6, nan])
     stats = trainer.forks.learn([0, 0, 1, 2], reward)
     shares = {"fork_0": 0.5, "fork_1": 0.25, "fork_2": 0.25}
     assert stats == pytest.approx({"spread_0": 1.5, "spread_2": 3.0, "fork": 0.75} | shares)

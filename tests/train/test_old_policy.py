@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from config import nft
+from config import awm, flow_grpo, nft, shared_state
 from tp_grpo.models.policy import Policy
 from tp_grpo.settings import Settings
 from tp_grpo.settings.learning import ObjectiveSettings
-from tp_grpo.train.old_policy import OldPolicy
+from tp_grpo.train.old_policy import OldPolicy, copies
 
 
 def settings(**fields: Any) -> ObjectiveSettings:
@@ -103,6 +104,42 @@ def test_without_a_ramp_it_is_what_the_epoch_began_with() -> None:
     assert held(old) == 1.0
     old.follow(1)
     assert old.is_policy
+    old.moved()
+    assert held(old) == 3.0
+
+
+@pytest.mark.parametrize(
+    "module, fields, kept",
+    [
+        (flow_grpo, {}, (False, False)),
+        (shared_state, {}, (False, False)),
+        (nft, {}, (True, False)),  # for the second update of an epoch
+        (nft, {"train.updates_per_epoch": 1}, (False, False)),
+        (nft, {"train.updates_per_epoch": 1, "train.inner_epochs": 2}, (True, False)),
+        (nft, {"train.updates_per_epoch": 1, "objective.old_ramp": 0.1}, (True, False)),
+        (
+            nft,
+            {"train.updates_per_epoch": 1, "objective.old_ramp": 0.1, "objective.old_max": 0.0},
+            (False, False),
+        ),
+        (awm, {"train.updates_per_epoch": 1, "objective.old_ramp": 0.1}, (False, True)),
+        (awm, {"objective.old_ramp": 0.1}, (True, True)),
+    ],
+)
+def test_the_copies_that_a_run_keeps(
+    module: ModuleType, fields: dict[str, Any], kept: tuple[bool, bool]
+) -> None:
+    config = module.get_config("shapes_smoke")
+    config.update_from_flattened_dict(fields)
+    assert copies(Settings.read(config)) == kept
+
+
+def test_from_the_checkpoint_of_a_policy_that_lags_one_that_does_not_is_the_policy() -> None:
+    p = policy()
+    old = OldPolicy(p, settings(), copies=True)
+    set_to(p, 3.0)
+    old.restore({"weight": torch.tensor([1.0])})
+    assert old.is_policy and not old.state()
     old.moved()
     assert held(old) == 3.0
 

@@ -21,6 +21,7 @@ from tp_grpo.models.architecture import Architecture
 from tp_grpo.models.policy import Policy
 from tp_grpo.plan import Plan, make_plan
 from tp_grpo.settings import Settings
+from tp_grpo.train.old_policy import copies
 
 # Bytes for the two moments of a parameter; 8-bit moments have a scale per 256 values.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}
@@ -185,18 +186,12 @@ def _counts(policy: Policy) -> Counts:
 
 def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> Flops:
     forward = measured.forward_flops
-    rounds = plan.updates * config.train.inner_epochs
     looked_at = plan.images / plan.members * plan.columns * config.train.inner_epochs
-    extra = 0.0  # passes without a gradient for each of a point
-    if plan.points == "noised":  # the first update of an epoch finds the old policy in place
-        extra += 1 if config.objective.old_ramp else 1 - 1 / rounds
-    pull = OBJECTIVES[config.objective.name].lagging
-    if pull and getattr(config.objective, pull):
-        extra = 1 - 1 / rounds + (1 if config.objective.old_ramp else 0)
     images, evaluate = _evaluated(config), None
     if images is not None:
         evaluate = images * (config.eval.steps * forward + decode) / config.eval.every
-    each = measured.update_flops / plan.train_rows + extra * measured.trained_flops
+    each = measured.update_flops / plan.train_rows
+    each += _compared(config, plan) * measured.trained_flops
     return Flops(
         sample=plan.epoch_nfe * forward,
         decode=plan.epoch_images * decode,
@@ -204,6 +199,21 @@ def _flops(config: Settings, plan: Plan, measured: Measured, decode: float) -> F
         evaluate=evaluate,
         forward=forward,
     )
+
+
+def _compared(config: Settings, plan: Plan) -> float:
+    """Passes of the old and the lagging policy for each point, on the average over an epoch.
+
+    The first update finds an old policy that does not lag where the policy is.
+    """
+    if plan.points != "noised":  # sampling has kept the old policy's
+        return 0.0
+    objective, lags = OBJECTIVES[config.objective.name], config.objective.lags
+    moved = 1 - 1 / (plan.updates * config.train.inner_epochs)
+    if not objective.lagging:
+        return 1.0 if lags else moved
+    pulled = getattr(config.objective, objective.lagging) > 0
+    return moved + (1.0 if lags and pulled else 0.0)
 
 
 def _evaluated(config: Settings) -> int | None:
@@ -254,16 +264,16 @@ def _memory(
     }
     if plan.world_size > 1:
         always["gradient buckets"] = trained
-    objective = OBJECTIVES[config.objective.name]
-    if objective.noised and (config.objective.old_ramp or plan.updates > 1):
-        always["old policy"] = trained
+    if kept := sum(copies(config)):
+        always["old policy"] = kept * trained
     if config.model.text_encoders == "resident":
         always["text encoders"] = encoders
     latent = 4 * torch.Size(backbone.latent_shape).numel()
     condition = meter.size(vars(architecture.conditions(shapes, config.model, 1)).values())
     K, rows = len(plan.window), plan.batch_size
     waiting = rows * (1 if config.sample.store_on_cpu else plan.updates * plan.batches_per_update)
-    images = plan.members * plan.ladder if objective.clean else 0  # completions kept for the loss
+    clean = OBJECTIVES[config.objective.name].clean
+    images = plan.members * plan.ladder if clean else 0  # completions kept for the loss
     latents = {
         "trajectories": 2 * K + 1 + images,
         "shared_state": 2 + plan.group_size + images,
@@ -271,10 +281,10 @@ def _memory(
     }
     stored = {"trajectories": waiting * (latents[plan.points] * latent + condition)}
     noise_and_branches = rows * plan.members * (2 * plan.ladder + 2 * K) * latent
-    clean = plan.batch_images * latent
+    completions = plan.batch_images * latent
     return {
         "encode": always | {"text encoders": encoders},
         "sample": always | stored | {"activations": measured.sample_peak + noise_and_branches},
-        "decode": always | stored | {"activations": decode_peak + clean},
+        "decode": always | stored | {"activations": decode_peak + completions},
         "update": always | stored | {"gradients": trained, "activations": measured.update_peak},
     }

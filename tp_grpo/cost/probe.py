@@ -34,16 +34,19 @@ class Phase:
 class Probe:
     """The measurements of one batch."""
 
-    batch_size: int  # rows in a model call
-    nfe: int  # evaluations a trajectory
+    batch_size: int  # rows of a rollout call: images, or groups
+    evaluations: int  # of the model, in the rollout
     images: int  # decoded
+    trained: int  # points that the update looks at
     phases: dict[str, Phase]
-    ratio_dev: float  # max |ratio - 1| of the unmoved policy
+    ratio_dev: float | None  # max |ratio - 1| of the unmoved policy, where there is a ratio
     matmul: float  # FLOP/s of a large square matrix product in the model's dtype, a ceiling
 
 
 def probe(config: Settings, *, repeats: int) -> Probe:
-    """Measure one batch of `sample.batch_size` trajectories, `repeats` times after a first one.
+    """Measure one batch of `sample.batch_size` rows, `repeats` times after a first one.
+
+    Shared-state groups fork at the window's first step.
 
     Raises ValueError as `make_plan` and `architecture.read` do, and for a dtype or optimizer that
     the device does not have.
@@ -78,7 +81,7 @@ def probe(config: Settings, *, repeats: int) -> Probe:
     decoded, _ = _measure(lambda: backbone.decode(clean.flatten(0, 1)), repeats, runtime.device)
     advantage = torch.randn(images, plan.credited, device=runtime.device)
     # Only the first update sees the unmoved policy.
-    ratio_dev = updater.step([rollout], [advantage], fresh=True).get("ratio_dev", 0.0)
+    ratio_dev = updater.step([rollout], [advantage], fresh=True).get("ratio_dev")
     learner.updated()
 
     def update() -> Any:
@@ -91,7 +94,10 @@ def probe(config: Settings, *, repeats: int) -> Probe:
         "update": Phase(*updated, flops.train),
     }
     peak = matmul_peak(runtime.device, cond.embeds.dtype)
-    return Probe(plan.batch_size, plan.nfe, plan.batch_images, phases, ratio_dev, peak)
+    return Probe(
+        plan.batch_size, plan.epoch_nfe, plan.batch_images, plan.batch_size * plan.columns,
+        phases, ratio_dev, peak,
+    )  # fmt: skip
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -106,7 +112,8 @@ def _one_batch(config: Settings) -> Settings:
     """The config whose epoch is a single group, sampled in one call and trained in one update."""
     sample = replace(config.sample, groups_per_epoch=1, group_size=config.sample.batch_size)
     if config.points == "shared_state":
-        sample = replace(config.sample, groups_per_epoch=config.sample.batch_size)
+        groups = config.sample.batch_size
+        sample = replace(config.sample, groups_per_epoch=groups, fork="first")
     train = replace(config.train, updates_per_epoch=1, inner_epochs=1)
     train = replace(train, max_ratio_dev=float("inf"))  # to be reported, not to stop
     return replace(config, sample=sample, train=train)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.settings import points_of
 
 # By base model of the recipes: (the hub's name of its licence, the licence's title).
@@ -26,16 +27,6 @@ METHODS = {
     "incremental": "GRPO on per-step increments",
     "value": "GRPO on a value estimate from the reward ladder",
     "turning_point": "TurningPoint-GRPO (arXiv 2602.06422)",
-}
-# What the loss is, by `objective.name`; GRPO itself is named by what gives the rewards.
-LOSSES = {
-    "guard": "GRPO-Guard (arXiv 2510.22319)",
-    "dppo": "Flow-DPPO (arXiv 2606.11025)",
-    "matching": "matching of clean images",
-    "nft": "DiffusionNFT (arXiv 2509.16117)",
-    "elbo_pg": "ELBO-PG (arXiv 2602.04663)",
-    "awm": "AWM, advantage-weighted matching (arXiv 2509.25050)",
-    "dgpo": "DGPO (arXiv 2510.08425)",
 }
 WINDOWS = {
     "random": "a window drawn for each epoch, as Flow-GRPO-Fast has it",
@@ -101,8 +92,8 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
 def _method(config: Mapping[str, Any]) -> str:
     """The algorithm: its loss, where it looks, what it rewards; each with its paper."""
     objective, credit = config["objective"]["name"], config["credit"]["name"]
-    # A recipe may bring an objective or a credit of its own.
-    loss = LOSSES.get(objective, "GRPO" if objective == "grpo" else f"the objective `{objective}`")
+    # A recipe may bring a credit of its own.
+    loss = OBJECTIVES[objective].title
     rewards = METHODS.get(credit, f"the credit method `{credit}`")
     points = points_of(objective, config["sample"]["groups"])
     if points == "shared_state":

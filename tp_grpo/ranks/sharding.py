@@ -14,6 +14,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tp_grpo.method.credit import needs_branches
 from tp_grpo.settings import Settings
 
 
@@ -32,7 +33,8 @@ def asked(environment: Mapping[str, str], config: Settings) -> bool:
             )
     if "ACCELERATE_USE_FSDP" not in on:
         return False
-    compiled = config.model.compile
+    compiled, sample = config.model.compile, config.sample
+    unequal = "ranks would call the model unequally often, and wait for each other for ever"
     reshards = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     reasons = {
         "fsdp_version = 1: only FSDP2 leaves the adapters whole; set it to 2": (
@@ -44,6 +46,12 @@ def asked(environment: Mapping[str, str], config: Settings) -> bool:
         "fsdp_offload_params: shares stay on the GPU; set it to false": "FSDP_OFFLOAD_PARAMS" in on,
         "lora.rank = 0: FSDP2 shards the frozen weights, and here all are trained; use ddp.yaml": (
             not config.lora.rank
+        ),
+        f"sample.fork = {sample.fork!r}: {unequal}; set it to 'first', or use ddp.yaml": (
+            sample.groups == "shared_state" and sample.fork != "first"
+        ),
+        f"sample.same_latent = True: {unequal}; set it to false, or use ddp.yaml": (
+            sample.same_latent and needs_branches(config.credit.name)
         ),
         f"model.compile = {compiled!r}: gathered blocks are not compiled; leave it empty, or use "
         "ddp.yaml": bool(compiled),

@@ -8,11 +8,12 @@ from tp_grpo.settings.learning import SampleSettings, TrainSettings
 
 
 def check_batches(
-    sample: SampleSettings, train: TrainSettings, world_size: int, *, whole_groups: bool
+    sample: SampleSettings, train: TrainSettings, world_size: int, *, whole_group: str, rows: int
 ) -> None:
     """Raises ValueError with the numbers and the nearest that work.
 
-    whole_groups: a row is a group, which no two ranks share.
+    whole_group: what keeps a prompt's images on one rank, in words, with `rows` rows of a rollout
+    call for a group; empty: nothing does.
     """
     groups, updates, batch = sample.groups_per_epoch, train.updates_per_epoch, sample.batch_size
     if groups % updates:
@@ -26,25 +27,34 @@ def check_batches(
             f"of sample.batch_size = {batch}; "
             f"{_nearest(train.batch_size, lambda b: b % batch == 0)}, or 0 for one"
         )
-    (_check_groups if whole_groups else _check_images)(sample, train, world_size)
+    if whole_group:
+        _check_groups(sample, train, world_size, whole_group, rows)
+    else:
+        _check_images(sample, train, world_size)
 
 
-def _check_groups(sample: SampleSettings, train: TrainSettings, world_size: int) -> None:
-    """A rank trains whole groups, since a group is one row."""
+def _check_groups(
+    sample: SampleSettings, train: TrainSettings, world_size: int, whole_group: str, rows: int
+) -> None:
+    """A rank trains whole groups, of so many rows."""
     groups, updates, batch = sample.groups_per_epoch, train.updates_per_epoch, sample.batch_size
     unit = updates * world_size
     if groups % unit:
         raise ValueError(
-            f"sample.groups_per_epoch = {groups}: shared_state groups stay whole, and {groups} in "
-            f"{updates} updates do not split over {world_size} ranks; "
-            f"{_nearest(groups, lambda g: g % unit == 0)}"
+            f"sample.groups_per_epoch = {groups}: {whole_group}, and {groups} in {updates} updates "
+            f"do not split over {world_size} ranks; {_nearest(groups, lambda g: g % unit == 0)}"
         )
-    share = groups // unit
-    if share % batch:
+    share = groups // unit * rows
+
+    def works(size: int) -> bool:
+        return size <= share and share % size == 0 and size % rows == 0
+
+    if not works(batch):
+        what = "groups" if rows == 1 else f"images, {share // rows} whole groups,"
         raise ValueError(
-            f"sample.batch_size = {batch}: a rank's {share} groups of an update ({groups} groups, "
+            f"sample.batch_size = {batch}: a rank's {share} {what} of an update ({groups} groups, "
             f"{updates} updates, {world_size} ranks) do not split into batches of it; "
-            f"{_nearest(batch, lambda b: b <= share and share % b == 0)}"
+            f"{_nearest(batch, works)}"
         )
 
 

@@ -13,6 +13,18 @@ from tp_grpo.method.objectives.elbo_pg import FORMS
 from tp_grpo.settings.setting import Section, setting
 
 
+def _names(**traits: bool) -> str:
+    """The objectives with these traits: `nft, awm`."""
+    return ", ".join(
+        name
+        for name, objective in OBJECTIVES.items()
+        if all(getattr(objective, trait) == value for trait, value in traits.items())
+    )
+
+
+NOISED = _names(noised=True)
+
+
 @dataclass(frozen=True)
 class SampleSettings(Section):
     steps: int = setting("T, denoising steps of a training rollout.", "steps", low=1)
@@ -81,26 +93,12 @@ class SampleSettings(Section):
     store_on_cpu: bool = setting("Keep an epoch's rollouts in host memory until the update.")
 
     def mistakes(self) -> Iterator[str]:
-        start, size, last = self.window_start, self.window_size, self.steps - 1
-        if start + size > last:
-            yield (
-                f"sample.window_start = {start} and sample.window_size = {size}: the window covers "
-                f"steps {start} to {start + size - 1} of {self.steps}, but the last step ({last}) "
-                "ends at sigma 0, where no noise is left to act on; the largest window_size from "
-                f"there is {max(0, last - start)}"
-            )
-        stop = self.window_stop or last
-        if self.window != "fixed" and not start + size <= stop <= last:
-            yield (
-                f"sample.window_stop = {self.window_stop}: a window of {size} steps from step "
-                f"{start} must fit before it, and it is at most {last}, the last of {self.steps} "
-                f"steps; {start + size} to {last} work, or 0 for {last}"
-            )
         if self.groups == "shared_state" and self.same_latent:
             yield (
                 "sample.same_latent = True: shared_state groups share their start already; leave "
                 "it False"
             )
+        size = self.window_size
         if self.branch_from >= size:
             yield (
                 f"sample.branch_from = {self.branch_from}: the first state to be completed must be "
@@ -154,17 +152,14 @@ class AdvantageSettings(Section):
 @dataclass(frozen=True)
 class ObjectiveSettings(Section):
     name: str = setting(
-        "Loss of an update. On the next states: grpo, guard, dppo. On clean images: matching (at "
-        "the states that sampling visited), nft, elbo_pg, awm, dgpo (noised afresh).",
+        f"Loss of an update. On the next states: {_names(clean=False)}. On clean images: "
+        f"{_names(clean=True, noised=False)} (at the states that sampling visited), {NOISED} "
+        "(noised afresh).",
         choices=tuple(OBJECTIVES),
     )
-    timesteps: int = setting(
-        "nft, elbo_pg, awm, dgpo: times at which each image is noised.", "times", low=1
-    )
+    timesteps: int = setting(f"{NOISED}: times at which each image is noised.", "times", low=1)
     noisiest: float = setting(
-        "nft, elbo_pg, awm, dgpo: share of the rollout's times, from sigma = 1, to draw from.",
-        above=0,
-        high=1,
+        f"{NOISED}: share of the rollout's times, from sigma = 1, to draw from.", above=0, high=1
     )
     dppo_limit: float = setting("dppo: KL of a step at which its trust region ends.", above=0)
     trust: float = setting("matching: weight of the pull towards the policy that sampled.", low=0)
@@ -193,6 +188,11 @@ class ObjectiveSettings(Section):
     )
     old_max: float = setting("Largest eta.", low=0, high=1)
 
+    @property
+    def lags(self) -> bool:
+        """Whether a policy follows from afar."""
+        return self.old_ramp > 0 and self.old_max > 0
+
 
 @dataclass(frozen=True)
 class TrainSettings(Section):
@@ -209,8 +209,7 @@ class TrainSettings(Section):
     )
     learning_rate: float = setting("Learning rate, constant.", above=0)
     guidance_scale: float = setting(
-        "nft, elbo_pg, awm, dgpo: guidance of the trained velocity, 1 without; 0: as in sampling.",
-        low=0,
+        f"{NOISED}: guidance of the trained velocity, 1 without; 0: as in sampling.", low=0
     )
     optimizer: str = setting(
         "Optimizer; adamw_8bit needs bitsandbytes.", choices=("adamw", "adamw_8bit")
@@ -226,8 +225,8 @@ class TrainSettings(Section):
     )
     beta: float = setting("Weight of the KL to the frozen model; 0 leaves it out.", low=0)
     step_weight: str = setting(
-        "Loss weight of a step, of mean 1: uniform, velocity (objectives of the next state: std / "
-        "|d mean / d v|) or noise (std; TempFlow).",
+        "Loss weight of a step, of mean 1: uniform, velocity (std / |d mean / d v|; grpo, dppo) or "
+        "noise (std, TempFlow; grpo, dppo, matching).",
         choices=("uniform", "velocity", "noise"),
     )
     max_ratio_dev: float = setting(

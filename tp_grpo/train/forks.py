@@ -54,6 +54,7 @@ class Forks:
         rewards = reward.double().reshape(-1, self.size)
         mean = rewards.nanmean(1, keepdim=True)
         std = ((rewards - mean) ** 2).nanmean(1).sqrt()
+        std[rewards.isfinite().sum(1) < 2] = torch.nan  # one reward has no spread
         self.learner.spread = updated_spread(self.learner.spread, torch.tensor(forks), std)
         spreads = {f"spread_{s}": float(self.learner.spread[s]) for s in self.window}
         values = {name: value for name, value in spreads.items() if value == value}

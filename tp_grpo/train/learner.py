@@ -18,7 +18,7 @@ from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import Settings, TrainSettings
 from tp_grpo.store.checkpoint import Checkpoint
-from tp_grpo.train.old_policy import OldPolicy
+from tp_grpo.train.old_policy import OldPolicy, copies
 
 
 def check_optimizer(name: str) -> None:
@@ -65,13 +65,12 @@ class Learner:
         backbone.transformer, self.optimizer = runtime.prepare(
             backbone.transformer, make_optimizer(config.train, self.parameters), self.parameters
         )
-        rounds = config.train.inner_epochs * config.train.updates_per_epoch
-        compares = objective.noised and rounds > 1
+        keeps_old, keeps_lagging = copies(config)
         self.old = OldPolicy(
-            self.policy, config.objective, copies=compares, lags=not objective.lagging
+            self.policy, config.objective, copies=keeps_old, lags=not objective.lagging
         )
         self.lagging = self.old  # what AWM pulls towards
-        if objective.lagging and config.objective.old_ramp > 0:
+        if keeps_lagging:
             self.lagging = OldPolicy(self.policy, config.objective, copies=True)
         self.spread = torch.full((config.sample.steps,), torch.nan, dtype=torch.float64)
         self.evaluations = 0  # of the model, while sampling

@@ -13,8 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models.policy import Policy
+from tp_grpo.settings import Settings
 from tp_grpo.settings.learning import ObjectiveSettings
+
+
+def copies(config: Settings) -> tuple[bool, bool]:
+    """Whether a run keeps a copy of the trained weights as its old, and as its lagging policy."""
+    objective, lags = OBJECTIVES[config.objective.name], config.objective.lags
+    compares = objective.noised and config.train.inner_epochs * config.train.updates_per_epoch > 1
+    return compares or (lags and not objective.lagging), lags and bool(objective.lagging)
 
 
 class OldPolicy:
@@ -34,7 +43,7 @@ class OldPolicy:
         lags: whether the settings' schedule is its own; else it is what the epoch began with.
         """
         self.policy, self.objective = policy, objective
-        self.lags = lags and objective.old_ramp > 0 and objective.old_max > 0
+        self.lags = lags and objective.lags
         self.weights: dict[str, Tensor] | None = None
         if copies or self.lags:
             self.weights = {name: p.detach().clone() for name, p in policy.parameters.items()}
@@ -73,7 +82,11 @@ class OldPolicy:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a checkpoint's, once the policy has its weights; {}: they are the policy's."""
+        """Take over a checkpoint's, once the policy has its weights; {}: they are the policy's.
+
+        One that does not lag begins as the policy, also from a checkpoint where it lagged.
+        """
+        state = state if self.lags else {}
         if self.weights is not None:
             for name, parameter in self.policy.parameters.items():
                 self.weights[name].copy_(state.get(name, parameter))

@@ -67,6 +67,7 @@ class Updater:
         self.clock = clock or Clock()
         self.objective = OBJECTIVES[config.objective.name]
         stated = vars(config.train) | vars(config.objective)
+        self.step_weight = config.step_weight
         self.options = {name: stated[name] for name in self.objective.options}
         self.lagging = self.options.get(self.objective.lagging, 0) > 0
         self.guidance_scale = config.train.guidance_scale or config.sample.guidance_scale
@@ -80,10 +81,7 @@ class Updater:
         """The updates that follow are of an epoch with this plan."""
         self.plan = plan
         sigmas = self.backbone.sigmas(plan.steps)
-        weight = self.train.step_weight
-        if self.objective.noised or (self.objective.clean and weight == "velocity"):
-            weight = "uniform"  # it evens out the next states' log-probs
-        self.reader = PointReader(plan, sigmas, self.sample, weight=weight)
+        self.reader = PointReader(plan, sigmas, self.sample, weight=self.step_weight)
 
     def update(
         self, number: int, rollouts: Sequence[Rollout], advantages: Tensor

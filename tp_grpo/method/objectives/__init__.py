@@ -1,11 +1,13 @@
 """The objectives: what each looks at, and its loss. A new one is a file here and a line below.
 
-An objective names the points that it can look at, the targets and predictions that it needs of
-them, and its options, each a setting `objective.NAME` (or `train.clip_range`, `train.beta`).
+An objective names the points that it can look at, and the targets and predictions that it needs
+of them. Its loss's keyword arguments are settings: `objective.NAME`, or `train.clip_range` and
+`train.beta`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +27,9 @@ from tp_grpo.types import Loss
 class Objective:
     """A loss of `Points` and `Predictions`, and what the update must prepare for it.
 
-    noised: it looks at clean images noised afresh; else at the states that sampling visited.
-    clean: its targets are the clean images; else the next states.
-    options: the names of its keyword arguments, which are settings.
+    title: its name in words, with its paper. noised: it looks at clean images noised afresh; else
+    at the states that sampling visited. clean: its targets are the clean images; else the next
+    states. step_weights: the kinds of `train.step_weight`, besides uniform, that it has a use for.
     silent: no gradient comes from a point whose advantage is 0, so that it can be left out.
     reference: it needs the frozen model whatever `train.beta` is. lagging: the option that weights
     its pull towards a policy of its own, which follows by `objective.old_*` in the place of the one
@@ -37,9 +39,10 @@ class Objective:
     """
 
     loss: Callable[..., Loss]
-    options: frozenset[str]
+    title: str
     noised: bool = False
     clean: bool = False
+    step_weights: tuple[str, ...] = ()
     silent: bool = False
     reference: bool = False
     lagging: str = ""
@@ -47,22 +50,32 @@ class Objective:
     groups: bool = False
     no_guidance: bool = False
 
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of the loss's keyword arguments without a default, which are settings."""
+        keywords = [
+            p for p in inspect.signature(self.loss).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
+        return frozenset(p.name for p in keywords if p.default is p.empty)
 
-def _next(loss: Callable[..., Loss], *options: str) -> Objective:
-    return Objective(loss, frozenset({*options, "beta"}), silent=True)
+
+def _next(loss: Callable[..., Loss], title: str, *weights: str) -> Objective:
+    return Objective(loss, title, silent=True, step_weights=weights)
 
 
-def _noised(loss: Callable[..., Loss], *options: str, **needs: Any) -> Objective:
-    return Objective(loss, frozenset(options), noised=True, clean=True, no_guidance=True, **needs)
+def _noised(loss: Callable[..., Loss], title: str, **needs: Any) -> Objective:
+    return Objective(loss, title, noised=True, clean=True, no_guidance=True, **needs)
 
 
 OBJECTIVES = {
-    "grpo": _next(grpo, "clip_range"),
-    "guard": _next(guard, "clip_range"),
-    "dppo": _next(dppo, "dppo_limit"),
-    "matching": Objective(matching, frozenset({"trust", "beta"}), clean=True, bounded=True),
-    "nft": _noised(nft, "nft_mix", "beta"),
-    "elbo_pg": _noised(elbo_pg, "elbo_form", "beta", bounded=True),
-    "awm": _noised(awm, "awm_power", "awm_clip", "awm_pull", "beta", lagging="awm_pull"),
-    "dgpo": _noised(dgpo, "dgpo_sharpness", "dgpo_clip", "beta", reference=True, groups=True),
+    "grpo": _next(grpo, "GRPO", "velocity", "noise"),
+    "guard": _next(guard, "GRPO-Guard (arXiv 2510.22319)"),
+    "dppo": _next(dppo, "Flow-DPPO (arXiv 2606.11025)", "velocity", "noise"),
+    "matching": Objective(
+        matching, "matching of clean images", clean=True, step_weights=("noise",), bounded=True
+    ),
+    "nft": _noised(nft, "DiffusionNFT (arXiv 2509.16117)"),
+    "elbo_pg": _noised(elbo_pg, "ELBO-PG (arXiv 2602.04663)", bounded=True),
+    "awm": _noised(awm, "AWM, advantage-weighted matching (arXiv 2509.25050)", lagging="awm_pull"),
+    "dgpo": _noised(dgpo, "DGPO (arXiv 2510.08425)", reference=True, groups=True),
 }

@@ -14,7 +14,7 @@ from tests.method import loops
 from tests.method.loops import Case, noised, visited
 from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.method.objectives.elbo_pg import FORMS
-from tp_grpo.method.points import Points
+from tp_grpo.method.points import Points, Predictions
 from tp_grpo.settings.learning import ObjectiveSettings, TrainSettings
 
 VISITED = {
@@ -151,6 +151,21 @@ def test_lost_targets_count_as_nothing(name: str) -> None:
     quiet = replace(whole, points=replace(whole.points, advantage=silenced))
     if OBJECTIVES[name].silent or name == "awm":
         torch.testing.assert_close(value, measured(name, quiet, options)[0])
+
+
+def test_dgpo_compares_a_group_without_the_images_it_lost() -> None:
+    """The loss of five images is that of six of which one is lost, but for the divisor."""
+    options = dict(NOISED)["dgpo"] | {"beta": 0.0}
+    whole, rest = noised(), [0, 1, 3, 4, 5]
+    p = whole.points
+    fewer = replace(
+        p, x=p.x[rest], sigma=p.sigma[rest], advantage=p.advantage[rest],
+        clean=p.clean[rest], group=p.group[rest],
+    )  # fmt: skip
+    v = Predictions(*(v[rest] for v in vars(whole.v).values()))
+    five = OBJECTIVES["dgpo"].loss(fewer, v, **options).value
+    six = measured("dgpo", with_lost(whole, [(2, 0)]), options)[0]
+    torch.testing.assert_close(6 * six, 5 * five.detach())
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class Sampler:
         origin = torch.arange(len(noise))
         if plan.same_latent:
             origin = first_of_group(batch.group_id)
-            noise[:, 0] = self._common(batch, COMMON, self.shape)
+            noise[:, 0] = self._common(batch)
         noise = noise.to(self.sigmas.device)
         states, velocities, clean = sampler.staircase(
             self.velocity,
@@ -127,7 +127,8 @@ class Sampler:
         self, batch: PromptBatch, cond: Any, forks: Tensor
     ) -> tuple[Rollout, Tensor, Tensor]:
         plan, size = self.plan, self.plan.group_size
-        start = self._common(batch, COMMON, self.shape)[::size].to(self.sigmas.device)
+        groups = replace(batch, group_id=batch.group_id[::size], member=batch.member[::size])
+        start = self._common(groups).to(self.sigmas.device)
         noise = draw_noise((TRAINING, *self.key), batch, self.shape).to(start)
         forked = shared_state.shared_states(
             self.velocity,
@@ -168,10 +169,10 @@ class Sampler:
         """The noisiest steps that images are noised at."""
         return max(1, round(self.objective.noisiest * self.plan.steps))
 
-    def _common(self, batch: PromptBatch, purpose: int, shape: tuple[int, ...]) -> Tensor:
-        """The same noise for all images of a prompt."""
+    def _common(self, batch: PromptBatch) -> Tensor:
+        """The start (B, *L) that all images of a prompt have in common."""
         common = replace(batch, member=torch.zeros_like(batch.member))
-        return draw_noise((purpose, *self.key), common, shape)
+        return draw_noise((COMMON, *self.key), common, self.shape)
 
 
 def roll_out(

@@ -23,7 +23,8 @@ def dgpo(
     error, advantage = points.velocity_error(v.policy), points.advantage
     gain = advantage * dgpo_sharpness * (error.detach() - points.velocity_error(v.reference))
     group = points.group.unique(return_inverse=True)[1]
-    size = torch.zeros_like(gain).index_add(0, group, torch.ones_like(gain))
+    known = torch.ones_like(gain) if points.lost is None else (~points.lost).to(gain)
+    size = torch.zeros_like(gain).index_add(0, group, known)
     total = torch.zeros_like(gain).index_add(0, group, gain)
     weight = torch.sigmoid((total / size.clamp(min=1))[group])
     deviation = torch.expm1(points.velocity_error(v.old) - error).detach()

@@ -97,7 +97,7 @@ def shapes(size: Size) -> architecture.Architecture:
         "shift_factor": 0.0,
     }
     scheduler = {"shift": 3.0}  # SD3's: the last step starts at sigma 0.009
-    return architecture.Architecture("sd3", transformer, vae, scheduler, {}, clip_tokens=0)
+    return architecture.Architecture("sd3", {}, transformer, vae, scheduler, {}, clip_tokens=0)
 
 
 def build(size: Size, config: Settings) -> tuple[Any, Any]:

@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
 
 def _model(c: ConfigDict) -> None:
     c.model = ConfigDict()
-    c.model.type = "sd3"  # Backbone adapter that reads the checkpoint. One of: sd3, flux.
+    # Model family, whose adapter reads the checkpoint; docs/models.md lists them.
+    c.model.type = "sd3"
     # Folder of the checkpoint, or its id on the hub.
     c.model.path = "stabilityai/stable-diffusion-3.5-medium"
     c.model.revision = ""  # Revision of a hub id; empty: the newest.

@@ -12,9 +12,9 @@ def published(c: ConfigDict) -> bool:
 
 def whole_groups(c: ConfigDict) -> None:
     """As many groups as split over 32 GPUs (published recipes) or 8 (variants for one)."""
-    groups = {48: 64, 12: 16}.get(c.sample.groups_per_epoch)
-    if groups and published(c):
-        c.sample.groups_per_epoch = groups
+    unit = 64 if c.sample.groups_per_epoch >= 32 else 16
+    if published(c):
+        c.sample.groups_per_epoch = -(-c.sample.groups_per_epoch // unit) * unit
 
 
 def clean_images(c: ConfigDict, *, guidance: bool = False) -> None:
@@ -22,10 +22,11 @@ def clean_images(c: ConfigDict, *, guidance: bool = False) -> None:
 
     guidance: classifier-free, while sampling alone; FLUX's is an input, and stays.
     """
-    if c.model.type == "sd3":
+    if c.model.type != "flux":
         c.sample.guidance_scale = c.sample.guidance_scale if guidance else 1.0
         c.train.guidance_scale = 1.0 if guidance else 0.0
     c.train.step_weight = "uniform"  # there are no steps
+    c.sample.update(window="fixed", window_stop=0)
     if published(c):
         c.sample.update(completion="multistep", completion_steps=c.sample.steps)
         c.train.updates_per_epoch = 1

@@ -1,20 +1,27 @@
 """The recipes: small changes to `base.get_config()`, the same for every algorithm.
 
-`REWARD_MODEL` is a published recipe for 32 GPUs, with the figures of arXiv 2602.06422 (with KL).
-`REWARD_MODEL_MEMORY` is its variant for one GPU: a quarter of the prompts, whose batches fill 1, 2,
-4 or 8 GPUs. Less memory costs time, not quality: the batch is kept where recomputing makes room.
-FLUX.1-dev's weights alone fill 24 GB.
+`REWARD_MODEL` is a recipe for 32 GPUs, REWARD one of REWARDS and MODEL of `models.MODELS`; with sd3
+and flux its figures are those of arXiv 2602.06422 (with KL). `REWARD_MODEL_MEMORY` is its variant
+for one GPU of that memory (`models.MEMORY`). Such as
+
+    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:pickscore_sd3
+    python scripts/train.py --config=config/tp_grpo.py:geneval_klein_24gb
+
+Reported for SD3.5-Medium, Flow-GRPO and TP-GRPO: PickScore 24.02, 24.67; GenEval 0.9673, 0.9725;
+OCR 0.9579, 0.9651. None has been reproduced at full size.
 """
 
 import difflib
-import inspect
+import functools
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from config import base
+from config.models import MEMORY, MODELS
 
 SHAPES = "tp_grpo/shapes/weights"
+REWARDS = {"pickscore": "txt", "geneval": "jsonl", "general_ocr": "txt"}  # suffix of its prompts
 Recipe = Callable[[ConfigDict], None]
 
 
@@ -53,231 +60,21 @@ def shapes_smoke(c: ConfigDict) -> None:
     c.checkpoint.keep_every = 1
 
 
-def pickscore_sd3(c: ConfigDict) -> None:
-    """PickScore on SD3.5-Medium as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:pickscore_sd3
-
-    Reported: PickScore 24.02 with Flow-GRPO, 24.67 with TP-GRPO; not reproduced at full size.
-    """
-    _task(c, "pickscore", "txt")
-
-
-def pickscore_sd3_24gb(c: ConfigDict) -> None:
-    """`pickscore_sd3` on one GPU of 24 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:pickscore_sd3_24gb
-    """
-    pickscore_sd3(c)
-    _sd3_24gb(c)
-
-
-def pickscore_sd3_48gb(c: ConfigDict) -> None:
-    """`pickscore_sd3` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:pickscore_sd3_48gb
-    """
-    pickscore_sd3(c)
-    _sd3_48gb(c)
-
-
-def pickscore_sd3_80gb(c: ConfigDict) -> None:
-    """`pickscore_sd3` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:pickscore_sd3_80gb
-    """
-    pickscore_sd3(c)
-    _one_gpu(c)
-
-
-def pickscore_flux(c: ConfigDict) -> None:
-    """PickScore on FLUX.1-dev as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:pickscore_flux
-
-    No figure for FLUX.1-dev has been reproduced at full size.
-    """
-    _task(c, "pickscore", "txt")
-    _flux(c)
-
-
-def pickscore_flux_48gb(c: ConfigDict) -> None:
-    """`pickscore_flux` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:pickscore_flux_48gb
-    """
-    pickscore_flux(c)
-    _flux_48gb(c)
-
-
-def pickscore_flux_80gb(c: ConfigDict) -> None:
-    """`pickscore_flux` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:pickscore_flux_80gb
-    """
-    pickscore_flux(c)
-    _one_gpu(c)
-
-
-def geneval_sd3(c: ConfigDict) -> None:
-    """GenEval on SD3.5-Medium as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:geneval_sd3
-
-    Reported: GenEval 0.9673 with Flow-GRPO, 0.9725 with TP-GRPO; not reproduced at full size.
-    """
-    _task(c, "geneval", "jsonl")
-
-
-def geneval_sd3_24gb(c: ConfigDict) -> None:
-    """`geneval_sd3` on one GPU of 24 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:geneval_sd3_24gb
-    """
-    geneval_sd3(c)
-    _sd3_24gb(c)
-
-
-def geneval_sd3_48gb(c: ConfigDict) -> None:
-    """`geneval_sd3` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:geneval_sd3_48gb
-    """
-    geneval_sd3(c)
-    _sd3_48gb(c)
-
-
-def geneval_sd3_80gb(c: ConfigDict) -> None:
-    """`geneval_sd3` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:geneval_sd3_80gb
-    """
-    geneval_sd3(c)
-    _one_gpu(c)
-
-
-def geneval_flux(c: ConfigDict) -> None:
-    """GenEval on FLUX.1-dev as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:geneval_flux
-
-    No figure for FLUX.1-dev has been reproduced at full size.
-    """
-    _task(c, "geneval", "jsonl")
-    _flux(c)
-
-
-def geneval_flux_48gb(c: ConfigDict) -> None:
-    """`geneval_flux` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:geneval_flux_48gb
-    """
-    geneval_flux(c)
-    _flux_48gb(c)
-
-
-def geneval_flux_80gb(c: ConfigDict) -> None:
-    """`geneval_flux` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:geneval_flux_80gb
-    """
-    geneval_flux(c)
-    _one_gpu(c)
-
-
-def general_ocr_sd3(c: ConfigDict) -> None:
-    """OCR on SD3.5-Medium as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py --config=config/tp_grpo.py:general_ocr_sd3
-
-    Reported: OCR 0.9579 with Flow-GRPO, 0.9651 with TP-GRPO; not reproduced at full size.
-    """
-    _task(c, "general_ocr", "txt")
-
-
-def general_ocr_sd3_24gb(c: ConfigDict) -> None:
-    """`general_ocr_sd3` on one GPU of 24 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:general_ocr_sd3_24gb
-    """
-    general_ocr_sd3(c)
-    _sd3_24gb(c)
-
-
-def general_ocr_sd3_48gb(c: ConfigDict) -> None:
-    """`general_ocr_sd3` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:general_ocr_sd3_48gb
-    """
-    general_ocr_sd3(c)
-    _sd3_48gb(c)
-
-
-def general_ocr_sd3_80gb(c: ConfigDict) -> None:
-    """`general_ocr_sd3` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:general_ocr_sd3_80gb
-    """
-    general_ocr_sd3(c)
-    _one_gpu(c)
-
-
-def general_ocr_flux(c: ConfigDict) -> None:
-    """OCR on FLUX.1-dev as published, for 32 GPUs.
-
-    accelerate launch --num_processes 32 scripts/train.py \\
-        --config=config/tp_grpo.py:general_ocr_flux
-
-    No figure for FLUX.1-dev has been reproduced at full size.
-    """
-    _task(c, "general_ocr", "txt")
-    _flux(c)
-
-
-def general_ocr_flux_48gb(c: ConfigDict) -> None:
-    """`general_ocr_flux` on one GPU of 48 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:general_ocr_flux_48gb
-    """
-    general_ocr_flux(c)
-    _flux_48gb(c)
-
-
-def general_ocr_flux_80gb(c: ConfigDict) -> None:
-    """`general_ocr_flux` on one GPU of 80 GB; it fits by estimate, its result is not measured.
-    python scripts/train.py --config=config/tp_grpo.py:general_ocr_flux_80gb
-    """
-    general_ocr_flux(c)
-    _one_gpu(c)
-
-
-def _task(c: ConfigDict, reward: str, suffix: str) -> None:
-    """The scorer and its prompts; base.py is the published configuration of SD3.5-Medium."""
-    c.prompts.train = f"dataset/{reward}/train.{suffix}"
-    c.prompts.eval = f"dataset/{reward}/test.{suffix}"
+def _full_size(c: ConfigDict, reward: str, model: str, memory: str = "") -> None:
+    c.prompts.train = f"dataset/{reward}/train.{REWARDS[reward]}"
+    c.prompts.eval = f"dataset/{reward}/test.{REWARDS[reward]}"
     c.rewards.scorers[reward] = 1.0
+    MODELS[model](c)
+    if memory:
+        MEMORY[model][memory](c)
 
 
-def _flux(c: ConfigDict) -> None:
-    """The published changes for FLUX.1-dev, whose guidance is an input: one evaluation a step."""
-    c.model.update(type="flux", path="black-forest-labs/FLUX.1-dev", dtype="bf16")
-    c.lora.update(rank=64, alpha=128)
-    c.sample.update(steps=6, window_size=5, guidance_scale=3.5, batch_size=3, max_rows=12)
-    c.eval.steps = 28
-
-
-def _one_gpu(c: ConfigDict) -> None:
-    c.model.dtype = "bf16"
-    c.sample.groups_per_epoch = 12
-
-
-def _sd3_48gb(c: ConfigDict) -> None:
-    _one_gpu(c)
-    c.sample.update(store_on_cpu=True, batch_size=6)
-
-
-def _sd3_24gb(c: ConfigDict) -> None:
-    _one_gpu(c)
-    c.model.update(gradient_checkpointing=True, decode_batch_size=4)
-    c.sample.store_on_cpu = True
-
-
-def _flux_48gb(c: ConfigDict) -> None:
-    _sd3_24gb(c)  # FLUX.1-dev needs the same savings at 48 GB, and more
-    c.train.optimizer = "adamw_8bit"
-
-
-RECIPES: dict[str, Recipe] = {  # every public function above
-    name: value
-    for name, value in list(globals().items())
-    if inspect.isfunction(value) and not name.startswith("_")
-}
+RECIPES: dict[str, Recipe] = {"shapes_tiny": shapes_tiny, "shapes_smoke": shapes_smoke}
+for reward in REWARDS:
+    for model in MODELS:
+        for memory in ("", *MEMORY[model]):
+            name = "_".join(filter(None, (reward, model, memory)))
+            RECIPES[name] = functools.partial(_full_size, reward=reward, model=model, memory=memory)
 
 
 def build(algorithm: str, credit: str, recipe: str) -> ConfigDict:

@@ -14,6 +14,8 @@ def get_config(recipe: str = "shapes_tiny") -> ConfigDict:
     c.objective.name = "matching"
     c.advantage.global_std = True  # of the groups with the same fork step
     c.train.step_weight = "uniform"  # the steps' weights are for next states
+    if c.sample.window != "fixed":  # a group may fork wherever the window may be
+        c.sample.update(window="fixed", window_size=c.sample.window_stop, window_stop=0)
     changes.whole_groups(c)
     # A row is a group: its candidates make calls of max_rows.
     c.sample.batch_size = {"shapes_tiny": 6, "shapes_smoke": 2}.get(recipe, 1)

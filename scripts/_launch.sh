@@ -2,7 +2,7 @@
 # Sourced by single_node/*.sh and multi_node/*.sh: checks, then accelerate's launcher.
 #
 # ALGORITHM    a file of config/: tp_grpo | flow_grpo | shared_state | ... (train.sh alone)
-# MODEL_NAME   sd3 | flux | shapes (the embedded model, which needs no GPU)
+# MODEL_NAME   a function of config/models.py: sd3 | flux | klein | ...; or shapes (embedded, needs no GPU)
 # REWARD       pickscore | geneval | general_ocr; for shapes tiny | smoke
 # NUM_GPUS     of this machine (default: all); without CUDA the number of processes (default: 1)
 # BETA         weight of the KL
@@ -39,6 +39,16 @@ gpus() {
     echo "$listed"
 }
 
+# one_of NAME VALUE KNOWN: VALUE is one of the words of KNOWN.
+one_of() {
+    local known
+    # shellcheck disable=SC2086 # words
+    known="$(printf ', %s' $3)"
+    [[ "$known, " == *", $2, "* ]] || fail "$1 = '$2' is not one of ${known:2}"
+}
+
+models() { sed -n 's/^def \([a-z][a-z0-9_]*\)(c: ConfigDict).*/\1/p' "$ROOT/config/models.py"; }
+
 # recipe ALGORITHM PROCESSES: that of MODEL_NAME and REWARD; the embedded model's batch, of images or
 # shared_state's of groups, is split over the processes. dgpo's keeps groups of 4 or 8 images whole.
 recipe() {
@@ -50,11 +60,10 @@ recipe() {
         shapes/default | shapes/tiny) echo shapes_tiny "$batch=$((tiny / $2 > 0 ? tiny / $2 : 1))" ;;
         shapes/smoke) echo shapes_smoke "$batch=$((smoke / $2 > 0 ? smoke / $2 : 1))" ;;
         shapes/*) fail "REWARD = '$reward': the embedded model has its own reward; omit REWARD, or give tiny or smoke" ;;
-        sd3/default | flux/default) echo "pickscore_$model" ;;
-        sd3/pickscore | sd3/geneval | sd3/general_ocr | flux/pickscore | flux/geneval | flux/general_ocr)
-            echo "${reward}_$model" ;;
-        sd3/* | flux/*) fail "REWARD = '$reward' is not one of pickscore, geneval, general_ocr" ;;
-        *) fail "MODEL_NAME = '$model' is not one of sd3, flux, shapes" ;;
+        */default | */pickscore | */geneval | */general_ocr)
+            one_of MODEL_NAME "$model" "$(models) shapes"
+            echo "${reward/default/pickscore}_$model" ;;
+        *) fail "REWARD = '$reward' is not one of pickscore, geneval, general_ocr" ;;
     esac
 }
 
@@ -102,9 +111,8 @@ reach_master() {
 
 # The ALGORITHM of the environment: a file of config/ whose get_config takes a recipe.
 algorithm() {
-    local name="${ALGORITHM:-tp_grpo}" known
-    known="$(grep -l '^def get_config(recipe' "$ROOT"/config/*.py | sed 's|.*/||; s|\.py$||' | sort)"
-    grep -qxF -- "$name" <<<"$known" || fail "ALGORITHM = '$name' is not one of $(paste -sd, <<<"$known" | sed 's/,/, /g')"
+    local name="${ALGORITHM:-tp_grpo}"
+    one_of ALGORITHM "$name" "$(grep -l '^def get_config(recipe' "$ROOT"/config/*.py | sed 's|.*/||; s|\.py$||' | sort)"
     echo "$name"
 }
 

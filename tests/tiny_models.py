@@ -31,7 +31,7 @@ def save_sd3(folder: Path) -> Path:
     """A `StableDiffusion3Pipeline`; a shift, a scaling and biases that are not trivial."""
     pipeline = build_pipeline(seed=3)
     pipeline.vae.register_to_config(shift_factor=0.3, scaling_factor=1.7)
-    _stir(pipeline.transformer)
+    stir(pipeline.transformer)
     card.save(pipeline, folder)
     return folder
 
@@ -51,11 +51,11 @@ def save_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
-    _stir(transformer)
+    stir(transformer)
     pipeline = FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=_vae(),
+        vae=vae(),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(clip),
@@ -84,7 +84,7 @@ def other_than(kind: str) -> str:
     return next(other for other in SAVE if other != kind)
 
 
-def _vae() -> AutoencoderKL:
+def vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -99,7 +99,7 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _stir(transformer: torch.nn.Module) -> None:
+def stir(transformer: torch.nn.Module) -> None:
     """Zero-initialised modulations would hide the conditions."""
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():

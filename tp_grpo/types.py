@@ -94,13 +94,31 @@ class Loss:
 def cat(batches: Sequence[T]) -> T:
     """Join dataclasses of tensors along the leading dim B.
 
+    Fields that the class names in `ragged` may differ in their second dim: zeros fill the shorter.
     Raises ValueError for no batches, or batches of several classes.
     """
     if not batches:
         raise ValueError("cat needs at least one batch, got none")
     if len({type(batch) for batch in batches}) > 1:
         raise ValueError(f"cat got a mixture of types: {[type(b).__name__ for b in batches]}")
-    return _rebuild(batches[0], lambda name: torch.cat([getattr(b, name) for b in batches]))
+    ragged = getattr(batches[0], "ragged", ())
+
+    def joined(name: str) -> Tensor:
+        tensors = [getattr(batch, name) for batch in batches]
+        return torch.cat(_even(tensors) if name in ragged else tensors)
+
+    return _rebuild(batches[0], joined)
+
+
+def _even(tensors: list[Tensor]) -> list[Tensor]:
+    """(B, n, ...) of several n -> the same with zeros up to the largest n."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], 1)
+        if t.shape[1] < longest
+        else t
+        for t in tensors
+    ]
 
 
 def index(batch: T, rows: Tensor | slice) -> T:
@@ -114,10 +132,15 @@ def index(batch: T, rows: Tensor | slice) -> T:
 
 
 def to(batch: T, device: torch.device | str) -> T:
-    """A dataclass of tensors, and of such dataclasses, on `device`."""
+    """A dataclass of tensors, and of such dataclasses, on `device`.
+
+    Fields that the class names in `host` stay in host memory.
+    """
 
     def moved(name: str) -> Any:
         value = getattr(batch, name)
+        if name in getattr(batch, "host", ()):
+            return value
         return value.to(device) if isinstance(value, Tensor) else to(value, device)
 
     return _rebuild(batch, moved)

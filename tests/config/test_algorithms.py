@@ -9,12 +9,13 @@ from types import ModuleType
 import pytest
 
 from config import base, recipes
+from tp_grpo.models.families import adapter
 from tp_grpo.plan import make_plan
 from tp_grpo.settings import Settings
 from tp_grpo.settings.setting import stated
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_ALGORITHM = {"__init__", "base", "changes", "recipes"}
+NO_ALGORITHM = {"__init__", "base", "changes", "models", "recipes"}
 NAMES = sorted(p.stem for p in (ROOT / "config").glob("*.py") if p.stem not in NO_ALGORITHM)
 EVERY = [(name, recipe) for name in NAMES for recipe in recipes.RECIPES]
 NOISED = ["nft", "elbo_pg", "awm", "dgpo"]
@@ -62,7 +63,7 @@ def test_a_variant_for_one_gpu_also_plans_on_a_few(name: str, world_size: int) -
 @pytest.mark.parametrize("name, recipe", EVERY)
 def test_a_published_recipe_gives_no_cause_for_caution(name: str, recipe: str) -> None:
     config = settings(name, recipe)
-    assert not list(config.cautions(classifier_free=config.model.type == "sd3"))
+    assert not list(config.cautions(classifier_free=adapter(config.model.type).classifier_free))
 
 
 @pytest.mark.parametrize("name", NAMES)

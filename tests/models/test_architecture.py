@@ -11,6 +11,10 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -94,6 +98,13 @@ def test_flux_dev_has_the_parameters_that_its_layers_add_up_to() -> None:
         ("pickscore_sd3", 24 * 8 - 1, 32 * (24 * 8 - 1) * (1536 + 1536)),
         # And in double blocks two MLPs of D -> 4 D -> D; of single blocks the q, k and v alone.
         ("pickscore_flux", 19 * 12 + 38 * 3, 64 * 3072 * (19 * (8 * 2 + 4 * 5) + 38 * 3 * 2)),
+        ("pickscore_sd35_large", 38 * 8 - 1, 32 * (38 * 8 - 1) * 2 * 2432),
+        # Single blocks: D -> 3 D of attention and 2 x 3 D of a gated MLP, and D + 3 D -> D.
+        ("pickscore_klein", 5 * 8 + 20 * 2, 64 * 3072 * (5 * 8 * 2 + 20 * (10 + 5))),
+        # 30 layers and 2 + 2 refiners: four projections, and a gated MLP of 8/3 D.
+        ("pickscore_zimage", 34 * 7, 64 * 34 * (4 * 2 * 3840 + 3 * (3840 + 10240))),
+        # Eight projections and two MLPs of D -> 4 D -> D.
+        ("pickscore_qwen", 60 * 12, 64 * 60 * 3072 * (8 * 2 + 4 * 5)),
     ],
 )
 def test_the_published_lora_targets_hit_these_modules(
@@ -156,7 +167,37 @@ def test_the_text_encoders_have_the_sizes_that_ship() -> None:
             CLIPTextModelWithProjection(large),
             T5EncoderModel(xxl),
         )
+        qwen3 = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=151936,
+                hidden_size=2560,
+                intermediate_size=9728,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=128,
+                tie_word_embeddings=True,
+            )
+        )
+        rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+        words = {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "rope_parameters": rope,
+        }
+        sight = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420}
+        sight |= {"num_heads": 16, "out_hidden_size": 3584}
+        qwen25 = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=words, vision_config=sight)
+        )
         expected = {
+            "klein": {"text_encoder": sizes(qwen3)},
+            "zimage": {"text_encoder": sizes(qwen3)},
+            "qwen": {"text_encoder": sizes(qwen25)},
             "flux": {"text_encoder": sizes(CLIPTextModel(small)), "text_encoder_2": sizes(t5)},
             "sd3": {
                 "text_encoder": sizes(clip_l),
@@ -164,8 +205,23 @@ def test_the_text_encoders_have_the_sizes_that_ship() -> None:
                 "text_encoder_3": sizes(t5),
             },
         }
-    published = pretrained.published().values()
-    assert {entry["type"]: entry["text_encoders"] for entry in published} == expected
+    for entry in pretrained.published().values():
+        assert entry["text_encoders"] == expected[entry["type"]], entry["hub_id"]
+
+
+@pytest.mark.parametrize(
+    "recipe, billions",
+    [
+        ("pickscore_sd35_large", 8.057),
+        ("pickscore_klein", 3.8755),
+        ("pickscore_zimage", 6.155),
+        ("pickscore_qwen", 20.430),
+    ],
+)
+def test_the_other_models_have_the_sizes_that_their_cards_say(recipe: str, billions: float) -> None:
+    """8.1, 4, 6 and 20 billion there."""
+    _, backbone = meta(recipe)
+    assert sizes(backbone.transformer) == pytest.approx(billions * 1e9, rel=1e-4)
 
 
 def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path) -> None:
@@ -188,7 +244,7 @@ def test_a_folder_is_read_by_its_own_configs(random_sd3: Path, random_flux: Path
 def test_what_cannot_be_known_or_served_is_refused(random_sd3: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'some/model' is no local folder, .* black-forest-labs/FLUX.1-dev and stab",
+        match=r"'some/model' is no local folder, .* known: Qwen/Qwen-Image, .*FLUX.1-dev, ",
     ):
         meta("pickscore_sd3", path="some/model")
     with pytest.raises(

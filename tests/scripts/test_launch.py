@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from config import recipes
+from config import models, recipes
 from tests.launching import ROOT, Scripts, free_port, trained, value
 
 
-@pytest.mark.parametrize("model", ["sd3", "flux"])
-@pytest.mark.parametrize("reward", ["pickscore", "geneval", "general_ocr"])
+@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("reward", recipes.REWARDS)
 def test_model_and_reward_name_a_recipe(scripts: Scripts, model: str, reward: str) -> None:
     scripts.gpus(8)
     launched = scripts.launched("single_node/tp_grpo.sh", MODEL_NAME=model, REWARD=reward)
@@ -120,7 +120,11 @@ NODE = "multi_node/tp_grpo.sh 0"
 @pytest.mark.parametrize(
     ("command", "env", "message"),
     [
-        (ALONE, {"MODEL_NAME": "sd4"}, "MODEL_NAME = 'sd4' is not one of sd3, flux, shapes"),
+        (
+            ALONE,
+            {"MODEL_NAME": "sd4"},
+            "MODEL_NAME = 'sd4' is not one of sd3, sd35_large, flux, klein, zimage, qwen, shapes",
+        ),
         (
             ALONE,
             {"REWARD": "aesthetic"},

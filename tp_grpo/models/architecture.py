@@ -26,6 +26,7 @@ class Architecture:
     """A pipeline of `type` (model.type): the configs of its parts, and its text encoders' sizes."""
 
     type: str
+    index: dict[str, Any]  # the pipeline's own options
     transformer: dict[str, Any]
     vae: dict[str, Any]
     scheduler: dict[str, Any]
@@ -45,7 +46,8 @@ def read(model: ModelSettings) -> Architecture:
         shapes = _of_folder(folder, model.type)
     else:
         shapes = _of_hub(model)
-    family.check_config(model, transformer=shapes.transformer, vae=shapes.vae)
+    configs = {"index": shapes.index, "transformer": shapes.transformer, "vae": shapes.vae}
+    family.check_config(model, **configs)
     return shapes
 
 
@@ -55,7 +57,6 @@ def build(shapes: Architecture, model: ModelSettings, device: torch.device = MET
         transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
         vae=_build(shapes.vae, DTYPES[model.vae_dtype], device),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(shapes.scheduler),
-        vae_scale_factor=pretrained.vae_scale(shapes.vae),
     )
     if device != META:
         apply_options(pipeline.transformer, model)
@@ -70,9 +71,8 @@ def conditions(
 ) -> Any:
     """A random condition of `rows` prompts."""
     family, tokens = families.adapter(shapes.type), model.max_sequence_length
-    sizes = family.cond_shapes(shapes.transformer, tokens, shapes.clip_tokens)
     options: Any = {"dtype": DTYPES[model.dtype], "device": device}
-    return family.cond_class(*(torch.randn(rows, *size, **options) for size in sizes))
+    return family.random_cond(shapes.transformer, rows, tokens, shapes.clip_tokens, **options)
 
 
 def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -93,7 +93,7 @@ def _of_hub(model: ModelSettings) -> Architecture:
     if model.path not in known:
         raise ValueError(
             f"model.path = {model.path!r} is no local folder, and without a download "
-            f"only the shapes of {' and '.join(known)} are known"
+            f"only the shapes of these are known: {', '.join(known)}"
         )
     entry = known[model.path]
     if entry["type"] != model.type:
@@ -106,11 +106,12 @@ def _of_folder(folder: Path, kind: str) -> Architecture:
     clip = folder / "text_encoder"
     return Architecture(
         type=kind,
+        index=_json(folder, "model_index.json"),
         transformer=_json(folder / "transformer"),
         vae=_json(folder / "vae"),
         scheduler=_json(folder / "scheduler", "scheduler_config.json"),
         text_encoders={name: _count(folder / name) for name in encoders},
-        clip_tokens=_json(clip)["max_position_embeddings"] if clip.is_dir() else 77,
+        clip_tokens=_json(clip).get("max_position_embeddings", 77) if clip.is_dir() else 77,
     )
 
 

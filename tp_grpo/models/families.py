@@ -13,11 +13,16 @@ from tp_grpo.settings import ModelSettings
 FAMILIES = {
     "sd3": "tp_grpo.models.sd3:SD3",  # Stable Diffusion 3 and 3.5
     "flux": "tp_grpo.models.flux:Flux",  # FLUX.1
+    "klein": "tp_grpo.models.klein:Klein",  # FLUX.2-klein
+    "zimage": "tp_grpo.models.zimage:ZImage",  # Z-Image
+    "qwen": "tp_grpo.models.qwen:QwenImage",  # Qwen-Image
 }
 
 
 def adapter(kind: str) -> Any:
-    """The adapter class of a `model.type`."""
+    """The adapter class of a `model.type`. Raises ValueError for an unknown one."""
+    if kind not in FAMILIES:
+        raise ValueError(f"model.type = {kind!r} is not one of {', '.join(FAMILIES)}")
     module, _, name = FAMILIES[kind].partition(":")
     return getattr(importlib.import_module(module), name)
 

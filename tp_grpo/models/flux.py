@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,14 @@ class Flux(PipelineBackbone):
 
     @classmethod
     def check_config(
-        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+        cls,
+        model: ModelSettings,
+        *,
+        index: Mapping[str, Any],
+        transformer: Mapping[str, Any],
+        vae: Mapping[str, Any],
     ) -> None:
-        super().check_config(model, transformer=transformer, vae=vae)
+        super().check_config(model, index=index, transformer=transformer, vae=vae)
         if transformer["in_channels"] != PATCH**2 * vae["latent_channels"]:
             raise ValueError(
                 f"model.path = {model.path!r}: its transformer reads {transformer['in_channels']} "
@@ -59,9 +65,11 @@ class Flux(PipelineBackbone):
             )
 
     @staticmethod
-    def cond_shapes(transformer: Any, tokens: int, clip_tokens: int) -> tuple[tuple[int, ...], ...]:
-        embeds = tokens, transformer["joint_attention_dim"]
-        return embeds, (transformer["pooled_projection_dim"],)
+    def random_cond(
+        transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
+    ) -> FluxCond:
+        embeds = torch.randn(rows, tokens, transformer["joint_attention_dim"], **options)
+        return FluxCond(embeds, torch.randn(rows, transformer["pooled_projection_dim"], **options))
 
     @staticmethod
     def encode_with(
@@ -89,4 +97,5 @@ class Flux(PipelineBackbone):
         return v
 
     def unpack(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=self.rows, p=PATCH, q=PATCH)
+        x = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=self.rows, p=PATCH, q=PATCH)
+        return super().unpack(x)

@@ -18,7 +18,7 @@ from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
 from tp_grpo.settings import ModelSettings
-from tp_grpo.types import index, to
+from tp_grpo.types import cat, index, to
 
 # The joint attention of image and text, named alike in many families; Flow-GRPO's LoRA targets.
 JOINT_ATTENTION = (
@@ -35,13 +35,14 @@ class PipelineBackbone:
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    cond_class: ClassVar[type]  # a frozen dataclass of tensors of leading dim B
+    cond_class: ClassVar[type]  # a frozen dataclass of tensors of leading dim B, see `text`
     text_parts: ClassVar[tuple[str, ...]]  # the pipeline's encoders and tokenizers
     lora_targets: tuple[str, ...]  # ends of module names
     classifier_free: ClassVar[bool]  # guidance: against the empty prompt, or an input of the model
     even_sigmas: ClassVar[bool]  # before the shift: 1, 1 - 1/T .. 1/T; else the scheduler's own
     takes_attention_backend: ClassVar[bool] = True
     max_text: ClassVar[int] = 512  # tokens that the stock pipeline takes
+    text_chunk: ClassVar[int] = 8  # prompts in every call of the encoders
 
     @staticmethod
     def patch(transformer: Mapping[str, Any]) -> int:
@@ -49,8 +50,18 @@ class PipelineBackbone:
         return 2
 
     @staticmethod
-    def cond_shapes(transformer: Any, tokens: int, clip_tokens: int) -> tuple[tuple[int, ...], ...]:
-        """The shape of each field of `cond_class` without its leading dim, for estimates."""
+    def vae_scale(vae: Mapping[str, Any]) -> int:
+        """Pixels a side of one latent pixel, by the VAE's config."""
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+    @staticmethod
+    def random_cond(
+        transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
+    ) -> Any:
+        """A condition of that many rows and tokens, to estimate and to time with.
+
+        options: dtype and device of its tensors.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -70,7 +81,7 @@ class PipelineBackbone:
         self.pipeline, self.device, self.text = pipeline, device, encoders
         self.transformer: nn.Module = pipeline.transformer
         self.path, self.decode_batch_size = model.path, model.decode_batch_size
-        config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
+        config, scale = pipeline.transformer.config, self.vae_scale(pipeline.vae.config)
         unit = scale * self.patch(config)
         self.rows, self.columns = model.height // unit, model.width // unit  # of image tokens
         latent_side = model.height // scale, model.width // scale
@@ -96,15 +107,23 @@ class PipelineBackbone:
 
     @classmethod
     def check_config(
-        cls, model: ModelSettings, *, transformer: dict[str, Any], vae: dict[str, Any]
+        cls,
+        model: ModelSettings,
+        *,
+        index: Mapping[str, Any],
+        transformer: Mapping[str, Any],
+        vae: Mapping[str, Any],
     ) -> None:
-        """Raises ValueError for a `config.model` that these configs' checkpoint cannot serve."""
+        """Raises ValueError for a `config.model` that these configs' checkpoint cannot serve.
+
+        index: model_index.json, with the pipeline's own options.
+        """
         if model.max_sequence_length > cls.max_text:
             raise ValueError(
                 f"model.max_sequence_length = {model.max_sequence_length}: "
                 f"{cls.__name__} takes at most {cls.max_text}"
             )
-        unit = pretrained.vae_scale(vae) * cls.patch(transformer)
+        unit = cls.vae_scale(vae) * cls.patch(transformer)
         side = transformer.get("pos_embed_max_size")  # tokens that have a position embedding
         pretrained.check_resolution(model.height, model.width, unit, side and side * unit)
 
@@ -135,7 +154,13 @@ class PipelineBackbone:
             cache = EmbeddingCache(Path(model.embeddings_cache), key, cls.cond_class)
         mode = model.text_encoders
         return TextEncoders(
-            load, encode, parts=cls.text_parts, mode=mode, device=device, cache=cache
+            load,
+            encode,
+            parts=cls.text_parts,
+            chunk=cls.text_chunk,
+            mode=mode,
+            device=device,
+            cache=cache,
         )
 
     def encode(self, prompts: list[str]) -> Any:
@@ -157,13 +182,13 @@ class PipelineBackbone:
             steps,
             device=self.device,
             sigmas=np.linspace(1.0, 1 / steps, steps) if even else None,
-            mu=self.mu(config) if config.get("use_dynamic_shifting") else None,
+            mu=self.mu(config, steps) if config.get("use_dynamic_shifting") else None,
         )
         sigmas: Tensor = scheduler.sigmas.to(torch.float32)
         return sigmas
 
-    def mu(self, scheduler: Mapping[str, Any]) -> float:
-        """The shift of a scheduler that shifts by the number of image tokens."""
+    def mu(self, scheduler: Mapping[str, Any], steps: int) -> float:
+        """The shift of a scheduler that shifts by the number of image tokens, and of steps."""
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         mu = calculate_shift(self.rows * self.columns, *(scheduler[name] for name in names))
         return float(mu)
@@ -175,33 +200,35 @@ class PipelineBackbone:
         if self.empty is None:
             self.encode([""])
         x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        pairs = _after_empty(self.empty, cond)
-        without, with_prompt = self.predict(x, sigma, pairs, 1.0).float().chunk(2)
-        return without + guidance_scale * (with_prompt - without)
+        empty = index(self.empty, torch.zeros(len(x) // 2, dtype=torch.int64))
+        v = self.predict(x, sigma, cat([empty, cond]), 1.0)
+        without, with_prompt = v.float().chunk(2)
+        return self.guided(without, with_prompt, guidance_scale)
+
+    def guided(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance: the velocities (B, *L) of the empty prompt and of the prompts.
+
+        scale above 1, where 1 is the prompt's own velocity.
+        """
+        return without + scale * (with_prompt - without)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        chunks = x.split(self.decode_batch_size)
-        return torch.cat([self._decode(self.unpack(chunk)) for chunk in chunks])
+        return torch.cat([self._decode(chunk) for chunk in x.split(self.decode_batch_size)])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Latents (B, *L) as the VAE takes them, (B, C, H, W)."""
-        return x
+        """Latents (B, *L) fp32 as the VAE decodes them, in its own shape and scale."""
+        config = self.pipeline.vae.config
+        return x / config.scaling_factor + (config.shift_factor or 0.0)
 
     def _decode(self, x: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        x = x.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        images: Tensor = vae.decode(x.to(vae.dtype), return_dict=False)[0]
+        images: Tensor = vae.decode(self.unpack(x.float()).to(vae.dtype), return_dict=False)[0]
+        images = images[:, :, 0] if images.ndim == 5 else images  # a video's only frame
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)
-
-
-def _after_empty(empty: Any, cond: Any) -> Any:
-    """The empty prompt's condition for each of B samples, then theirs -> leading dim 2 B."""
-    pairs = zip(vars(empty).values(), vars(cond).values(), strict=True)
-    return type(cond)(*(torch.cat([e.expand_as(c), c]) for e, c in pairs))
 
 
 def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:

@@ -65,12 +65,25 @@ class Policy:
 
 
 def _add_lora(transformer: Any, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        init_lora_weights="gaussian",
+        target_modules=_modules(transformer, targets),
+    )
+    transformer.add_adapter(config)
+
+
+def _modules(transformer: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """The targets; in the place of one that ends other names too, the linear layers it names."""
+    named = {f".{name}": module for name, module in transformer.named_modules()}
+    modules, missing = [], []
+    for target in targets:
+        hit = {name: m for name, m in named.items() if name.endswith(f".{target}")}
+        linear = [name[1:] for name, module in hit.items() if isinstance(module, nn.Linear)]
+        modules += [target] if len(linear) == len(hit) else linear
+        missing += [] if linear else [target]
     if missing:
         listed = ", ".join(missing)
         raise ValueError(f"lora.targets: no module of the transformer is called {listed}")
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
-    )
-    transformer.add_adapter(config)
+    return modules

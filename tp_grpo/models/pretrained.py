@@ -23,8 +23,8 @@ BYTES = ("ByT5Tokenizer", "ByT5TokenizerFast")
 def published() -> dict[str, dict[str, Any]]:
     """The checkpoints that ship as architectures/*.json, by hub id.
 
-    Each holds the fields of an `Architecture`, and what to download: gigabytes, and the single-file
-    copies to exclude, which nothing here reads.
+    Each holds the fields of an `Architecture`, its licence (the hub's name, the title), and what to
+    download: gigabytes, and the single-file copies to exclude, which nothing here reads.
     """
     folder = resources.files("tp_grpo.models") / "architectures"
     entries = [json.loads(file.read_text()) for file in folder.iterdir()]
@@ -32,7 +32,10 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dict[str, Any]]:
-    """The configs of transformer and VAE. Raises ValueError unless `path` holds that pipeline."""
+    """The configs of transformer and VAE, and as `index` that of the pipeline.
+
+    Raises ValueError unless `path` holds that pipeline.
+    """
     folder = local_folder(path)
     if folder is not None:
         check_folder(folder, pipeline_class)
@@ -40,15 +43,15 @@ def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dic
         raise ValueError(f"model.path = {path!r} is neither a folder nor a hub id (owner/name)")
     where, revised = str(folder or path), {"revision": revision or None}
     try:
-        held = DiffusionPipeline.load_config(where, **revised)["_class_name"]
-        configs = {
+        configs = {"index": DiffusionPipeline.load_config(where, **revised)}
+        configs |= {
             name: AutoencoderKL.load_config(where, subfolder=name, **revised)
             for name in ("transformer", "vae")
         }
     except (OSError, ValueError) as error:
         message = unreadable(path) if folder is None else f"model.path = {path!r}: {error}"
         raise ValueError(message) from error
-    _check_class(f"model.path = {path!r}", held, pipeline_class)
+    _check_class(f"model.path = {path!r}", configs["index"]["_class_name"], pipeline_class)
     return configs
 
 
@@ -173,11 +176,6 @@ def check_resolution(height: int, width: int, multiple: int, largest: int | None
                 f"model.{name} = {size} is not a multiple of {multiple} pixels "
                 f"(VAE scale x patch); the nearest: {near}"
             )
-
-
-def vae_scale(vae: dict[str, Any]) -> int:
-    """Pixels a side of one latent pixel."""
-    return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def fingerprint(folder: Path, parts: Iterable[str]) -> str:

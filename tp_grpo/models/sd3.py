@@ -40,9 +40,12 @@ class SD3(PipelineBackbone):
         return int(transformer["patch_size"])
 
     @staticmethod
-    def cond_shapes(transformer: Any, tokens: int, clip_tokens: int) -> tuple[tuple[int, ...], ...]:
-        embeds = clip_tokens + tokens, transformer["joint_attention_dim"]
-        return embeds, (transformer["pooled_projection_dim"],)
+    def random_cond(
+        transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
+    ) -> SD3Cond:
+        tokens += clip_tokens
+        embeds = torch.randn(rows, tokens, transformer["joint_attention_dim"], **options)
+        return SD3Cond(embeds, torch.randn(rows, transformer["pooled_projection_dim"], **options))
 
     @staticmethod
     def encode_with(

@@ -1,4 +1,9 @@
-"""Prompts to conditions: each distinct prompt once, by encoders that visit the device to work."""
+"""Prompts to conditions: each distinct prompt once, by encoders that visit the device to work.
+
+A condition is a frozen dataclass of tensors of leading dim B. Where prompts differ in length its
+class names the fields of (B, tokens, ..) in `ragged`, and has `lengths` (B,), how many tokens are a
+prompt's own: the first ones. The others are padding.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tp_grpo.types import cat, index, to
-
-CHUNK = 8  # prompts in every call: kernels round by shape, so other sizes would change embeddings
 
 
 class EmbeddingCache:
@@ -65,11 +68,13 @@ class TextEncoders:
         encode: Callable[[Any, list[str], torch.device], Any],
         *,
         parts: Sequence[str],
+        chunk: int,
         mode: str,
         device: torch.device,
         cache: EmbeddingCache | None,
     ) -> None:
-        self.load, self.encode, self.parts = load, encode, parts
+        """chunk: prompts in every call; kernels round by shape, others would change embeddings."""
+        self.load, self.encode, self.parts, self.chunk = load, encode, parts, chunk
         self.mode, self.device, self.cache = mode, device, cache
         self._pipeline: Any = None
 
@@ -94,12 +99,12 @@ class TextEncoders:
         if not prompts:
             return conditions
         with self._working() as pipeline:
-            for start in range(0, len(prompts), CHUNK):
-                part = prompts[start : start + CHUNK]
-                full = part + part[-1:] * (CHUNK - len(part))
+            for start in range(0, len(prompts), self.chunk):
+                part = prompts[start : start + self.chunk]
+                full = part + part[-1:] * (self.chunk - len(part))
                 encoded = to(self.encode(pipeline, full, self.device), "cpu")
                 for i, prompt in enumerate(part):
-                    cond = index(encoded, slice(i, i + 1))
+                    cond = _trimmed(index(encoded, slice(i, i + 1)))
                     if self.cache:
                         self.cache.save(prompt, cond)
                     if keep:
@@ -127,3 +132,12 @@ class TextEncoders:
             part = getattr(self._pipeline, name, None)
             if isinstance(part, nn.Module):
                 part.to(device)
+
+
+def _trimmed(cond: Any) -> Any:
+    """The condition of one prompt without the padding that others in its call needed."""
+    ragged = getattr(cond, "ragged", ())
+    if not ragged:
+        return cond
+    length = int(cond.lengths)
+    return dataclasses.replace(cond, **{name: getattr(cond, name)[:, :length] for name in ragged})

@@ -8,19 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tp_grpo.method.objectives import OBJECTIVES
+from tp_grpo.models import pretrained
 from tp_grpo.settings import points_of
 
-# By base model of the recipes: (the hub's name of its licence, the licence's title).
-LICENCES = {
-    "stabilityai/stable-diffusion-3.5-medium": (
-        "stabilityai-ai-community",
-        "Stability AI Community License",
-    ),
-    "black-forest-labs/FLUX.1-dev": (
-        "flux-1-dev-non-commercial-license",
-        "FLUX.1 [dev] Non-Commercial License",
-    ),
-}
 # What gives the steps of a trajectory their rewards, by `credit.name`.
 METHODS = {
     "terminal": "Flow-GRPO (arXiv 2505.05470)",
@@ -64,6 +54,7 @@ ROW = "| {name} | {before:.4f} | {after:.4f} | {change:+.4f} ± {se:.4f} | {n} |
 def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
     """Markdown with the hub's metadata; `gains` of `report.gains`, empty before two evaluations."""
     base, rank = config["model"]["path"], config["lora"]["rank"]
+    known = pretrained.published().get(base)
     method, sampling = _method(config), _sampling(config)
     lora = f"A LoRA of rank {rank}, alpha {config['lora']['alpha']}"
     scorers = config["rewards"]["scorers"].items()
@@ -79,7 +70,7 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         sampling=sampling,
         papers=_papers(f"{method} {sampling}"),
         rewards="; ".join(f"{name} ({options})" for name, options in scorers),
-        licence=f" ({LICENCES[base][1]})" if base in LICENCES else "",
+        licence=f" ({known['licence']['title']})" if known else "",
         table=TABLE.format(epoch=gains[0]["epoch"]) + rows if gains else "Not evaluated yet.",
         use="`pipe.load_lora_weights(FOLDER)`, or "
         "`peft.PeftModel.from_pretrained(pipe.transformer, FOLDER)`"
@@ -133,7 +124,10 @@ def _papers(text: str) -> str:
 
 def _origin(base: str) -> str:
     """Lines of metadata. The hub refuses a card whose base_model is a folder."""
-    if base in LICENCES:
-        return f"base_model: {base}\nlicense: other\nlicense_name: {LICENCES[base][0]}\n"
+    if known := pretrained.published().get(base):
+        name = known["licence"]["hub_name"]
+        free = name == "apache-2.0"
+        licence = f"license: {name}" if free else f"license: other\nlicense_name: {name}"
+        return f"base_model: {base}\n{licence}\n"
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
     return f"base_model: {base}\n" if is_hub_id else ""

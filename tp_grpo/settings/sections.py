@@ -11,7 +11,9 @@ from tp_grpo.settings.setting import Section, setting
 
 @dataclass(frozen=True)
 class ModelSettings(Section):
-    type: str = setting("Backbone adapter that reads the checkpoint.", choices=("sd3", "flux"))
+    type: str = setting(
+        "Model family, whose adapter reads the checkpoint; docs/models.md lists them."
+    )
     path: str = setting("Folder of the checkpoint, or its id on the hub.")
     revision: str = setting("Revision of a hub id; empty: the newest.")
     dtype: str = setting(

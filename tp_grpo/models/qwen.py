@@ -1,0 +1,99 @@
+"""Qwen-Image: the checkpoints of diffusers' `QwenImagePipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import QwenImagePipeline
+from einops import rearrange
+from torch import Tensor
+
+from tp_grpo.models.pipeline import JOINT_ATTENTION, PipelineBackbone
+from tp_grpo.settings import ModelSettings
+
+PATCH = 2  # latent pixels a side that one token packs
+
+
+@dataclass(frozen=True)
+class QwenCond:
+    """embeds (B, tokens, D) of Qwen2.5-VL and mask (B, tokens), true for a prompt's own tokens."""
+
+    ragged: ClassVar = ("embeds", "mask")
+    embeds: Tensor
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(1)
+
+
+class QwenImage(PipelineBackbone):
+    """`Backbone` whose latents stay packed, (tokens, 4 C), until they are decoded."""
+
+    pipeline_class = QwenImagePipeline
+    cond_class = QwenCond
+    text_parts = ("text_encoder", "tokenizer")
+    lora_targets = (
+        *JOINT_ATTENTION,
+        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+    )
+    classifier_free = True
+    even_sigmas = True
+    max_text = 1024
+    text_chunk = 1  # it pads to the longest prompt of a call
+
+    def __init__(
+        self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: Any
+    ) -> None:
+        super().__init__(pipeline, model, device, encoders)
+        self.latent_shape = self.rows * self.columns, pipeline.transformer.config.in_channels
+
+    @staticmethod
+    def vae_scale(vae: Mapping[str, Any]) -> int:
+        return int(2 ** len(vae["temperal_downsample"]))
+
+    @staticmethod
+    def random_cond(
+        transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
+    ) -> QwenCond:
+        embeds = torch.randn(rows, tokens, transformer["joint_attention_dim"], **options)
+        return QwenCond(embeds, embeds.new_ones(rows, tokens, dtype=torch.bool))
+
+    @staticmethod
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> QwenCond:
+        embeds, mask = pipeline.encode_prompt(
+            prompts, device=device, max_sequence_length=max_sequence_length
+        )
+        if mask is None:
+            mask = embeds.new_ones(embeds.shape[:2])
+        return QwenCond(embeds, mask.bool())
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: QwenCond, guidance_scale: float) -> Tensor:
+        v: Tensor = self.transformer(
+            hidden_states=x.to(cond.embeds.dtype),
+            timestep=sigma,
+            encoder_hidden_states=cond.embeds,
+            encoder_hidden_states_mask=cond.mask,
+            img_shapes=[[(1, self.rows, self.columns)]] * len(x),
+            return_dict=False,
+        )[0]
+        return v
+
+    def guided(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
+        """Each token keeps the length that it has without guidance."""
+        v = super().guided(without, with_prompt, scale)
+        return v * (with_prompt.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True))
+
+    def unpack(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b (h w) (c p q) -> b c 1 (h p) (w q)", h=self.rows, p=PATCH, q=PATCH)
+        config = self.pipeline.vae.config
+        mean, std = (
+            x.new_tensor(values)[:, None, None, None]
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return x * std + mean

@@ -1,0 +1,68 @@
+"""Z-Image: the checkpoints of diffusers' `ZImagePipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tp_grpo.models.pipeline import PipelineBackbone
+
+
+@dataclass(frozen=True)
+class ZImageCond:
+    """embeds (B, tokens, D) of Qwen3; lengths (B,) int64, in host memory: a prompt's own tokens."""
+
+    ragged: ClassVar = ("embeds",)
+    host: ClassVar = ("lengths",)
+    embeds: Tensor
+    lengths: Tensor
+
+
+class ZImage(PipelineBackbone):
+    """`Backbone` whose latents are (C, H, W). The model's own time is 1 - sigma."""
+
+    pipeline_class = ZImagePipeline
+    cond_class = ZImageCond
+    text_parts = ("text_encoder", "tokenizer")
+    # Image and text are one stream, refined apart at first.
+    lora_targets = (
+        *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    )
+    classifier_free = True
+    even_sigmas = True
+    takes_attention_backend = False
+
+    @staticmethod
+    def random_cond(
+        transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
+    ) -> ZImageCond:
+        embeds = torch.randn(rows, tokens, transformer["cap_feat_dim"], **options)
+        return ZImageCond(embeds, torch.full((rows,), tokens))
+
+    @staticmethod
+    def encode_with(
+        pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
+    ) -> ZImageCond:
+        each, _ = pipeline.encode_prompt(
+            list(prompts),  # which it overwrites
+            device=device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
+        )
+        lengths = torch.tensor([len(embeds) for embeds in each])
+        return ZImageCond(pad_sequence(each, batch_first=True), lengths)
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: ZImageCond, guidance_scale: float) -> Tensor:
+        own = zip(cond.embeds, cond.lengths.tolist(), strict=True)
+        images = x[:, :, None].to(cond.embeds.dtype)  # videos of one frame
+        v = self.transformer(
+            list(images), 1 - sigma, [embeds[:length] for embeds, length in own], return_dict=False
+        )[0]
+        return -torch.stack(v)[:, :, 0]

@@ -29,6 +29,9 @@ def _model(c: ConfigDict) -> None:
     c.model.type = "sd3"
     # Folder of the checkpoint, or its id on the hub.
     c.model.path = "stabilityai/stable-diffusion-3.5-medium"
+    # LoRA merged into the frozen weights as they load: a folder or file of peft, diffusers or
+    # kohya; empty: none.
+    c.model.adapter = ""
     c.model.revision = ""  # Revision of a hub id; empty: the newest.
     # Precision of frozen weights and forward pass (fp16 needs CUDA); LoRA stays fp32. One of: fp32,
     # bf16, fp16.
@@ -51,6 +54,9 @@ def _model(c: ConfigDict) -> None:
     c.lora = ConfigDict()
     c.lora.rank = 32  # Rank of the adapter; 0: none, the whole transformer is trained.
     c.lora.alpha = 64  # The adapter's output is scaled by alpha / rank.
+    # LoRA of the same rank that the trained one begins as: a folder or file of peft, diffusers or
+    # kohya; empty: none. The KL stays to the model without it.
+    c.lora.init = ""
     c.lora.targets = ()  # Modules to adapt; empty: the backbone's published ones.
 
 

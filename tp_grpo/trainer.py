@@ -36,7 +36,7 @@ from tp_grpo.settings import Settings
 from tp_grpo.train.credit import credit_steps
 from tp_grpo.train.forks import Forks
 from tp_grpo.train.gather import gather
-from tp_grpo.train.learner import Learner, check_optimizer
+from tp_grpo.train.learner import Learner, check_learner
 from tp_grpo.train.rollout import Pending, roll_out
 from tp_grpo.train.update import Updater, mean_report
 from tp_grpo.types import MustStop, PromptBatch, Rollout
@@ -75,7 +75,7 @@ class Trainer:
         self.plan: Plan = make_plan(config, self.runtime.world_size)
         for caution in config.cautions(classifier_free=adapter(config.model.type).classifier_free):
             self.runtime.say(f"caution: {caution}")
-        check_optimizer(config.train.optimizer)
+        check_learner(config)
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,51 @@ def test_an_exported_lora_draws_the_same_in_the_stock_pipeline_and_under_peft(
     again = family.load(folder)
     models.export.load(again.transformer, tmp_path)
     assert torch.equal(again.decode(ode(again, 2.0, steps=3)), ours)
+
+
+def test_prompts_that_are_cut_are_counted_once(family: Family, folder: Path) -> None:
+    backbone, words = family.load(folder), "a red circle above a green square " * 20
+    with pytest.warns(UserWarning, match=r"^2 of 3 prompts are longer than .*the longest has \d+ "):
+        backbone.encode([PROMPTS[0], words, words + "!"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        backbone.encode([words + "?"])
+        family.load(folder).encode(PROMPTS)
+
+
+def test_a_precision_that_overflows_is_refused(family: Family, folder: Path) -> None:
+    model = settings(folder, family.type, dtype="fp16", max_sequence_length=family.tokens)
+    if "fp16" in families.adapter(family.type).dtypes:
+        assert architecture.read(model)
+        return
+    with pytest.raises(ValueError, match="activations overflow in fp16; use fp32 or bf16"):
+        architecture.read(model)
+
+
+@pytest.mark.parametrize("shard", ["10GB", "20KB"])
+def test_file_names_with_a_variant_load_whole_or_in_shards(
+    family: Family, folder: Path, tmp_path: Path, shard: str
+) -> None:
+    family.stock(folder).save_pretrained(tmp_path, variant="fp16", max_shard_size=shard)
+    names = {path.name for path in (tmp_path / "transformer").iterdir()}
+    assert not {name for name in names if name.endswith("_model.safetensors")}, names
+    ours = ode(family.load(tmp_path), 2.0, steps=2)
+    assert torch.equal(ours, ode(family.load(folder), 2.0, steps=2))
+    model = settings(tmp_path, family.type, max_sequence_length=family.tokens)
+    plain = settings(folder, family.type, max_sequence_length=family.tokens)
+    counted = architecture.read(model).text_encoders
+    assert counted == architecture.read(plain).text_encoders
+
+
+def test_a_single_file_is_refused_with_what_to_do(family: Family, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    pipeline = families.adapter(family.type).pipeline_class
+    words = "download the model's folder"
+    if hasattr(pipeline, "from_single_file"):
+        words = f"from diffusers import {pipeline.__name__}; .*save_pretrained"
+    with pytest.raises(ValueError, match=f"is a single file; a model is a folder .*{words}"):
+        family.load(file)
 
 
 def test_a_folder_that_lacks_a_part_is_refused_before_weights_load(

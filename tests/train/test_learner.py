@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from ml_collections import ConfigDict
+from safetensors.torch import load_file
 
 from tp_grpo.trainer import Trainer
 
@@ -16,6 +19,30 @@ EIGHT_BIT = {"train__optimizer": "adamw_8bit", "lora__rank": 0, "train__learning
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.learner.policy.parameters.items()}
+
+
+def test_a_run_begins_with_the_lora_of_another_and_resumes_its_own(smoke: Smoke) -> None:
+    first = smoke(run_name="first", epochs=1)
+    Trainer(first).run()
+    adapter = str(Path(first.output_dir) / "first" / "adapter")
+    average = load_file(f"{adapter}/adapter_model.safetensors")
+    config = smoke(run_name="second", epochs=1, lora__init=adapter, train__beta=1e-3)
+    second = Trainer(config)
+    begun = weights(second)
+    for name, value in begun.items():
+        key = "base_model.model." + name.replace(".default", "")
+        torch.testing.assert_close(value, average[key], rtol=1e-6, atol=1e-7)
+    second.run()
+    trained = weights(second)
+    assert any(not torch.equal(trained[name], begun[name]) for name in begun)
+    config.epochs = 2
+    resumed = Trainer(config)
+    resumed.run_folder.restore(resumed.learner)
+    resumed.rewards.close()
+    assert all(torch.equal(value, trained[name]) for name, value in weights(resumed).items())
+    config.run_name, config.lora.rank = "third", 8
+    with pytest.raises(ValueError, match=r"has rank 16, the LoRA to be trained lora.rank = 8"):
+        Trainer(config)
 
 
 def test_adam_in_eight_bits_keeps_bytes_and_resumes_bit_for_bit(smoke: Smoke) -> None:

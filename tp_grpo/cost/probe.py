@@ -15,7 +15,7 @@ from tp_grpo.models import architecture
 from tp_grpo.plan import make_plan
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import Settings
-from tp_grpo.train.learner import Learner, check_optimizer
+from tp_grpo.train.learner import Learner, check_learner
 from tp_grpo.train.rollout import Sampler, velocity_of
 from tp_grpo.train.update import Updater
 from tp_grpo.types import PromptBatch
@@ -54,7 +54,7 @@ def probe(config: Settings, *, repeats: int) -> Probe:
     config = _one_batch(config)
     runtime = Runtime(config.model.dtype, (), ".")
     plan = make_plan(config, 1)
-    check_optimizer(config.train.optimizer)
+    check_learner(config)
     shapes = architecture.read(config.model)
     flops = estimate(config, 1).flops
     runtime.seed(config.seed)

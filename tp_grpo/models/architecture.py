@@ -40,6 +40,7 @@ def read(model: ModelSettings) -> Architecture:
     Raises ValueError for a checkpoint that cannot serve the config, and for an unknown hub id.
     """
     family = families.adapter(model.type)
+    pretrained.check_file(model.path, family.pipeline_class)
     folder = pretrained.local_folder(model.path)
     if folder is not None:
         pretrained.check_folder(folder, family.pipeline_class.__name__)
@@ -121,9 +122,9 @@ def _json(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def _count(folder: Path) -> int:
-    """Parameters in a folder's .safetensors files, from their headers."""
+    """Parameters in the files that a part's weights load from, by their headers."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in pretrained.weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         total += sum(torch.Size(shape).numel() for shape in shapes)

@@ -46,6 +46,13 @@ class Backbone(Protocol):
         """Clean latents (B, *L) -> images (B, 3, H, W) fp32 in [0, 1]."""
         ...
 
+    def begin_with(self, path: str) -> Mapping[str, Any]:
+        """The updates of an adapter's file by module, for `adapter_file.begin`.
+
+        To be called before the transformer has adapters. Raises ValueError for another model's.
+        """
+        ...
+
     def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
         """Write the trained part with these values, by name, for peft and the stock pipeline.
 

@@ -38,6 +38,7 @@ class Flux(PipelineBackbone):
     )
     classifier_free = False
     even_sigmas = True
+    tokenizer = "tokenizer_2"
 
     def __init__(
         self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: Any

@@ -33,6 +33,7 @@ class Klein(PipelineBackbone):
     lora_targets = (*JOINT_ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
     classifier_free = True
     even_sigmas = True
+    dtypes = ("fp32", "bf16")
 
     def __init__(
         self, pipeline: Any, model: ModelSettings, device: torch.device, encoders: Any
@@ -72,6 +73,16 @@ class Klein(PipelineBackbone):
             prompts, device=device, max_sequence_length=max_sequence_length
         )
         return KleinCond(embeds)
+
+    @staticmethod
+    def text_of(pipeline: Any, prompt: str) -> str:
+        text: str = pipeline.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return text
 
     def mu(self, scheduler: Mapping[str, Any], steps: int) -> float:
         return float(compute_empirical_mu(self.rows * self.columns, steps))

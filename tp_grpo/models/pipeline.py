@@ -13,7 +13,7 @@ from diffusers.models import attention_dispatch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from tp_grpo.models import export, pretrained
+from tp_grpo.models import adapter_file, export, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
@@ -43,6 +43,9 @@ class PipelineBackbone:
     takes_attention_backend: ClassVar[bool] = True
     max_text: ClassVar[int] = 512  # tokens that the stock pipeline takes
     text_chunk: ClassVar[int] = 8  # prompts in every call of the encoders
+    template_tokens: ClassVar[int] = 0  # of `text_of`, that are not counted
+    tokenizer: ClassVar[str] = "tokenizer"  # the part that `model.max_sequence_length` cuts
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")  # that it can be trained in
 
     @staticmethod
     def patch(transformer: Mapping[str, Any]) -> int:
@@ -71,6 +74,11 @@ class PipelineBackbone:
         """The condition of these prompts, by a pipeline whose text encoders are on `device`."""
         raise NotImplementedError
 
+    @staticmethod
+    def text_of(pipeline: Any, prompt: str) -> str:
+        """What the tokenizer is given for a prompt."""
+        return prompt
+
     def predict(self, x: Tensor, sigma: Tensor, cond: Any, guidance_scale: float) -> Tensor:
         """One call of the transformer: x (B, *L) fp32 at sigma (B,) -> v (B, *L), any dtype."""
         raise NotImplementedError
@@ -92,14 +100,20 @@ class PipelineBackbone:
     def load(cls, model: ModelSettings, device: torch.device) -> Any:
         """The checkpoint that `config.model` names. Raises as `families.load` does."""
         _check_options(cls, model)
+        pretrained.check_file(model.path, cls.pipeline_class)
+        if model.adapter:
+            adapter_file.check("model.adapter", model.adapter)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
         cls.check_config(model, **configs)
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,
+            variant=pretrained.variant(Path(folder)),
             torch_dtype={"default": DTYPES[model.dtype], "vae": DTYPES[model.vae_dtype]},
             **dict.fromkeys(cls.text_parts),
         )
+        if model.adapter:
+            adapter_file.merge(pipeline.transformer, adapter_file.read(pipeline, model.adapter))
         for module in (pipeline.transformer, pipeline.vae):
             module.requires_grad_(False).eval().to(device)
         apply_options(pipeline.transformer, model)
@@ -123,6 +137,11 @@ class PipelineBackbone:
                 f"model.max_sequence_length = {model.max_sequence_length}: "
                 f"{cls.__name__} takes at most {cls.max_text}"
             )
+        if model.dtype not in cls.dtypes:
+            raise ValueError(
+                f"model.dtype = {model.dtype!r}: {cls.__name__} was trained in bf16, and its "
+                f"activations overflow in fp16; use {' or '.join(cls.dtypes)}"
+            )
         unit = cls.vae_scale(vae) * cls.patch(transformer)
         side = transformer.get("pos_embed_max_size")  # tokens that have a position embedding
         pretrained.check_resolution(model.height, model.width, unit, side and side * unit)
@@ -135,9 +154,9 @@ class PipelineBackbone:
             # SD3 without T5 reads the width of its zeros from the transformer's config.
             shared = {"transformer": pipeline.transformer, "scheduler": pipeline.scheduler}
             absent = dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
-            whole: Any = cls.pipeline_class.from_pretrained(
-                folder, torch_dtype=DTYPES[model.dtype], vae=None, **shared, **absent
-            )
+            variant = pretrained.variant(Path(folder))
+            options = {"torch_dtype": DTYPES[model.dtype], "variant": variant, "vae": None}
+            whole: Any = cls.pipeline_class.from_pretrained(folder, **options, **shared, **absent)
             for name in cls.text_parts:
                 part = getattr(whole, name, None)
                 if isinstance(part, nn.Module):
@@ -146,6 +165,14 @@ class PipelineBackbone:
 
         def encode(whole: Any, prompts: list[str], device: torch.device) -> Any:
             return cls.encode_with(whole, prompts, device, model.max_sequence_length)
+
+        def cut(whole: Any, prompts: list[str]) -> list[int]:
+            tokenizer = getattr(whole, cls.tokenizer, None)
+            if tokenizer is None:
+                return []
+            texts = [cls.text_of(whole, prompt) for prompt in prompts]
+            lengths = map(len, tokenizer(texts).input_ids)
+            return [n for n in lengths if n - cls.template_tokens > model.max_sequence_length]
 
         cache = None
         if model.embeddings_cache:
@@ -156,6 +183,7 @@ class PipelineBackbone:
         return TextEncoders(
             load,
             encode,
+            cut,
             parts=cls.text_parts,
             chunk=cls.text_chunk,
             mode=mode,
@@ -226,6 +254,9 @@ class PipelineBackbone:
         images: Tensor = vae.decode(self.unpack(x.float()).to(vae.dtype), return_dict=False)[0]
         images = images[:, :, 0] if images.ndim == 5 else images  # a video's only frame
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def begin_with(self, path: str) -> dict[str, adapter_file.Update]:
+        return adapter_file.read(self.pipeline, path)
 
     def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)

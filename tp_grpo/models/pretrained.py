@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,23 @@ def published() -> dict[str, dict[str, Any]]:
     folder = resources.files("tp_grpo.models") / "architectures"
     entries = [json.loads(file.read_text()) for file in folder.iterdir()]
     return {entry["hub_id"]: entry for entry in sorted(entries, key=lambda e: str(e["hub_id"]))}
+
+
+def check_file(path: str, pipeline_class: type[DiffusionPipeline]) -> None:
+    """Raises ValueError for a single file of weights, with the command that converts it."""
+    if not Path(path).is_file():
+        return
+    convert = "download the model's folder in the layout of diffusers"
+    name = pipeline_class.__name__
+    if hasattr(pipeline_class, "from_single_file"):
+        convert = (
+            f'convert it: python -c "from diffusers import {name}; '
+            f"{name}.from_single_file('{path}').save_pretrained('FOLDER')\""
+        )
+    raise ValueError(
+        f"model.path = {path!r} is a single file; a model is a folder with its text encoders, VAE, "
+        f"scheduler and configs: {convert}"
+    )
 
 
 def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dict[str, Any]]:
@@ -104,20 +122,51 @@ def _check_part(folder: Path, class_name: str) -> None:
             raise ValueError(f"model.path: {folder} holds no vocabulary: none of {listed}")
     elif name == "scheduler":
         _require(folder / "scheduler_config.json")
-    elif name in ("transformer", "vae") or name.startswith("text_encoder"):
+    elif _stem(name):
         _require(folder / "config.json")
-        stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
-        _check_weights(folder, stem)
+        _check_weights(folder)
 
 
-def _check_weights(folder: Path, stem: str) -> None:
-    """Raises ValueError for weights that are missing or cut short; reads only their headers."""
-    index = folder / f"{stem}.safetensors.index.json"
-    files = {f"{stem}.safetensors"}
+def variant(folder: Path) -> str | None:
+    """The `variant` of file names, such as fp16, that a pipeline of this folder is loaded with.
+
+    None where each part has files without one.
+    """
+    found = {_variant(part, stem) for part in folder.iterdir() if (stem := _stem(part.name))}
+    return min(found - {""}, default=None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a part's weights load from: those without a variant, else with it."""
+    stem = _stem(folder.name)
+    suffix = _variant(folder, stem)
+    index = folder / ".".join(filter(None, (f"{stem}.safetensors.index", suffix, "json")))
+    names = {".".join(filter(None, (stem, suffix, "safetensors")))}
     if index.is_file():
-        files = set(_read_json(index)["weight_map"].values())
-    for file in sorted(files):
-        path = folder / file
+        names = set(_read_json(index)["weight_map"].values())
+    return [folder / name for name in sorted(names)]
+
+
+def _stem(part: str) -> str:
+    """What the names of a part's weights begin with; empty for a part without weights."""
+    if part in ("transformer", "vae"):
+        return "diffusion_pytorch_model"
+    return "model" if part.startswith("text_encoder") else ""
+
+
+def _variant(folder: Path, stem: str) -> str:
+    """The variant of the weights' names where there are none without; empty otherwise."""
+    plain = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    if any((folder / name).is_file() for name in plain):
+        return ""
+    name = re.compile(rf"{stem}(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
+    found = [match[1] or match[2] for f in folder.glob("*") if (match := name.fullmatch(f.name))]
+    return min(found, default="")
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises ValueError for weights that are missing or cut short; reads only their headers."""
+    for path in weight_files(folder):
         _require(path)
         try:
             with safe_open(path, "pt"):

@@ -42,6 +42,8 @@ class QwenImage(PipelineBackbone):
     )
     classifier_free = True
     even_sigmas = True
+    dtypes = ("fp32", "bf16")
+    template_tokens = 34  # of the system prompt, which the stock pipeline drops
     max_text = 1024
     text_chunk = 1  # it pads to the longest prompt of a call
 
@@ -72,6 +74,10 @@ class QwenImage(PipelineBackbone):
         if mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
         return QwenCond(embeds, mask.bool())
+
+    @staticmethod
+    def text_of(pipeline: Any, prompt: str) -> str:
+        return str(pipeline.prompt_template_encode.format(prompt))
 
     def predict(self, x: Tensor, sigma: Tensor, cond: QwenCond, guidance_scale: float) -> Tensor:
         v: Tensor = self.transformer(

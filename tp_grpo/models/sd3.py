@@ -34,6 +34,7 @@ class SD3(PipelineBackbone):
     classifier_free = True
     even_sigmas = False
     takes_attention_backend = False
+    tokenizer = "tokenizer_3"
 
     @staticmethod
     def patch(transformer: Mapping[str, Any]) -> int:

@@ -66,6 +66,7 @@ class TextEncoders:
         self,
         load: Callable[[], Any],
         encode: Callable[[Any, list[str], torch.device], Any],
+        cut: Callable[[Any, list[str]], list[int]],
         *,
         parts: Sequence[str],
         chunk: int,
@@ -73,8 +74,12 @@ class TextEncoders:
         device: torch.device,
         cache: EmbeddingCache | None,
     ) -> None:
-        """chunk: prompts in every call; kernels round by shape, others would change embeddings."""
+        """cut: the lengths in tokens of those prompts that are too long and lose their end.
+
+        chunk: prompts in every call; kernels round by shape, others would change embeddings.
+        """
         self.load, self.encode, self.parts, self.chunk = load, encode, parts, chunk
+        self.cut, self._warned = cut, False
         self.mode, self.device, self.cache = mode, device, cache
         self._pipeline: Any = None
 
@@ -99,6 +104,7 @@ class TextEncoders:
         if not prompts:
             return conditions
         with self._working() as pipeline:
+            self._warn(self.cut(pipeline, prompts), sum(map(bool, prompts)))
             for start in range(0, len(prompts), self.chunk):
                 part = prompts[start : start + self.chunk]
                 full = part + part[-1:] * (self.chunk - len(part))
@@ -110,6 +116,16 @@ class TextEncoders:
                     if keep:
                         conditions[prompt] = cond
         return conditions
+
+    def _warn(self, lengths: list[int], count: int) -> None:
+        """Once: prompts of these lengths, of so many, are cut."""
+        if lengths and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{len(lengths)} of {count} prompts are longer than model.max_sequence_length, the "
+                f"longest has {max(lengths)} tokens: their ends are not read",
+                stacklevel=2,
+            )
 
     @contextmanager
     def _working(self) -> Iterator[Any]:

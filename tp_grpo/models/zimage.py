@@ -37,6 +37,7 @@ class ZImage(PipelineBackbone):
     )
     classifier_free = True
     even_sigmas = True
+    dtypes = ("fp32", "bf16")
     takes_attention_backend = False
 
     @staticmethod
@@ -58,6 +59,16 @@ class ZImage(PipelineBackbone):
         )
         lengths = torch.tensor([len(embeds) for embeds in each])
         return ZImageCond(pad_sequence(each, batch_first=True), lengths)
+
+    @staticmethod
+    def text_of(pipeline: Any, prompt: str) -> str:
+        text: str = pipeline.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return text
 
     def predict(self, x: Tensor, sigma: Tensor, cond: ZImageCond, guidance_scale: float) -> Tensor:
         own = zip(cond.embeds, cond.lengths.tolist(), strict=True)

@@ -29,7 +29,7 @@ tags: [{tags}]
 
 # {name}
 
-{subject} on `{base}`, trained with {method} by tp_grpo.
+{subject} on `{base}`{merged}, trained with {method} by tp_grpo.
 The weights are the run's moving average.
 
 - Rewards: {rewards}
@@ -66,6 +66,7 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         name=config["run_name"],
         subject=lora if rank else "The whole transformer",
         base=base,
+        merged=_merged(config["model"].get("adapter", "")),
         method=method,
         sampling=sampling,
         papers=_papers(f"{method} {sampling}"),
@@ -113,6 +114,12 @@ def _sampling(config: Mapping[str, Any]) -> str:
         return f"{steps}, one of {count} stochastic ({how})"
     window = f" in {WINDOWS[sample['window']]}" if sample["window"] in WINDOWS else ""
     return f"{steps}, {count} of them stochastic{window} ({how})"
+
+
+def _merged(adapter: str) -> str:
+    if not adapter:
+        return ""
+    return f" with `{adapter}` merged into it (`load_lora_weights` and `fuse_lora` it first)"
 
 
 def _papers(text: str) -> str:

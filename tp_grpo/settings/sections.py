@@ -16,6 +16,10 @@ class ModelSettings(Section):
     )
     path: str = setting("Folder of the checkpoint, or its id on the hub.")
     revision: str = setting("Revision of a hub id; empty: the newest.")
+    adapter: str = setting(
+        "LoRA merged into the frozen weights as they load: a folder or file of peft, diffusers or "
+        "kohya; empty: none."
+    )
     dtype: str = setting(
         "Precision of frozen weights and forward pass (fp16 needs CUDA); LoRA stays fp32.",
         choices=("fp32", "bf16", "fp16"),
@@ -54,6 +58,17 @@ class LoraSettings(Section):
     rank: int = setting("Rank of the adapter; 0: none, the whole transformer is trained.", low=0)
     alpha: int = setting("The adapter's output is scaled by alpha / rank.")
     targets: tuple[str, ...] = setting("Modules to adapt; empty: the backbone's published ones.")
+    init: str = setting(
+        "LoRA of the same rank that the trained one begins as: a folder or file of peft, diffusers "
+        "or kohya; empty: none. The KL stays to the model without it."
+    )
+
+    def mistakes(self) -> Iterator[str]:
+        if self.init and not self.rank:
+            yield (
+                f"lora.init = {self.init!r}: with lora.rank = 0 the whole transformer is trained; "
+                "merge it with model.adapter"
+            )
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,17 @@ FREE_FIELDS = (
     "rewards.scorers.*.patience",
 )
 # What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
-BRANCH_FIELDS = ("model.type", "model.path", "model.revision", "lora.*", "ema.*", "train.optimizer")
+BRANCH_FIELDS = (
+    *("model.type", "model.path", "model.revision", "model.adapter"),
+    *("lora.*", "ema.*", "train.optimizer"),
+)
 # Settings that a run may be older than: what it did without them. MEANINGLESS: nothing.
 BEFORE = {
     "advantage.combine": "sum",
     "advantage.over": "step",
     "advantage.scale": 0.0,
+    "lora.init": "",
+    "model.adapter": "",
     "objective.name": "grpo",
     "sample.groups": "trajectories",
     "sample.window": "fixed",

@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from tp_grpo.method.objectives import OBJECTIVES
+from tp_grpo.models import adapter_file
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
@@ -21,9 +22,11 @@ from tp_grpo.store.checkpoint import Checkpoint
 from tp_grpo.train.old_policy import OldPolicy, copies
 
 
-def check_optimizer(name: str) -> None:
-    """Raises ValueError for an optimizer that is not installed."""
-    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+def check_learner(config: Settings) -> None:
+    """Raises ValueError for an optimizer that is not installed, or a `lora.init` that cannot be."""
+    if config.lora.init:
+        adapter_file.check("lora.init", config.lora.init, config.lora.rank)
+    if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "train.optimizer = 'adamw_8bit' needs bitsandbytes: pip install bitsandbytes"
         )
@@ -52,14 +55,17 @@ class Learner:
 
     def __init__(self, runtime: Runtime, backbone: Backbone, config: Settings) -> None:
         self.runtime, self.backbone, self.every = runtime, backbone, config.ema.every
-        objective = OBJECTIVES[config.objective.name]
+        objective, lora = OBJECTIVES[config.objective.name], config.lora
+        begins_with = backbone.begin_with(lora.init) if lora.init else {}
         self.policy = Policy(
             backbone.transformer,
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            targets=tuple(config.lora.targets) or backbone.lora_targets,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=tuple(lora.targets) or backbone.lora_targets,
             kl=config.train.beta > 0 or objective.reference,
         )
+        if begins_with:
+            adapter_file.begin(self.policy, begins_with, lora.alpha / lora.rank)
         self.parameters = list(self.policy.parameters.values())
         self.ema = EMAModel(self.parameters, decay=config.ema.decay)
         backbone.transformer, self.optimizer = runtime.prepare(

@@ -1,0 +1,144 @@
+"""Adapters of peft, diffusers and kohya to start from: merged, or as the first weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.tiny_families import FAMILIES
+from tests.tiny_models import ode
+from tp_grpo.models import adapter_file
+from tp_grpo.models.policy import Policy
+
+RANK, ALPHA = 4, 12
+FOLDERS = {name: family for name, family in FAMILIES.items() if name != "sd35_large"}
+
+
+def policy(backbone: Any, *, rank: int = RANK, alpha: float = ALPHA, moved: float = 0.0) -> Policy:
+    made = Policy(
+        backbone.transformer, rank=rank, alpha=alpha, targets=backbone.lora_targets, kl=False
+    )
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters.values():
+            parameter += moved * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path, Tensor]:
+    """A family, its checkpoint, an adapter exported for it, and latents drawn with it."""
+    name, folder = str(request.param), tmp_path_factory.mktemp("adapted")
+    path = FAMILIES[name].save(folder / "model")
+    backbone = FAMILIES[name].load(path)
+    made = policy(backbone, moved=0.1)
+    backbone.export(made, made.parameters, folder / "adapter")
+    return name, path, folder / "adapter", ode(backbone, 2.0, steps=2)
+
+
+@pytest.mark.parametrize("file", ["adapter_model", "pytorch_lora_weights", ""])
+def test_an_adapter_merged_as_it_loads_draws_the_same(
+    trained: tuple[str, Path, Path, Tensor], file: str
+) -> None:
+    name, path, adapter, drawn = trained
+    where = adapter / f"{file}.safetensors" if file else adapter
+    merged = FAMILIES[name].load(path, adapter=str(where))
+    assert not any("lora" in n for n, _ in merged.transformer.named_parameters())
+    torch.testing.assert_close(ode(merged, 2.0, steps=2), drawn, rtol=0, atol=1e-4)
+    assert (ode(FAMILIES[name].load(path), 2.0, steps=2) - drawn).abs().max() > 1e-2
+
+
+def test_a_policy_that_begins_with_it_draws_the_same_at_any_alpha(
+    trained: tuple[str, Path, Path, Tensor],
+) -> None:
+    name, path, adapter, drawn = trained
+    for alpha in (RANK, ALPHA):
+        backbone = FAMILIES[name].load(path)
+        updates = backbone.begin_with(str(adapter))
+        plain = ode(backbone, 2.0, steps=2)
+        made = policy(backbone, alpha=alpha)
+        adapter_file.begin(made, updates, alpha / RANK)
+        torch.testing.assert_close(ode(backbone, 2.0, steps=2), drawn, rtol=0, atol=1e-4)
+        with made.reference():
+            assert torch.equal(ode(backbone, 2.0, steps=2), plain), "the KL is to the base"
+
+
+@pytest.fixture
+def sd3(tmp_path: Path) -> Any:
+    return FAMILIES["sd3"].load(FAMILIES["sd3"].save(tmp_path / "model"))
+
+
+def test_kohyas_names_with_an_alpha_are_read(tmp_path: Path) -> None:
+    """FLUX.1's, whose names kohya joins by underscores."""
+    family = FAMILIES["flux"]
+    backbone = family.load(family.save(tmp_path / "model"))
+    weight = backbone.transformer.transformer_blocks[0].attn.to_out[0].weight
+    down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+    module = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
+    save_file({**tensors, f"{module}.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
+    (update,) = backbone.begin_with(str(tmp_path / "kohya.safetensors")).values()
+    torch.testing.assert_close(update.up @ update.down, up @ down / 2)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_files_keep_their_scale(sd3: Any, tmp_path: Path, rslora: bool) -> None:
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["attn.to_q"], use_rslora=rslora)
+    config.init_lora_weights = False
+    wrapped = get_peft_model(sd3.transformer, config)
+    wrapped.save_pretrained(tmp_path / "peft")
+    stored = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    fresh = FAMILIES["sd3"].load(tmp_path / "model")
+    updates = fresh.begin_with(str(tmp_path / "peft"))
+    assert len(updates) == 4
+    name, update = next(iter(updates.items()))
+    up, down = (stored[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA")
+    scale = 6 / math.sqrt(2) if rslora else 3
+    torch.testing.assert_close(update.up @ update.down, scale * up @ down)
+
+
+def test_what_cannot_be_read_is_refused_in_words(sd3: Any, tmp_path: Path) -> None:
+    made = policy(sd3, moved=0.1)
+    sd3.export(made, made.parameters, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"rank 4, the LoRA .* lora.rank = 32; set lora.rank = 4"):
+        adapter_file.check("lora.init", str(tmp_path / "adapter"), 32)
+    with pytest.raises(ValueError, match=r"no adapter_model\.safetensors or pytorch_lora_weights"):
+        adapter_file.check("lora.init", str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"is no adapter's .safetensors: "):
+        adapter_file.check("lora.init", str(tmp_path / "nowhere.safetensors"))
+    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"holds no LoRA: no name ends in lora_A\.weight or"):
+        adapter_file.check("lora.init", str(tmp_path / "other.safetensors"))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    again = FAMILIES["sd3"].load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"adapter_config\.json has use_dora, which is not read"):
+        again.begin_with(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_of_another_model_or_of_other_modules_is_refused(
+    sd3: Any, tmp_path: Path
+) -> None:
+    flux = FAMILIES["flux"].load(FAMILIES["flux"].save(tmp_path / "flux"))
+    made = policy(flux, moved=0.1)
+    flux.export(made, made.parameters, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="is of another model"):
+        sd3.begin_with(str(tmp_path / "foreign"))
+    assert not any("lora" in name for name, _ in sd3.transformer.named_parameters())
+    wide = FAMILIES["sd3"].load(tmp_path / "model")
+    made = policy(wide, moved=0.1)
+    wide.export(made, made.parameters, tmp_path / "wide")
+    updates = sd3.begin_with(str(tmp_path / "wide"))
+    narrow = Policy(sd3.transformer, rank=RANK, alpha=4, targets=("attn.to_q",), kl=False)
+    with pytest.raises(ValueError, match=r"lora.init adapts \d+ modules that lora.targets leaves"):
+        adapter_file.begin(narrow, updates, 1.0)

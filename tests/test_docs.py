@@ -295,11 +295,18 @@ MEMORY = re.findall(
 
 @pytest.mark.slow
 def test_the_memory_of_each_recipe_is_what_the_estimate_says() -> None:
-    assert len(MEMORY) == 7
+    assert len(MEMORY) == 20
     for recipe, gpus, gigabytes in MEMORY:
         counted = estimate(recipes.build("tp_grpo", "turning_point", recipe), int(gpus))
         assert f"{max(map(counted.peak, counted.memory)) / 2**30:.1f}" == gigabytes, recipe
-        assert f"`{recipe.replace('pickscore', 'REWARD')}`: {gigabytes} GB" in PAGES["README.md"]
+        model, _, gb = recipe.removeprefix("pickscore_").rpartition("_")
+        model, column = (
+            (model, f"`_{gb}`") if gb.endswith("gb") else (f"{model}_{gb}", "32 x 80 GB")
+        )
+        head, *body = re.findall(r"^\| `.*", PAGES["README.md"], re.MULTILINE)
+        row = next(row for row in body if row.startswith(f"| `{model.lstrip('_')}` "))
+        cells = dict(zip(*(map(str.strip, line.split("|")) for line in (head, row)), strict=True))
+        assert cells[column] == gigabytes, recipe
 
 
 def test_configuration_is_what_the_source_says_and_complete() -> None:

@@ -131,6 +131,16 @@ def index(batch: T, rows: Tensor | slice) -> T:
     return _rebuild(batch, take)
 
 
+def repeat(batch: T, rows: int) -> T:
+    """One sample (leading dim 1) as that many, without a copy."""
+
+    def repeated(name: str) -> Tensor:
+        tensor: Tensor = getattr(batch, name)
+        return tensor.expand(rows, *tensor.shape[1:])
+
+    return _rebuild(batch, repeated)
+
+
 def to(batch: T, device: torch.device | str) -> T:
     """A dataclass of tensors, and of such dataclasses, on `device`.
 

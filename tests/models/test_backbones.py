@@ -17,9 +17,10 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from tests import tiny_models
+from tests.tiny_families import FAMILIES
 from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
-from tp_grpo.models import families, pretrained
+from tp_grpo.models import architecture, families, pretrained
 from tp_grpo.types import index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,18 @@ def test_a_fill_or_control_variant_is_refused(random_flux: Path, tmp_path: Path)
     config.write_text(config.read_text().replace('"in_channels": 16', '"in_channels": 32'))
     with pytest.raises(ValueError, match="reads 32 channels a token, and its VAE packs 4 x 4"):
         models.load(settings(folder, "flux"), CPU)
+
+
+def test_a_distilled_klein_is_refused(tmp_path: Path) -> None:
+    """Here and for estimates, before weights load; model_index.json says that it is."""
+    family = FAMILIES["klein"]
+    folder = family.save(tmp_path / "model")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"is_distilled": false', '"is_distilled": true'))
+    model = settings(folder, "klein", max_sequence_length=80)
+    for read in (architecture.read, lambda model: models.load(model, CPU)):
+        with pytest.raises(ValueError, match=r"distilled to a few steps .* take the base checkpo"):
+            read(model)
 
 
 @pytest.mark.parametrize(

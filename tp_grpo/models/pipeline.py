@@ -18,7 +18,7 @@ from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders
 from tp_grpo.settings import ModelSettings
-from tp_grpo.types import cat, index, to
+from tp_grpo.types import cat, index, repeat, to
 
 # The joint attention of image and text, named alike in many families; Flow-GRPO's LoRA targets.
 JOINT_ATTENTION = (
@@ -228,8 +228,8 @@ class PipelineBackbone:
         if self.empty is None:
             self.encode([""])
         x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        empty = index(self.empty, torch.zeros(len(x) // 2, dtype=torch.int64))
-        v = self.predict(x, sigma, cat([empty, cond]), 1.0)
+        pairs = cat([repeat(self.empty, len(x) // 2), cond])
+        v = self.predict(x, sigma, pairs, 1.0)
         without, with_prompt = v.float().chunk(2)
         return self.guided(without, with_prompt, guidance_scale)
 

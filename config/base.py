@@ -46,7 +46,7 @@ def _model(c: ConfigDict) -> None:
     # Folder of prompt embeddings, shared by runs, 1-2 MB per prompt; empty: none.
     c.model.embeddings_cache = ""
     c.model.gradient_checkpointing = False  # Recompute activations in the backward pass.
-    # Kernel by diffusers' name, as "flash" or "_native_cudnn"; FLUX only; empty: PyTorch's.
+    # Kernel by diffusers' name, as "flash" or "_native_cudnn"; empty: PyTorch's.
     c.model.attention_backend = ""
     # torch.compile backend of the transformer's blocks, such as "inductor"; empty: eager.
     c.model.compile = ""

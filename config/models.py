@@ -48,7 +48,7 @@ def zimage(c: ConfigDict) -> None:
 
 
 def qwen(c: ConfigDict) -> None:
-    """Qwen-Image (20 B): Flow-GRPO's public settings for PickScore; the LoRA is FLUX.1's.
+    """Qwen-Image (20 B): Flow-GRPO's public settings for PickScore; LoRA and EMA are FLUX.1's.
 
     A window of two steps moves over the first five of ten.
     """
@@ -58,7 +58,8 @@ def qwen(c: ConfigDict) -> None:
     c.sample.update(steps=10, guidance_scale=4.0, kind="sde", noise_level=1.2)
     c.sample.update(window="random", window_size=2, window_stop=5)
     c.sample.update(groups_per_epoch=32, group_size=16, batch_size=4)
-    c.train.beta = 0.0
+    c.advantage.global_std = True
+    c.train.update(beta=0.0, clip_range=1e-4)
     c.eval.steps = 50
 
 

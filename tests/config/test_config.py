@@ -119,6 +119,7 @@ def test_the_settings_of_qwen_image_are_flow_grpos_public_ones() -> None:
     assert (c.model.type, c.model.path, c.model.dtype) == ("qwen", "Qwen/Qwen-Image", "bf16")
     assert (c.sample.steps, c.eval.steps, c.sample.guidance_scale) == (10, 50, 4.0)
     assert (c.sample.kind, c.sample.noise_level, c.train.beta) == ("sde", 1.2, 0.0)
+    assert (c.train.clip_range, c.advantage.global_std) == (1e-4, True)
     assert (c.sample.window, c.sample.window_size, c.sample.window_stop) == ("random", 2, 5)
     assert (c.sample.groups_per_epoch, c.sample.group_size, c.sample.batch_size) == (32, 16, 4)
 

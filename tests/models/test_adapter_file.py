@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +25,12 @@ FOLDERS = {name: family for name, family in FAMILIES.items() if name != "sd35_la
 
 def policy(backbone: Any, *, rank: int = RANK, alpha: float = ALPHA, moved: float = 0.0) -> Policy:
     made = Policy(
-        backbone.transformer, rank=rank, alpha=alpha, targets=backbone.lora_targets, kl=False
+        backbone.transformer,
+        rank=rank,
+        alpha=alpha,
+        targets=backbone.lora_targets,
+        kl=False,
+        frozen=backbone.frozen,
     )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -73,6 +79,20 @@ def test_a_policy_that_begins_with_it_draws_the_same_at_any_alpha(
             assert torch.equal(ode(backbone, 2.0, steps=2), plain), "the KL is to the base"
 
 
+@pytest.mark.parametrize("file", ["adapter_model", "pytorch_lora_weights"])
+def test_what_is_read_is_the_files_own_value_not_rounded_to_the_models(
+    trained: tuple[str, Path, Path, Tensor], file: str
+) -> None:
+    name, path, adapter, _ = trained
+    backbone = FAMILIES[name].load(path, dtype="bf16")
+    updates = backbone.begin_with(str(adapter / f"{file}.safetensors"))
+    stored = load_file(adapter / "adapter_model.safetensors")
+    for module, update in updates.items():
+        down, up = (stored[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
+        assert torch.equal(update.down, down), module
+        torch.testing.assert_close(update.up, up * ALPHA / RANK, rtol=1e-6, atol=0)
+
+
 @pytest.fixture
 def sd3(tmp_path: Path) -> Any:
     return FAMILIES["sd3"].load(FAMILIES["sd3"].save(tmp_path / "model"))
@@ -89,6 +109,26 @@ def test_kohyas_names_with_an_alpha_are_read(tmp_path: Path) -> None:
     save_file({**tensors, f"{module}.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
     (update,) = backbone.begin_with(str(tmp_path / "kohya.safetensors")).values()
     torch.testing.assert_close(update.up @ update.down, up @ down / 2)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_the_part_for_a_text_encoder_is_left_out_with_a_warning(name: str, tmp_path: Path) -> None:
+    backbone = FAMILIES[name].load(FAMILIES[name].save(tmp_path / "model"))
+    made = policy(backbone, moved=0.1)
+    backbone.export(made, made.parameters, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
+    with safe_open(file, "pt") as held:
+        header = held.metadata()
+    key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
+    extra = {key.format("A"): torch.ones(2, 8), key.format("B"): torch.ones(8, 2)}
+    both = tmp_path / "both.safetensors"
+    save_file(load_file(file) | extra, both, metadata=header)
+    fresh = FAMILIES[name].load(tmp_path / "model")
+    assert adapter_file.check("lora.init", str(both), RANK), "the text encoder's rank is not it"
+    with pytest.warns(UserWarning, match="its part for a text encoder is left out"):
+        updates = fresh.begin_with(str(both))
+    assert len(updates) == len(made.parameters) // 2
+    assert not any("lora" in n for n, _ in fresh.transformer.named_parameters())
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -119,6 +159,10 @@ def test_what_cannot_be_read_is_refused_in_words(sd3: Any, tmp_path: Path) -> No
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds no LoRA: no name ends in lora_A\.weight or"):
         adapter_file.check("lora.init", str(tmp_path / "other.safetensors"))
+    dora = {"x.lora_A.weight": torch.ones(2, 2), "x.dora_scale": torch.ones(2)}
+    save_file(dora, tmp_path / "dora.safetensors")
+    with pytest.raises(ValueError, match="is a DoRA, which is not read here"):
+        adapter_file.check("lora.init", str(tmp_path / "dora.safetensors"))
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     again = FAMILIES["sd3"].load(tmp_path / "model")

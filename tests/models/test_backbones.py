@@ -236,6 +236,8 @@ def test_weights_that_are_not_there_say_what_to_download(published: str, size: i
     assert f"about {size} GB" in message
     assert f"hf download {published}" in message
     assert "accept its licence" in message
+    free = pretrained.unreadable("Qwen/Qwen-Image")
+    assert "it needs the network once. To work offline" in free and "gated" not in free
 
 
 def test_a_hub_id_is_read_from_the_local_cache_when_offline(

@@ -21,6 +21,7 @@ from tests.tiny_families import FAMILIES, Family
 from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
 from tp_grpo.models import architecture, families
+from tp_grpo.models.conditions import encode_once
 from tp_grpo.models.policy import Policy
 from tp_grpo.types import index
 
@@ -50,7 +51,14 @@ def noise(backbone: Any, rows: int = 2) -> Tensor:
 
 
 def lora(backbone: Any, *, moved: float = 0.1) -> Policy:
-    policy = Policy(backbone.transformer, rank=4, alpha=8, targets=backbone.lora_targets, kl=True)
+    policy = Policy(
+        backbone.transformer,
+        rank=4,
+        alpha=8,
+        targets=backbone.lora_targets,
+        kl=True,
+        frozen=backbone.frozen,
+    )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in policy.parameters.values():
@@ -115,6 +123,20 @@ def test_a_condition_does_not_depend_on_the_others_in_its_call(
             assert torch.equal(own, padded), field.name
 
 
+def test_what_a_run_keeps_of_a_prompt_does_not_depend_on_what_came_with_it(
+    family: Family, folder: Path
+) -> None:
+    """Also the empty prompt of guidance; so a resumed run has the same bits."""
+    one, other = family.load(folder), family.load(folder)
+    alone, among = encode_once(one, PROMPTS[:1]), encode_once(other, PROMPTS)
+    pairs = [(alone[PROMPTS[0]], among[PROMPTS[0]])]
+    if one.classifier_free:
+        pairs.append((one.empty, other.empty))
+    for a, b in pairs:
+        for field in dataclasses.fields(a):
+            assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
+
+
 def test_samples_at_different_sigmas_share_a_call(family: Family, folder: Path) -> None:
     backbone = family.load(folder)
     cond, sigmas, x = backbone.encode(PROMPTS), backbone.sigmas(4), noise(backbone)
@@ -157,6 +179,27 @@ def test_every_target_is_hit_and_learns(family: Family, folder: Path) -> None:
         (target,) = [t for t in learning if f".{module}".endswith(f".{t}")]
         learning[target] += bool(parameter.grad is not None and parameter.grad.any())
     assert min(learning.values()) > 0, learning
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_every_trained_parameter_has_a_gradient(family: Family, folder: Path, rank: int) -> None:
+    """Or the processes of DDP would wait for it; what has no part in the velocity is frozen."""
+    backbone = family.load(folder)
+    policy = Policy(
+        backbone.transformer,
+        rank=rank,
+        alpha=8,
+        targets=backbone.lora_targets,
+        kl=False,
+        frozen=backbone.frozen,
+    )
+    v = backbone.velocity(noise(backbone), torch.tensor(0.5), backbone.encode(PROMPTS), 2.0)
+    v.square().mean().backward()
+    without = [name for name, p in policy.parameters.items() if p.grad is None]
+    assert not without
+    for name in backbone.frozen:
+        module = backbone.transformer.get_submodule(name)
+        assert not any(p.requires_grad for p in module.parameters()), name
 
 
 @pytest.mark.parametrize("rank", [4, 0])
@@ -217,7 +260,7 @@ def test_a_precision_that_overflows_is_refused(family: Family, folder: Path) -> 
     if "fp16" in families.adapter(family.type).dtypes:
         assert architecture.read(model)
         return
-    with pytest.raises(ValueError, match="activations overflow in fp16; use fp32 or bf16"):
+    with pytest.raises(ValueError, match="whose range fp16 does not have; use fp32 or bf16"):
         architecture.read(model)
 
 

@@ -103,6 +103,7 @@ def estimate(config: Settings, world_size: int) -> Estimate:
         alpha=config.lora.alpha,
         targets=tuple(config.lora.targets) or backbone.lora_targets,
         kl=True,
+        frozen=backbone.frozen,
     )
     measured = measure(backbone, policy, shapes, config, plan)
     decode_flops, decode_peak = measure_decode(backbone, plan.batch_images)

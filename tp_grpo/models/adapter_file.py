@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tp_grpo.models.export import PEFT_WEIGHTS, PIPELINE_WEIGHTS
@@ -20,6 +21,7 @@ from tp_grpo.models.policy import Policy
 
 NAME = "start"  # of the adapter while the pipeline holds it
 DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")  # ends of a file's names
+TEXT = ("text_encoder", "lora_te")  # how the names of a text encoder's part begin
 PREFIX = "base_model.model."  # of peft's names
 
 
@@ -44,10 +46,13 @@ def check(field: str, path: str, rank: int | None = None) -> Path:
         file = file / names[0]
     try:
         with safe_open(file, "pt") as held:
-            keys = [key for key in held.keys() if key.endswith(DOWN)]  # noqa: SIM118
+            names = list(held.keys())
+            keys = [key for key in names if key.endswith(DOWN) and not key.startswith(TEXT)]
             ranks = sorted({held.get_slice(key).get_shape()[0] for key in keys})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{field} = {path!r} is no adapter's .safetensors: {error}") from error
+    if any("dora_scale" in name or "lora_magnitude" in name for name in names):
+        raise ValueError(f"{field} = {path!r} is a DoRA, which is not read here")
     if not ranks:
         raise ValueError(f"{field} = {path!r} holds no LoRA: no name ends in {' or '.join(DOWN)}")
     if rank is not None and ranks != [rank]:
@@ -65,29 +70,50 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
     Raises ValueError for an adapter of another model, or of a kind that is not read.
     """
     file = check("adapter", path)
-    scales: dict[str, float] = {}
-    source: Any = load_file(file)
+    scale, tensors = 1.0, load_file(file)
     if file.name == PEFT_WEIGHTS:
-        scales = _peft_scale(file.with_name("adapter_config.json"))
-        source = {k.replace(PREFIX, "transformer.", 1): v for k, v in source.items()}
-    if others := sorted({k.split(".")[0] for k in source if k.startswith(("text_enc", "lora_te"))}):
-        warnings.warn(f"{file}: its part for the text encoder is left out: {others}", stacklevel=2)
-    try:
-        pipeline.load_lora_weights(dict(source) if scales else str(file), adapter_name=NAME)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{file} is of another model: {error}") from error
-    try:
-        found = dict(_updates(pipeline.transformer, scales.get("", 1.0)))
-    finally:
-        pipeline.unload_lora_weights()
-    pairs = sum(
-        key.endswith(DOWN) and not key.startswith(("text_enc", "lora_te")) for key in source
-    )
+        scale = _peft_scale(file.with_name("adapter_config.json"))
+        tensors = {k.replace(PREFIX, "transformer.", 1): v for k, v in tensors.items()}
+    own = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
+    if len(own) < len(tensors):
+        warnings.warn(f"{file}: its part for a text encoder is left out", stacklevel=2)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PIPELINE_WEIGHTS
+        save_file(own, copy, metadata=_header(file))
+        found = dict(_loaded(pipeline, copy, scale))
+    pairs = sum(name.endswith(DOWN) for name in own)
     if not found or len(found) < pairs:
         raise ValueError(
             f"{file} is of another model: {len(found)} of its {pairs} modules are in this one"
         )
     return found
+
+
+def _loaded(pipeline: Any, file: Path, scale: float) -> Iterator[tuple[str, Update]]:
+    """What the pipeline makes of a file; the values are the file's, not rounded to its dtype."""
+    try:
+        try:
+            values = pipeline.lora_state_dict(file.parent, weight_name=file.name)
+            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
+        except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"the adapter is of another model: {error}") from error
+        values = values[0] if isinstance(values, tuple) else values
+        for name, module in pipeline.transformer.named_modules():
+            if NAME not in getattr(module, "lora_A", ()):
+                continue
+            rounded = {x: getattr(module, f"lora_{x}")[NAME].weight.detach() for x in "AB"}
+            down, up = (
+                values.get(f"transformer.{name}.lora_{x}.weight", rounded[x]).float() for x in "AB"
+            )
+            yield name, Update(down.clone(), up * (module.scaling[NAME] * scale))
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def _header(file: Path) -> dict[str, str]:
+    """The file's own metadata, in which diffusers keeps the alphas."""
+    with safe_open(file, "pt") as held:
+        return dict(held.metadata() or {})
 
 
 def merge(transformer: Any, updates: Mapping[str, Update]) -> None:
@@ -123,15 +149,8 @@ def begin(policy: Policy, updates: Mapping[str, Update], scale: float) -> None:
         )
 
 
-def _updates(transformer: Any, scale: float) -> Iterator[tuple[str, Update]]:
-    for name, module in transformer.named_modules():
-        if NAME in getattr(module, "lora_A", ()):
-            down, up = (getattr(module, f"lora_{x}")[NAME].weight.detach().float() for x in "AB")
-            yield name, Update(down.clone(), up * (module.scaling[NAME] * scale))
-
-
-def _peft_scale(file: Path) -> dict[str, float]:
-    """{"": scale of the updates}, by a peft config. Raises ValueError for what is not read."""
+def _peft_scale(file: Path) -> float:
+    """Of the updates, by a peft config. Raises ValueError for what is not read."""
     try:
         config = LoraConfig(**_known(json.loads(file.read_text())))
     except (OSError, ValueError, TypeError) as error:
@@ -139,7 +158,7 @@ def _peft_scale(file: Path) -> dict[str, float]:
     patterns = {"rank_pattern", "alpha_pattern", "use_dora", "modules_to_save", "layer_replication"}
     if wrong := sorted(name for name in patterns if getattr(config, name)):
         raise ValueError(f"{file} has {', '.join(wrong)}, which is not read here")
-    return {"": config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)}
+    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

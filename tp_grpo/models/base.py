@@ -23,6 +23,7 @@ class Backbone(Protocol):
 
     transformer: nn.Module
     lora_targets: tuple[str, ...]
+    frozen: tuple[str, ...]  # modules without a part in the velocity, which cannot be trained
     latent_shape: tuple[int, ...]
     device: torch.device
 

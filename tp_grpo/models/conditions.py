@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tp_grpo.models.base import Backbone
+from tp_grpo.models.text import trimmed
 from tp_grpo.types import cat, index, to
 
 
@@ -17,7 +18,7 @@ def encode_once(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Any]:
     """The condition (leading dim 1, in host memory) of each distinct prompt."""
     distinct = list(dict.fromkeys(prompts))
     encoded = backbone.encode(distinct)
-    return {prompt: index(encoded, slice(i, i + 1)) for i, prompt in enumerate(distinct)}
+    return {prompt: trimmed(index(encoded, slice(i, i + 1))) for i, prompt in enumerate(distinct)}
 
 
 def conditions_of(conditions: dict[str, Any], prompts: Iterable[str], device: torch.device) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tp_grpo.models import adapter_file, export, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
-from tp_grpo.models.text import EmbeddingCache, TextEncoders
+from tp_grpo.models.text import EmbeddingCache, TextEncoders, trimmed
 from tp_grpo.settings import ModelSettings
 from tp_grpo.types import cat, index, repeat, to
 
@@ -38,9 +38,10 @@ class PipelineBackbone:
     cond_class: ClassVar[type]  # a frozen dataclass of tensors of leading dim B, see `text`
     text_parts: ClassVar[tuple[str, ...]]  # the pipeline's encoders and tokenizers
     lora_targets: tuple[str, ...]  # ends of module names
+    frozen: tuple[str, ...] = ()  # modules without a part in the velocity
     classifier_free: ClassVar[bool]  # guidance: against the empty prompt, or an input of the model
     even_sigmas: ClassVar[bool]  # before the shift: 1, 1 - 1/T .. 1/T; else the scheduler's own
-    takes_attention_backend: ClassVar[bool] = True
+    own_attention: ClassVar[str] = ""  # why its attention kernel cannot be exchanged
     max_text: ClassVar[int] = 512  # tokens that the stock pipeline takes
     text_chunk: ClassVar[int] = 8  # prompts in every call of the encoders
     template_tokens: ClassVar[int] = 0  # of `text_of`, that are not counted
@@ -139,8 +140,8 @@ class PipelineBackbone:
             )
         if model.dtype not in cls.dtypes:
             raise ValueError(
-                f"model.dtype = {model.dtype!r}: {cls.__name__} was trained in bf16, and its "
-                f"activations overflow in fp16; use {' or '.join(cls.dtypes)}"
+                f"model.dtype = {model.dtype!r}: {cls.__name__} was trained in bf16, whose "
+                f"range fp16 does not have; use {' or '.join(cls.dtypes)}"
             )
         unit = cls.vae_scale(vae) * cls.patch(transformer)
         side = transformer.get("pos_embed_max_size")  # tokens that have a position embedding
@@ -196,7 +197,7 @@ class PipelineBackbone:
             return self.text(prompts)
         # Guidance needs the empty prompt too: encode it while the encoders are on the device.
         together = self.text([*prompts, ""])
-        self.empty = to(index(together, slice(len(prompts), None)), self.device)
+        self.empty = to(trimmed(index(together, slice(len(prompts), None))), self.device)
         return index(together, slice(len(prompts)))
 
     def encode_ahead(self, prompts: list[str]) -> None:
@@ -276,11 +277,8 @@ def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
             raise ValueError(f"model.{field} = {value!r} is not one of {listed}")
     if model.attention_backend:
         chosen = f"model.attention_backend = {model.attention_backend!r}"
-        if not cls.takes_attention_backend:
-            raise ValueError(
-                f"{chosen}: diffusers calls PyTorch's own attention in {cls.__name__} "
-                "and takes no other; leave it empty"
-            )
+        if cls.own_attention:
+            raise ValueError(f"{chosen}: {cls.own_attention}; leave it empty")
         try:
             name = attention_dispatch.AttentionBackendName(model.attention_backend)
             attention_dispatch._check_attention_backend_requirements(name)

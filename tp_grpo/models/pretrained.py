@@ -40,8 +40,9 @@ def check_file(path: str, pipeline_class: type[DiffusionPipeline]) -> None:
     name = pipeline_class.__name__
     if hasattr(pipeline_class, "from_single_file"):
         convert = (
-            f'convert it: python -c "from diffusers import {name}; '
-            f"{name}.from_single_file('{path}').save_pretrained('FOLDER')\""
+            f'convert it: python -c "import torch; from diffusers import {name}; '
+            f"{name}.from_single_file('{path}', torch_dtype=torch.bfloat16)"
+            ".save_pretrained('FOLDER')\""
         )
     raise ValueError(
         f"model.path = {path!r} is a single file; a model is a folder with its text encoders, VAE, "
@@ -201,9 +202,10 @@ def unreadable(path: str) -> str:
     exclude = entry["download"]["exclude"] if entry else ()
     download = " ".join([f"hf download {path}", *(f"--exclude '{name}'" for name in exclude)])
     licence = "accept its licence on its hub page and log in (`hf auth login`)"
-    reason = (
-        f"it is gated: {licence}" if entry else f"check the spelling; if it is gated, {licence}"
-    )
+    reason = f"check the spelling; if it is gated, {licence}"
+    if entry:
+        free = entry["licence"]["hub_name"] == "apache-2.0"
+        reason = "it needs the network once" if free else f"it is gated: {licence}"
     return (
         f"model.path = {path!r} is neither a folder here nor a hub repository that can be read: "
         f"{reason}. To work offline, download it first{size} (`{download}`), or name a folder"

@@ -19,15 +19,12 @@ PATCH = 2  # latent pixels a side that one token packs
 
 @dataclass(frozen=True)
 class QwenCond:
-    """embeds (B, tokens, D) of Qwen2.5-VL and mask (B, tokens), true for a prompt's own tokens."""
+    """embeds (B, tokens, D) of Qwen2.5-VL; lengths (B,) int64, in host memory."""
 
-    ragged: ClassVar = ("embeds", "mask")
+    ragged: ClassVar = ("embeds",)
+    host: ClassVar = ("lengths",)
     embeds: Tensor
-    mask: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        return self.mask.sum(1)
+    lengths: Tensor
 
 
 class QwenImage(PipelineBackbone):
@@ -44,6 +41,7 @@ class QwenImage(PipelineBackbone):
     even_sigmas = True
     dtypes = ("fp32", "bf16")
     template_tokens = 34  # of the system prompt, which the stock pipeline drops
+    own_attention = "its prompts differ in length and need a mask, which most kernels do not take"
     max_text = 1024
     text_chunk = 1  # it pads to the longest prompt of a call
 
@@ -52,6 +50,9 @@ class QwenImage(PipelineBackbone):
     ) -> None:
         super().__init__(pipeline, model, device, encoders)
         self.latent_shape = self.rows * self.columns, pipeline.transformer.config.in_channels
+        last = f"transformer_blocks.{len(pipeline.transformer.transformer_blocks) - 1}"
+        ends = ("attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+        self.frozen = tuple(f"{last}.{end}" for end in ends)  # the text after it is not read
 
     @staticmethod
     def vae_scale(vae: Mapping[str, Any]) -> int:
@@ -62,7 +63,7 @@ class QwenImage(PipelineBackbone):
         transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
     ) -> QwenCond:
         embeds = torch.randn(rows, tokens, transformer["joint_attention_dim"], **options)
-        return QwenCond(embeds, embeds.new_ones(rows, tokens, dtype=torch.bool))
+        return QwenCond(embeds, torch.full((rows,), tokens))
 
     @staticmethod
     def encode_with(
@@ -71,20 +72,21 @@ class QwenImage(PipelineBackbone):
         embeds, mask = pipeline.encode_prompt(
             prompts, device=device, max_sequence_length=max_sequence_length
         )
-        if mask is None:
-            mask = embeds.new_ones(embeds.shape[:2])
-        return QwenCond(embeds, mask.bool())
+        lengths = torch.full((len(embeds),), embeds.shape[1]) if mask is None else mask.sum(1)
+        return QwenCond(embeds, lengths.cpu())
 
     @staticmethod
     def text_of(pipeline: Any, prompt: str) -> str:
         return str(pipeline.prompt_template_encode.format(prompt))
 
     def predict(self, x: Tensor, sigma: Tensor, cond: QwenCond, guidance_scale: float) -> Tensor:
+        places = torch.arange(cond.embeds.shape[1])
+        own = places < cond.lengths[:, None]
         v: Tensor = self.transformer(
             hidden_states=x.to(cond.embeds.dtype),
             timestep=sigma,
             encoder_hidden_states=cond.embeds,
-            encoder_hidden_states_mask=cond.mask,
+            encoder_hidden_states_mask=None if own.all() else own.to(x.device),
             img_shapes=[[(1, self.rows, self.columns)]] * len(x),
             return_dict=False,
         )[0]

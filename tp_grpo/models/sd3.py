@@ -33,7 +33,7 @@ class SD3(PipelineBackbone):
     lora_targets = JOINT_ATTENTION
     classifier_free = True
     even_sigmas = False
-    takes_attention_backend = False
+    own_attention = "diffusers calls PyTorch's own attention there and takes no other"
     tokenizer = "tokenizer_3"
 
     @staticmethod

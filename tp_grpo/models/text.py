@@ -110,7 +110,7 @@ class TextEncoders:
                 full = part + part[-1:] * (self.chunk - len(part))
                 encoded = to(self.encode(pipeline, full, self.device), "cpu")
                 for i, prompt in enumerate(part):
-                    cond = _trimmed(index(encoded, slice(i, i + 1)))
+                    cond = trimmed(index(encoded, slice(i, i + 1)))
                     if self.cache:
                         self.cache.save(prompt, cond)
                     if keep:
@@ -150,8 +150,8 @@ class TextEncoders:
                 part.to(device)
 
 
-def _trimmed(cond: Any) -> Any:
-    """The condition of one prompt without the padding that others in its call needed."""
+def trimmed(cond: Any) -> Any:
+    """The condition of one prompt without the padding that others beside it needed."""
     ragged = getattr(cond, "ragged", ())
     if not ragged:
         return cond

@@ -38,7 +38,7 @@ class ZImage(PipelineBackbone):
     classifier_free = True
     even_sigmas = True
     dtypes = ("fp32", "bf16")
-    takes_attention_backend = False
+    own_attention = "its prompts differ in length and need a mask, which most kernels do not take"
 
     @staticmethod
     def random_cond(

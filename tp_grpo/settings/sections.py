@@ -38,7 +38,7 @@ class ModelSettings(Section):
     )
     gradient_checkpointing: bool = setting("Recompute activations in the backward pass.")
     attention_backend: str = setting(
-        'Kernel by diffusers\' name, as "flash" or "_native_cudnn"; FLUX only; empty: PyTorch\'s.'
+        'Kernel by diffusers\' name, as "flash" or "_native_cudnn"; empty: PyTorch\'s.'
     )
     compile: str = setting(
         'torch.compile backend of the transformer\'s blocks, such as "inductor"; empty: eager.'

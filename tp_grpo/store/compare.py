@@ -36,7 +36,7 @@ FREE_FIELDS = (
 # What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
 BRANCH_FIELDS = (
     *("model.type", "model.path", "model.revision", "model.adapter"),
-    *("lora.*", "ema.*", "train.optimizer"),
+    *("lora.rank", "lora.alpha", "lora.targets", "ema.*", "train.optimizer"),
 )
 # Settings that a run may be older than: what it did without them. MEANINGLESS: nothing.
 BEFORE = {

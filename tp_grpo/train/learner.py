@@ -63,6 +63,7 @@ class Learner:
             alpha=lora.alpha,
             targets=tuple(lora.targets) or backbone.lora_targets,
             kl=config.train.beta > 0 or objective.reference,
+            frozen=backbone.frozen,
         )
         if begins_with:
             adapter_file.begin(self.policy, begins_with, lora.alpha / lora.rank)

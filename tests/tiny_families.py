@@ -35,6 +35,7 @@ from tests import tiny_models
 from tests.tiny_models import CPU, PROMPTS, stir, vae
 from tp_grpo import models
 from tp_grpo.models.families import adapter
+from tp_grpo.models.policy import Policy
 from tp_grpo.shapes import card
 from tp_grpo.shapes.model import build_pipeline
 
@@ -84,6 +85,23 @@ class Family:
             **self.guidance(guidance, len(PROMPTS)),
         ).images
         return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def lora(backbone: Any, *, alpha: float = 8, moved: float = 0.1) -> Policy:
+    """A policy of rank 4 on the backbone, moved at random."""
+    policy = Policy(
+        backbone.transformer,
+        rank=4,
+        alpha=alpha,
+        targets=backbone.lora_targets,
+        kl=True,
+        frozen=backbone.frozen,
+    )
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in policy.parameters.values():
+            parameter += moved * torch.randn(parameter.shape, generator=generator)
+    return policy
 
 
 def save_sd35_medium(folder: Path) -> Path:

@@ -14,29 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import FAMILIES, lora
 from tests.tiny_models import ode
 from tp_grpo.models import adapter_file
 from tp_grpo.models.policy import Policy
 
 RANK, ALPHA = 4, 12
 FOLDERS = {name: family for name, family in FAMILIES.items() if name != "sd35_large"}
-
-
-def policy(backbone: Any, *, rank: int = RANK, alpha: float = ALPHA, moved: float = 0.0) -> Policy:
-    made = Policy(
-        backbone.transformer,
-        rank=rank,
-        alpha=alpha,
-        targets=backbone.lora_targets,
-        kl=False,
-        frozen=backbone.frozen,
-    )
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in made.parameters.values():
-            parameter += moved * torch.randn(parameter.shape, generator=generator)
-    return made
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -47,7 +31,7 @@ def trained(
     name, folder = str(request.param), tmp_path_factory.mktemp("adapted")
     path = FAMILIES[name].save(folder / "model")
     backbone = FAMILIES[name].load(path)
-    made = policy(backbone, moved=0.1)
+    made = lora(backbone, alpha=ALPHA)
     backbone.export(made, made.parameters, folder / "adapter")
     return name, path, folder / "adapter", ode(backbone, 2.0, steps=2)
 
@@ -72,7 +56,7 @@ def test_a_policy_that_begins_with_it_draws_the_same_at_any_alpha(
         backbone = FAMILIES[name].load(path)
         updates = backbone.begin_with(str(adapter))
         plain = ode(backbone, 2.0, steps=2)
-        made = policy(backbone, alpha=alpha)
+        made = lora(backbone, alpha=alpha, moved=0)
         adapter_file.begin(made, updates, alpha / RANK)
         torch.testing.assert_close(ode(backbone, 2.0, steps=2), drawn, rtol=0, atol=1e-4)
         with made.reference():
@@ -91,6 +75,21 @@ def test_what_is_read_is_the_files_own_value_not_rounded_to_the_models(
         down, up = (stored[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
         assert torch.equal(update.down, down), module
         torch.testing.assert_close(update.up, up * ALPHA / RANK, rtol=1e-6, atol=0)
+
+
+def test_what_adapts_modules_without_a_part_in_the_image_is_read_without_it(tmp_path: Path) -> None:
+    """Others train the text of Qwen-Image's last block, which changes nothing."""
+    family = FAMILIES["qwen"]
+    backbone = family.load(family.save(tmp_path / "model"))
+    skipped, backbone.frozen = backbone.frozen, ()
+    made = lora(backbone, alpha=ALPHA)
+    backbone.export(made, made.parameters, tmp_path / "adapter")
+    fresh = family.load(tmp_path / "model")
+    updates = fresh.begin_with(str(tmp_path / "adapter"))
+    assert len(updates) == len(made.parameters) // 2 - len(skipped)
+    adapter_file.begin(lora(fresh, alpha=ALPHA, moved=0), updates, ALPHA / RANK)
+    drawn = ode(backbone, 2.0, steps=2)
+    torch.testing.assert_close(ode(fresh, 2.0, steps=2), drawn, rtol=0, atol=1e-5)
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_kohyas_names_with_an_alpha_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_the_part_for_a_text_encoder_is_left_out_with_a_warning(name: str, tmp_path: Path) -> None:
     backbone = FAMILIES[name].load(FAMILIES[name].save(tmp_path / "model"))
-    made = policy(backbone, moved=0.1)
+    made = lora(backbone, alpha=ALPHA)
     backbone.export(made, made.parameters, tmp_path / "adapter")
     file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
     with safe_open(file, "pt") as held:
@@ -148,7 +147,7 @@ def test_peft_files_keep_their_scale(sd3: Any, tmp_path: Path, rslora: bool) -> 
 
 
 def test_what_cannot_be_read_is_refused_in_words(sd3: Any, tmp_path: Path) -> None:
-    made = policy(sd3, moved=0.1)
+    made = lora(sd3, alpha=ALPHA)
     sd3.export(made, made.parameters, tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"rank 4, the LoRA .* lora.rank = 32; set lora.rank = 4"):
         adapter_file.check("lora.init", str(tmp_path / "adapter"), 32)
@@ -174,13 +173,13 @@ def test_an_adapter_of_another_model_or_of_other_modules_is_refused(
     sd3: Any, tmp_path: Path
 ) -> None:
     flux = FAMILIES["flux"].load(FAMILIES["flux"].save(tmp_path / "flux"))
-    made = policy(flux, moved=0.1)
+    made = lora(flux, alpha=ALPHA)
     flux.export(made, made.parameters, tmp_path / "foreign")
     with pytest.raises(ValueError, match="is of another model"):
         sd3.begin_with(str(tmp_path / "foreign"))
     assert not any("lora" in name for name, _ in sd3.transformer.named_parameters())
     wide = FAMILIES["sd3"].load(tmp_path / "model")
-    made = policy(wide, moved=0.1)
+    made = lora(wide, alpha=ALPHA)
     wide.export(made, made.parameters, tmp_path / "wide")
     updates = sd3.begin_with(str(tmp_path / "wide"))
     narrow = Policy(sd3.transformer, rank=RANK, alpha=4, targets=("attn.to_q",), kl=False)

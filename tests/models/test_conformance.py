@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_families import FAMILIES, Family
+from tests.tiny_families import FAMILIES, Family, lora
 from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
 from tp_grpo.models import architecture, families
@@ -48,22 +48,6 @@ def folder(name: str, checkpoint: Callable[[str], Path]) -> Path:
 
 def noise(backbone: Any, rows: int = 2) -> Tensor:
     return torch.randn(rows, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-
-
-def lora(backbone: Any, *, moved: float = 0.1) -> Policy:
-    policy = Policy(
-        backbone.transformer,
-        rank=4,
-        alpha=8,
-        targets=backbone.lora_targets,
-        kl=True,
-        frozen=backbone.frozen,
-    )
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in policy.parameters.values():
-            parameter += moved * torch.randn(parameter.shape, generator=generator)
-    return policy
 
 
 def test_every_family_has_a_tiny_checkpoint() -> None:

@@ -130,23 +130,21 @@ def begin(policy: Policy, updates: Mapping[str, Update], scale: float) -> None:
 
     Raises ValueError for a module of the updates that is not trained.
     """
-    ends = {"lora_A": "down", "lora_B": "up"}
-    wanted = {(name, end) for name in updates for end in ends}
-    for name, parameter in policy.parameters.items():
-        module, _, rest = name.rpartition(".lora_")
-        key = module, f"lora_{rest[0]}"
-        if key not in wanted:
-            continue
-        wanted.remove(key)
-        value = getattr(updates[module], ends[key[1]])
-        with torch.no_grad():
-            parameter.copy_(value if key[1] == "lora_A" else value / scale)
-    if wanted:
-        names = sorted({name for name, _ in wanted})
+    names = sorted(name for name in updates if _name(name, "A") not in policy.parameters)
+    if names:
         raise ValueError(
             f"lora.init adapts {len(names)} modules that lora.targets leaves out, such as "
             f"{names[0]}; name them in lora.targets, or merge it with model.adapter"
         )
+    with torch.no_grad():
+        for name, update in updates.items():
+            policy.parameters[_name(name, "A")].copy_(update.down)
+            policy.parameters[_name(name, "B")].copy_(update.up / scale)
+
+
+def _name(module: str, factor: str) -> str:
+    """Of a policy's parameter."""
+    return f"{module}.lora_{factor}.default.weight"
 
 
 def _peft_scale(file: Path) -> float:

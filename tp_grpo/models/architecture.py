@@ -47,8 +47,7 @@ def read(model: ModelSettings) -> Architecture:
         shapes = _of_folder(folder, model.type)
     else:
         shapes = _of_hub(model)
-    configs = {"index": shapes.index, "transformer": shapes.transformer, "vae": shapes.vae}
-    family.check_config(model, **configs)
+    family.check_config(model, vars(shapes))
     return shapes
 
 

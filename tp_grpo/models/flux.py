@@ -49,15 +49,9 @@ class Flux(PipelineBackbone):
         self.image_ids = torch.cartesian_prod(*ranges).float()  # (tokens, 3): 0, row, column
 
     @classmethod
-    def check_config(
-        cls,
-        model: ModelSettings,
-        *,
-        index: Mapping[str, Any],
-        transformer: Mapping[str, Any],
-        vae: Mapping[str, Any],
-    ) -> None:
-        super().check_config(model, index=index, transformer=transformer, vae=vae)
+    def check_config(cls, model: ModelSettings, configs: Mapping[str, Any]) -> None:
+        super().check_config(model, configs)
+        transformer, vae = configs["transformer"], configs["vae"]
         if transformer["in_channels"] != PATCH**2 * vae["latent_channels"]:
             raise ValueError(
                 f"model.path = {model.path!r}: its transformer reads {transformer['in_channels']} "

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tp_grpo.models.pipeline import JOINT_ATTENTION, PipelineBackbone
+from tp_grpo.models.text import chat
 from tp_grpo.settings import ModelSettings
 
 
@@ -43,16 +44,9 @@ class Klein(PipelineBackbone):
         self.image_ids = _ids(self.rows, self.columns, 1, device)
 
     @classmethod
-    def check_config(
-        cls,
-        model: ModelSettings,
-        *,
-        index: Mapping[str, Any],
-        transformer: Mapping[str, Any],
-        vae: Mapping[str, Any],
-    ) -> None:
-        super().check_config(model, index=index, transformer=transformer, vae=vae)
-        if index.get("is_distilled"):
+    def check_config(cls, model: ModelSettings, configs: Mapping[str, Any]) -> None:
+        super().check_config(model, configs)
+        if configs["index"].get("is_distilled"):
             raise ValueError(
                 f"model.path = {model.path!r} is distilled to a few steps without guidance: "
                 "training it with steps of its own blurs its images; take the base checkpoint, "
@@ -76,13 +70,7 @@ class Klein(PipelineBackbone):
 
     @staticmethod
     def text_of(pipeline: Any, prompt: str) -> str:
-        text: str = pipeline.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        return text
+        return chat(pipeline, prompt, thinking=False)
 
     def mu(self, scheduler: Mapping[str, Any], steps: int) -> float:
         return float(compute_empirical_mu(self.rows * self.columns, steps))

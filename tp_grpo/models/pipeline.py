@@ -105,7 +105,7 @@ class PipelineBackbone:
         if model.adapter:
             adapter_file.check("model.adapter", model.adapter)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
-        cls.check_config(model, **configs)
+        cls.check_config(model, configs)
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,
@@ -121,18 +121,12 @@ class PipelineBackbone:
         return cls(pipeline, model, device, cls._text(folder, pipeline, model, device))
 
     @classmethod
-    def check_config(
-        cls,
-        model: ModelSettings,
-        *,
-        index: Mapping[str, Any],
-        transformer: Mapping[str, Any],
-        vae: Mapping[str, Any],
-    ) -> None:
-        """Raises ValueError for a `config.model` that these configs' checkpoint cannot serve.
+    def check_config(cls, model: ModelSettings, configs: Mapping[str, Any]) -> None:
+        """Raises ValueError for a `config.model` that the checkpoint cannot serve.
 
-        index: model_index.json, with the pipeline's own options.
+        configs: of its `transformer`, its `vae` and the pipeline itself (`index`).
         """
+        transformer, vae = configs["transformer"], configs["vae"]
         if model.max_sequence_length > cls.max_text:
             raise ValueError(
                 f"model.max_sequence_length = {model.max_sequence_length}: "
@@ -257,7 +251,8 @@ class PipelineBackbone:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def begin_with(self, path: str) -> dict[str, adapter_file.Update]:
-        return adapter_file.read(self.pipeline, path)
+        updates = adapter_file.read(self.pipeline, path)
+        return {name: update for name, update in updates.items() if name not in self.frozen}
 
     def export(self, policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)

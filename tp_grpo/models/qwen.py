@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
@@ -12,26 +11,17 @@ from einops import rearrange
 from torch import Tensor
 
 from tp_grpo.models.pipeline import JOINT_ATTENTION, PipelineBackbone
+from tp_grpo.models.text import RaggedCond
 from tp_grpo.settings import ModelSettings
 
 PATCH = 2  # latent pixels a side that one token packs
-
-
-@dataclass(frozen=True)
-class QwenCond:
-    """embeds (B, tokens, D) of Qwen2.5-VL; lengths (B,) int64, in host memory."""
-
-    ragged: ClassVar = ("embeds",)
-    host: ClassVar = ("lengths",)
-    embeds: Tensor
-    lengths: Tensor
 
 
 class QwenImage(PipelineBackbone):
     """`Backbone` whose latents stay packed, (tokens, 4 C), until they are decoded."""
 
     pipeline_class = QwenImagePipeline
-    cond_class = QwenCond
+    cond_class = RaggedCond
     text_parts = ("text_encoder", "tokenizer")
     lora_targets = (
         *JOINT_ATTENTION,
@@ -61,25 +51,24 @@ class QwenImage(PipelineBackbone):
     @staticmethod
     def random_cond(
         transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
-    ) -> QwenCond:
-        embeds = torch.randn(rows, tokens, transformer["joint_attention_dim"], **options)
-        return QwenCond(embeds, torch.full((rows,), tokens))
+    ) -> RaggedCond:
+        return RaggedCond.random(rows, tokens, transformer["joint_attention_dim"], **options)
 
     @staticmethod
     def encode_with(
         pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
-    ) -> QwenCond:
+    ) -> RaggedCond:
         embeds, mask = pipeline.encode_prompt(
             prompts, device=device, max_sequence_length=max_sequence_length
         )
         lengths = torch.full((len(embeds),), embeds.shape[1]) if mask is None else mask.sum(1)
-        return QwenCond(embeds, lengths.cpu())
+        return RaggedCond(embeds, lengths.cpu())
 
     @staticmethod
     def text_of(pipeline: Any, prompt: str) -> str:
         return str(pipeline.prompt_template_encode.format(prompt))
 
-    def predict(self, x: Tensor, sigma: Tensor, cond: QwenCond, guidance_scale: float) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, cond: RaggedCond, guidance_scale: float) -> Tensor:
         places = torch.arange(cond.embeds.shape[1])
         own = places < cond.lengths[:, None]
         v: Tensor = self.transformer(

@@ -15,14 +15,39 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tp_grpo.types import cat, index, to
+
+
+@dataclasses.dataclass(frozen=True)
+class RaggedCond:
+    """embeds (B, tokens, D); lengths (B,) int64, in host memory: a prompt's own tokens."""
+
+    ragged: ClassVar = ("embeds",)
+    host: ClassVar = ("lengths",)
+    embeds: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def random(cls, rows: int, tokens: int, width: int, **options: Any) -> RaggedCond:
+        return cls(torch.randn(rows, tokens, width, **options), torch.full((rows,), tokens))
+
+
+def chat(pipeline: Any, prompt: str, *, thinking: bool) -> str:
+    """A prompt in the template of the pipeline's language model."""
+    text: str = pipeline.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+    )
+    return text
 
 
 class EmbeddingCache:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
@@ -12,23 +11,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tp_grpo.models.pipeline import PipelineBackbone
-
-
-@dataclass(frozen=True)
-class ZImageCond:
-    """embeds (B, tokens, D) of Qwen3; lengths (B,) int64, in host memory: a prompt's own tokens."""
-
-    ragged: ClassVar = ("embeds",)
-    host: ClassVar = ("lengths",)
-    embeds: Tensor
-    lengths: Tensor
+from tp_grpo.models.text import RaggedCond, chat
 
 
 class ZImage(PipelineBackbone):
     """`Backbone` whose latents are (C, H, W). The model's own time is 1 - sigma."""
 
     pipeline_class = ZImagePipeline
-    cond_class = ZImageCond
+    cond_class = RaggedCond
     text_parts = ("text_encoder", "tokenizer")
     # Image and text are one stream, refined apart at first.
     lora_targets = (
@@ -43,14 +33,13 @@ class ZImage(PipelineBackbone):
     @staticmethod
     def random_cond(
         transformer: Mapping[str, Any], rows: int, tokens: int, clip_tokens: int, **options: Any
-    ) -> ZImageCond:
-        embeds = torch.randn(rows, tokens, transformer["cap_feat_dim"], **options)
-        return ZImageCond(embeds, torch.full((rows,), tokens))
+    ) -> RaggedCond:
+        return RaggedCond.random(rows, tokens, transformer["cap_feat_dim"], **options)
 
     @staticmethod
     def encode_with(
         pipeline: Any, prompts: list[str], device: torch.device, max_sequence_length: int
-    ) -> ZImageCond:
+    ) -> RaggedCond:
         each, _ = pipeline.encode_prompt(
             list(prompts),  # which it overwrites
             device=device,
@@ -58,19 +47,13 @@ class ZImage(PipelineBackbone):
             max_sequence_length=max_sequence_length,
         )
         lengths = torch.tensor([len(embeds) for embeds in each])
-        return ZImageCond(pad_sequence(each, batch_first=True), lengths)
+        return RaggedCond(pad_sequence(each, batch_first=True), lengths)
 
     @staticmethod
     def text_of(pipeline: Any, prompt: str) -> str:
-        text: str = pipeline.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return text
+        return chat(pipeline, prompt, thinking=True)
 
-    def predict(self, x: Tensor, sigma: Tensor, cond: ZImageCond, guidance_scale: float) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, cond: RaggedCond, guidance_scale: float) -> Tensor:
         own = zip(cond.embeds, cond.lengths.tolist(), strict=True)
         images = x[:, :, None].to(cond.embeds.dtype)  # videos of one frame
         v = self.transformer(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.tiny_families import FAMILIES, lora
 from tests.tiny_models import ode
-from tp_grpo.models import adapter_file
+from tp_grpo.models import adapter_file, families
 from tp_grpo.models.policy import Policy
 
 RANK, ALPHA = 4, 12
@@ -123,9 +123,9 @@ def test_the_part_for_a_text_encoder_is_left_out_with_a_warning(name: str, tmp_p
     both = tmp_path / "both.safetensors"
     save_file(load_file(file) | extra, both, metadata=header)
     fresh = FAMILIES[name].load(tmp_path / "model")
-    assert adapter_file.check("lora.init", str(both), RANK), "the text encoder's rank is not it"
-    with pytest.warns(UserWarning, match="its part for a text encoder is left out"):
-        updates = fresh.begin_with(str(both))
+    with pytest.warns(UserWarning, match="lora.init: the part for a text encoder is left out"):
+        check(fresh, both, RANK)  # the text encoder's rank is not the adapter's
+    updates = fresh.begin_with(str(both))
     assert len(updates) == len(made.parameters) // 2
     assert not any("lora" in n for n, _ in fresh.transformer.named_parameters())
 
@@ -146,27 +146,60 @@ def test_peft_files_keep_their_scale(sd3: Any, tmp_path: Path, rslora: bool) -> 
     torch.testing.assert_close(update.up @ update.down, scale * up @ down)
 
 
+def check(backbone: Any, path: Path, rank: int | None = None) -> None:
+    """As it is checked before the weights of that backbone load."""
+    config = backbone.transformer.config
+    adapter_file.check("lora.init", str(path), backbone.pipeline_class, config, rank)
+
+
 def test_what_cannot_be_read_is_refused_in_words(sd3: Any, tmp_path: Path) -> None:
     made = lora(sd3, alpha=ALPHA)
     sd3.export(made, made.parameters, tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"rank 4, the LoRA .* lora.rank = 32; set lora.rank = 4"):
-        adapter_file.check("lora.init", str(tmp_path / "adapter"), 32)
+        check(sd3, tmp_path / "adapter", 32)
     with pytest.raises(ValueError, match=r"no adapter_model\.safetensors or pytorch_lora_weights"):
-        adapter_file.check("lora.init", str(tmp_path / "model"))
+        check(sd3, tmp_path / "model")
     with pytest.raises(ValueError, match=r"is no adapter's .safetensors: "):
-        adapter_file.check("lora.init", str(tmp_path / "nowhere.safetensors"))
+        check(sd3, tmp_path / "nowhere.safetensors")
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds no LoRA: no name ends in lora_A\.weight or"):
-        adapter_file.check("lora.init", str(tmp_path / "other.safetensors"))
+        check(sd3, tmp_path / "other.safetensors")
     dora = {"x.lora_A.weight": torch.ones(2, 2), "x.dora_scale": torch.ones(2)}
     save_file(dora, tmp_path / "dora.safetensors")
     with pytest.raises(ValueError, match="is a DoRA, which is not read here"):
-        adapter_file.check("lora.init", str(tmp_path / "dora.safetensors"))
+        check(sd3, tmp_path / "dora.safetensors")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    again = FAMILIES["sd3"].load(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"adapter_config\.json has use_dora, which is not read"):
-        again.begin_with(str(tmp_path / "adapter"))
+    for refuse in (lambda path: check(sd3, path), sd3.begin_with):
+        with pytest.raises(ValueError, match=r"_config\.json has use_dora, which is not read"):
+            refuse(tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_model_is_refused_before_weights_load(
+    trained: tuple[str, Path, Path, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, path, adapter, _ = trained
+    pipeline = families.adapter(FAMILIES[name].type).pipeline_class
+    monkeypatch.setattr(
+        pipeline, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    config = (adapter / "adapter_config.json").read_text()
+    first = next(key for key in tensors if key.endswith("lora_B.weight"))
+    module = first.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
+    others = {
+        f"transformer.{module} has 7 outputs, this one's": tensors | {first: torch.ones(7, RANK)},
+        r"it adapts transformer\.blocks.9.q, which this one does not have": {
+            f"base_model.model.blocks.9.q.lora_{x}.weight": torch.ones(RANK, RANK) for x in "AB"
+        },
+    }
+    for number, (words, changed) in enumerate(others.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(config)
+        save_file(changed, folder / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"model.adapter = .* is of another model: .*{words}"):
+            FAMILIES[name].load(path, adapter=str(folder))
 
 
 def test_an_adapter_of_another_model_or_of_other_modules_is_refused(

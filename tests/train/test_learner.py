@@ -10,6 +10,7 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
+from tp_grpo import models
 from tp_grpo.trainer import Trainer
 
 Smoke = Callable[..., ConfigDict]
@@ -21,7 +22,9 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.learner.policy.parameters.items()}
 
 
-def test_a_run_begins_with_the_lora_of_another_and_resumes_its_own(smoke: Smoke) -> None:
+def test_a_run_begins_with_the_lora_of_another_and_resumes_its_own(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = smoke(run_name="first", epochs=1)
     Trainer(first).run()
     adapter = str(Path(first.output_dir) / "first" / "adapter")
@@ -41,6 +44,7 @@ def test_a_run_begins_with_the_lora_of_another_and_resumes_its_own(smoke: Smoke)
     resumed.rewards.close()
     assert all(torch.equal(value, trained[name]) for name, value in weights(resumed).items())
     config.run_name, config.lora.rank = "third", 8
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=r"has rank 16, the LoRA to be trained lora.rank = 8"):
         Trainer(config)
 

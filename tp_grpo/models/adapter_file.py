@@ -7,9 +7,11 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
@@ -32,18 +34,19 @@ class Update(NamedTuple):
     up: Tensor
 
 
-def check(field: str, path: str, rank: int | None = None) -> Path:
-    """The file of an adapter, which may be named by its folder; reads its header.
+def check(
+    field: str,
+    path: str,
+    pipeline_class: Any,
+    transformer: Mapping[str, Any],
+    rank: int | None = None,
+) -> None:
+    """Raises ValueError for what is no adapter of a pipeline with that transformer's config.
 
-    rank: of the LoRA that is to begin with it. Raises ValueError for what is no adapter's file, or
-    has another rank.
+    path: of the file, or of its folder; rank: of the LoRA that is to begin with it, None for any.
+    Warns of a part for a text encoder, which `read` leaves out.
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        names = [name for name in (PEFT_WEIGHTS, PIPELINE_WEIGHTS) if (file / name).is_file()]
-        if not names:
-            raise ValueError(f"{field} = {path!r}: no {PEFT_WEIGHTS} or {PIPELINE_WEIGHTS} in it")
-        file = file / names[0]
+    file = _find(field, path)
     try:
         with safe_open(file, "pt") as held:
             names = list(held.keys())
@@ -61,7 +64,41 @@ def check(field: str, path: str, rank: int | None = None) -> Path:
             f"{field} = {path!r} has rank {held_ranks}, the LoRA to be trained lora.rank = {rank}; "
             f"set lora.rank = {ranks[-1]}, or model.adapter, which merges one of any rank"
         )
-    return file
+    with _in_diffusers_layout(file) as (copy, _):
+        updates = _state(pipeline_class, copy)
+    if misfit := _misfit(updates, transformer):
+        raise ValueError(f"{field} = {path!r} is of another model: {misfit}")
+    if any(name.startswith(TEXT) for name in names):
+        warnings.warn(f"{field}: the part for a text encoder is left out", stacklevel=2)
+
+
+def _find(field: str, path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_dir():
+        return file
+    names = [name for name in (PEFT_WEIGHTS, PIPELINE_WEIGHTS) if (file / name).is_file()]
+    if not names:
+        raise ValueError(f"{field} = {path!r}: no {PEFT_WEIGHTS} or {PIPELINE_WEIGHTS} in it")
+    return file / names[0]
+
+
+def _misfit(updates: Mapping[str, Tensor], transformer: Mapping[str, Any]) -> str:
+    """What of them the transformer has no place for, in words; empty where all fit."""
+    with torch.device("meta"):
+        empty = getattr(diffusers, transformer["_class_name"]).from_config(dict(transformer))
+    weights = {f"transformer.{name}": value.shape for name, value in empty.named_parameters()}
+    for name, value in updates.items():
+        module, _, factor = name.partition(".lora_")
+        if factor not in ("A.weight", "B.weight"):
+            continue
+        shape = weights.get(f"{module}.weight")
+        if shape is None:
+            return f"it adapts {module}, which this one does not have"
+        axis = 1 if factor == "A.weight" else 0  # of the weight (O, I): A is (r, I), B (O, r)
+        if value.shape[axis] != shape[axis]:
+            side = "inputs" if axis else "outputs"
+            return f"its {module} has {value.shape[axis]} {side}, this one's {shape[axis]}"
+    return ""
 
 
 def read(pipeline: Any, path: str) -> dict[str, Update]:
@@ -69,19 +106,11 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
 
     Raises ValueError for an adapter of another model, or of a kind that is not read.
     """
-    file = check("adapter", path)
-    scale, tensors = 1.0, load_file(file)
-    if file.name == PEFT_WEIGHTS:
-        scale = _peft_scale(file.with_name("adapter_config.json"))
-        tensors = {k.replace(PREFIX, "transformer.", 1): v for k, v in tensors.items()}
-    own = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
-    if len(own) < len(tensors):
-        warnings.warn(f"{file}: its part for a text encoder is left out", stacklevel=2)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / PIPELINE_WEIGHTS
-        save_file(own, copy, metadata=_header(file))
+    file = _find("adapter", path)
+    with _in_diffusers_layout(file) as (copy, scale):
         found = dict(_loaded(pipeline, copy, scale))
-    pairs = sum(name.endswith(DOWN) for name in own)
+        with safe_open(copy, "pt") as held:
+            pairs = sum(name.endswith(DOWN) for name in held.keys())  # noqa: SIM118
     if not found or len(found) < pairs:
         raise ValueError(
             f"{file} is of another model: {len(found)} of its {pairs} modules are in this one"
@@ -89,15 +118,37 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
     return found
 
 
+@contextmanager
+def _in_diffusers_layout(file: Path) -> Iterator[tuple[Path, float]]:
+    """A copy of the transformer's part, as diffusers reads it, and the scale of its updates."""
+    scale, tensors = 1.0, load_file(file)
+    if file.name == PEFT_WEIGHTS:
+        scale = _peft_scale(file.with_name("adapter_config.json"))
+        tensors = {k.replace(PREFIX, "transformer.", 1): v for k, v in tensors.items()}
+    own = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PIPELINE_WEIGHTS
+        save_file(own, copy, metadata=_header(file))
+        yield copy, scale
+
+
+def _state(pipeline: Any, file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by diffusers' names. Raises ValueError for another model's."""
+    try:
+        values = pipeline.lora_state_dict(file.parent, weight_name=file.name)
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the adapter is of another model: {error}") from error
+    return dict(values[0] if isinstance(values, tuple) else values)
+
+
 def _loaded(pipeline: Any, file: Path, scale: float) -> Iterator[tuple[str, Update]]:
     """What the pipeline makes of a file; the values are the file's, not rounded to its dtype."""
+    values = _state(pipeline, file)
     try:
         try:
-            values = pipeline.lora_state_dict(file.parent, weight_name=file.name)
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
         except (AttributeError, KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"the adapter is of another model: {error}") from error
-        values = values[0] if isinstance(values, tuple) else values
         for name, module in pipeline.transformer.named_modules():
             if NAME not in getattr(module, "lora_A", ()):
                 continue

@@ -102,10 +102,11 @@ class PipelineBackbone:
         """The checkpoint that `config.model` names. Raises as `families.load` does."""
         _check_options(cls, model)
         pretrained.check_file(model.path, cls.pipeline_class)
-        if model.adapter:
-            adapter_file.check("model.adapter", model.adapter)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
         cls.check_config(model, configs)
+        if model.adapter:
+            shapes = cls.pipeline_class, configs["transformer"]
+            adapter_file.check("model.adapter", model.adapter, *shapes)
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,

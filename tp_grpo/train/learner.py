@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from tp_grpo.method.objectives import OBJECTIVES
-from tp_grpo.models import adapter_file
+from tp_grpo.models import adapter_file, families, pretrained
 from tp_grpo.models.base import Backbone
 from tp_grpo.models.policy import Policy
 from tp_grpo.ranks.runtime import Runtime
@@ -25,7 +25,10 @@ from tp_grpo.train.old_policy import OldPolicy, copies
 def check_learner(config: Settings) -> None:
     """Raises ValueError for an optimizer that is not installed, or a `lora.init` that cannot be."""
     if config.lora.init:
-        adapter_file.check("lora.init", config.lora.init, config.lora.rank)
+        pipeline, model = families.adapter(config.model.type).pipeline_class, config.model
+        configs = pretrained.read_configs(model.path, model.revision, pipeline.__name__)
+        shapes = pipeline, configs["transformer"]
+        adapter_file.check("lora.init", config.lora.init, *shapes, config.lora.rank)
     if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "train.optimizer = 'adamw_8bit' needs bitsandbytes: pip install bitsandbytes"

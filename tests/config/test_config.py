@@ -68,8 +68,21 @@ def test_a_published_recipe_is_the_same_epoch_on_any_number_of_gpus(
 @pytest.mark.parametrize("recipe", ONE_GPU)
 def test_a_variant_for_one_gpu_also_plans_on_a_few(recipe: str, world_size: int) -> None:
     p = plan(tp_grpo, recipe, world_size)
-    assert (p.groups, p.group_size) == ((8, 16) if "_qwen_" in recipe else (12, 24))
+    model = recipe.split("_")[-2]
+    groups = {"qwen": (8, 16), "klein": (12, 16), "zimage": (12, 16)}
+    assert (p.groups, p.group_size) == groups.get(model, (12, 24))
     assert p.batches_per_update * p.batch_size * world_size * p.updates == p.images
+
+
+@pytest.mark.parametrize("model", ["klein", "zimage"])
+def test_flow_factorys_settings_for_the_models_that_it_has_recipes_for(model: str) -> None:
+    c = tp_grpo.get_config(f"pickscore_{model}")
+    steps, guidance, evaluated = {"klein": (8, 4.0, 28), "zimage": (10, 5.0, 40)}[model]
+    assert (c.sample.steps, c.sample.guidance_scale, c.eval.steps) == (steps, guidance, evaluated)
+    assert (c.sample.kind, c.sample.noise_level, c.train.clip_range) == ("sde", 0.7, 1e-4)
+    assert plan(tp_grpo, f"pickscore_{model}", 8).window == range(1, 4)
+    assert (c.sample.groups_per_epoch, c.sample.group_size, c.train.beta) == (48, 16, 0.0)
+    assert (c.lora.rank, c.lora.alpha, c.train.learning_rate) == (64, 128, 3e-4)
 
 
 def test_the_published_models_and_rewards() -> None:

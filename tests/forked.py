@@ -19,11 +19,11 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(f"scripts/{name}.py", "--config=config/tp_grpo.py:shapes_smoke", *arguments)
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a script, given by its path below the repository, with these arguments to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = fork(_run, command, out, err)
+def run(*command: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a script, given by its path below `folder`, with these arguments to its end, there."""
+    with tempfile.TemporaryDirectory() as written:
+        out, err = Path(written, "out"), Path(written, "err")
+        process = fork(_run, command, folder, out, err)
         process.join(DEADLINE)
         if process.exitcode is None:
             process.kill()
@@ -39,10 +39,10 @@ def printed(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _run(command: tuple[str, ...], out: Path, err: Path) -> None:
+def _run(command: tuple[str, ...], folder: Path, out: Path, err: Path) -> None:
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    os.chdir(ROOT)
+    os.chdir(folder)
     sys.path.insert(0, str(ROOT / "scripts"))
     sys.argv = list(command)
     runpy.run_path(command[0], run_name="__main__")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {
@@ -76,7 +77,7 @@ def server() -> Iterator[str]:
 
 
 def train(random_sd3: Path, dataset: Path, out: Path, *more: str) -> list[dict]:
-    command = [sys.executable, "scripts/train.py", "--config=config/tp_grpo.py:general_ocr_sd3"]
+    command = ["scripts/train.py", "--config=config/tp_grpo.py:general_ocr_sd3"]
     command += [
         f"--config.model.path={random_sd3}",
         f"--config.output_dir={out}",
@@ -87,10 +88,7 @@ def train(random_sd3: Path, dataset: Path, out: Path, *more: str) -> list[dict]:
         f"--config.prompts.eval={dataset}/test.txt",
     ]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = forked.run(*command, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in (out / "ocr" / "metrics.jsonl").read_text().splitlines()]
 

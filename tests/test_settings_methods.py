@@ -9,6 +9,7 @@ import pytest
 
 from config import awm, dgpo, elbo_pg, flow_grpo, nft, shared_state, tp_grpo
 from tests.test_settings import config, refusal
+from tp_grpo.method.credit import METHODS
 from tp_grpo.method.objectives import OBJECTIVES
 from tp_grpo.settings import Settings, points_of
 
@@ -217,3 +218,17 @@ def test_guidance_on_visited_states_is_as_published(module: ModuleType) -> None:
     c = module.get_config("shapes_smoke")
     c.sample.guidance_scale = 4.5
     assert not list(Settings.read(c).cautions(classifier_free=True))
+
+
+def test_a_method_that_is_registered_after_the_settings_were_read_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a notebook, which trains a method of ours before its own."""
+    mine = flow_grpo.get_config("shapes_smoke")
+    Settings.read(mine)
+    mine.credit.name = mine.objective.name = "mine"
+    with pytest.raises(ValueError, match="'mine' is not one of"):
+        Settings.read(mine)
+    monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["grpo"])
+    monkeypatch.setitem(METHODS, "mine", METHODS["terminal"])
+    assert Settings.read(mine).credit.name == "mine"

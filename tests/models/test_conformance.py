@@ -139,16 +139,48 @@ def test_sigma_falls_from_1_to_0(family: Family, folder: Path) -> None:
     assert (sigmas.diff() < 0).all()
 
 
-def test_an_unmoved_policy_repeats_sampling_bit_for_bit(family: Family, folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_unmoved_policy_repeats_sampling_bit_for_bit(
+    family: Family, folder: Path, dtype: str
+) -> None:
     """So that the first update's ratios are exactly 1."""
-    backbone = family.load(folder, gradient_checkpointing=True)
-    lora(backbone)
+    backbone = family.load(folder, gradient_checkpointing=True, dtype=dtype)
+    policy = lora(backbone)
     cond, x = backbone.encode(PROMPTS), noise(backbone)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        with torch.no_grad():
+            sampled = backbone.velocity(x, torch.tensor(0.5), cond, 2.0)
+        trained = backbone.velocity(x, torch.tensor(0.5), cond, 2.0)
+        assert trained.requires_grad and trained.dtype == torch.float32
+        assert torch.equal(trained, sampled) and sampled.isfinite().all()
+        trained.square().mean().backward()
+    gradients = [p.grad for p in policy.parameters.values() if p.grad is not None]
+    assert {g.dtype for g in gradients} == {torch.float32}
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_compiled_blocks_give_the_same_velocity(family: Family, folder: Path) -> None:
+    """By the tracer alone; kernels are the compiler's matter."""
+    plain, compiled = family.load(folder), family.load(folder, compile="aot_eager")
+    cond, x = plain.encode(PROMPTS), noise(plain)
     with torch.no_grad():
-        sampled = backbone.velocity(x, torch.tensor(0.5), cond, 2.0)
-    trained = backbone.velocity(x, torch.tensor(0.5), cond, 2.0)
-    assert trained.requires_grad
-    assert torch.equal(trained, sampled)
+        v, same = (b.velocity(x, torch.tensor(0.5), cond, 2.0) for b in (plain, compiled))
+    torch.testing.assert_close(same, v, rtol=0, atol=1e-5)
+
+
+def test_prompts_from_the_cache_on_disk_are_the_same_bits(
+    family: Family, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = family.load(folder).encode(PROMPTS)
+    family.load(folder, embeddings_cache=str(tmp_path)).encode_ahead(PROMPTS)
+    pipeline = families.adapter(family.type).pipeline_class
+    cached = family.load(folder, embeddings_cache=str(tmp_path))
+    monkeypatch.setattr(
+        pipeline, "from_pretrained", lambda *_, **__: pytest.fail("the encoders were loaded")
+    )
+    read = cached.encode(PROMPTS)
+    for field in dataclasses.fields(fresh):
+        assert torch.equal(getattr(read, field.name), getattr(fresh, field.name)), field.name
 
 
 def test_every_target_is_hit_and_learns(family: Family, folder: Path) -> None:

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import forked
+
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
-
-
-def run(*arguments: str, out: Path, config: str = CONFIG) -> tuple[int, str]:
-    command = [sys.executable, "scripts/train.py", config, f"--config.output_dir={out}", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -60,8 +43,10 @@ def run(*arguments: str, out: Path, config: str = CONFIG) -> tuple[int, str]:
 def test_a_mistake_is_named_and_nothing_is_written(
     argument: str, config: str, message: str, tmp_path: Path
 ) -> None:
-    code, output = run(argument, out=tmp_path, config=config)
-    assert code == 2, output
+    out = f"--config.output_dir={tmp_path}"
+    done = forked.run("scripts/train.py", config, out, argument)
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
     assert message in output
     assert "Traceback" not in output, output
     assert not list(tmp_path.rglob("*.safetensors"))

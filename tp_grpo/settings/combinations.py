@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tp_grpo.method.credit import needs_branches
-from tp_grpo.method.objectives import OBJECTIVES
+from tp_grpo.method.objectives import OBJECTIVES, names
 
 if TYPE_CHECKING:
     from tp_grpo.settings import Settings
-
-NOISED = [name for name, objective in OBJECTIVES.items() if objective.noised]
-VISITED = [name for name, objective in OBJECTIVES.items() if not objective.noised]
 
 
 def mistakes(settings: Settings) -> Iterator[str]:
@@ -30,7 +27,8 @@ def _groups(settings: Settings) -> Iterator[str]:
         yield (
             f"objective.name = {name!r} looks at clean images that are noised afresh, but "
             f"sample.groups = {sample.groups!r} samples next states of one state; set "
-            f"sample.groups = 'trajectories', or an objective of the states: {either(VISITED)}"
+            f"sample.groups = 'trajectories', or an objective of the states: "
+            f"{either(names(noised=False))}"
         )
     elif points != "trajectories" and needs_branches(credit):
         who = f"objective.name = {name!r}" if noised else "shared_state"
@@ -86,7 +84,7 @@ def _objective(settings: Settings) -> Iterator[str]:
         yield (
             f"objective.old_ramp = {o.old_ramp:g}: {name} compares the policy with what it "
             "was when it sampled, so that it must sample itself; set objective.old_ramp = 0, "
-            f"or an objective that noises clean images: {either(NOISED)}"
+            f"or an objective that noises clean images: {either(names(noised=True))}"
         )
 
 

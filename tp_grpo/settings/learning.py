@@ -8,21 +8,12 @@ from dataclasses import dataclass
 from tp_grpo.method.completion import COMPLETIONS
 from tp_grpo.method.credit import METHODS
 from tp_grpo.method.flow import KINDS
-from tp_grpo.method.objectives import OBJECTIVES
+from tp_grpo.method.objectives import OBJECTIVES, names
 from tp_grpo.method.objectives.elbo_pg import FORMS
 from tp_grpo.settings.setting import Section, setting
 
-
-def _names(**traits: bool) -> str:
-    """The objectives with these traits: `nft, awm`."""
-    return ", ".join(
-        name
-        for name, objective in OBJECTIVES.items()
-        if all(getattr(objective, trait) == value for trait, value in traits.items())
-    )
-
-
-NOISED = _names(noised=True)
+NOISED = ", ".join(names(noised=True))
+NEXT_STATES, VISITED = ", ".join(names(clean=False)), ", ".join(names(clean=True, noised=False))
 
 
 @dataclass(frozen=True)
@@ -114,8 +105,7 @@ class SampleSettings(Section):
 @dataclass(frozen=True)
 class CreditSettings(Section):
     name: str = setting(
-        "Credit of each step: terminal is Flow-GRPO's, turning_point TP-GRPO's.",
-        choices=tuple(METHODS),
+        "Credit of each step: terminal is Flow-GRPO's, turning_point TP-GRPO's.", choices=METHODS
     )
     constraint: bool = setting(
         "turning_point: the step must also agree in sign with what follows it."
@@ -152,10 +142,9 @@ class AdvantageSettings(Section):
 @dataclass(frozen=True)
 class ObjectiveSettings(Section):
     name: str = setting(
-        f"Loss of an update. On the next states: {_names(clean=False)}. On clean images: "
-        f"{_names(clean=True, noised=False)} (at the states that sampling visited), {NOISED} "
-        "(noised afresh).",
-        choices=tuple(OBJECTIVES),
+        f"Loss of an update. On the next states: {NEXT_STATES}. On clean images: {VISITED} (at the "
+        f"states that sampling visited), {NOISED} (noised afresh).",
+        choices=OBJECTIVES,
     )
     timesteps: int = setting(f"{NOISED}: times at which each image is noised.", "times", low=1)
     noisiest: float = setting(

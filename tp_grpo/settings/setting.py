@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,7 @@ class Setting:
     low: float | None = None
     high: float | None = None  # only together with `low` or `above`
     above: float | None = None  # an exclusive bound
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()  # of a table: also what was added to it later
     required: str = ""  # why the text must not be empty
     why: str = ""  # in messages, in place of the bounds
 

@@ -79,3 +79,12 @@ OBJECTIVES = {
     "awm": _noised(awm, "AWM, advantage-weighted matching (arXiv 2509.25050)", lagging="awm_pull"),
     "dgpo": _noised(dgpo, "DGPO (arXiv 2510.08425)", reference=True, groups=True),
 }
+
+
+def names(**traits: bool) -> list[str]:
+    """Of the objectives with these values, such as `noised=True`."""
+    return [
+        name
+        for name, objective in OBJECTIVES.items()
+        if all(getattr(objective, trait) == value for trait, value in traits.items())
+    ]

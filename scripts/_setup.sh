@@ -34,11 +34,12 @@ import venv, ensurepip' 2>&1 | tail -n 1)" || fail "'$1' cannot make .venv: ${la
 }
 
 # uv_install FILES: from pip's mirror if it has one; uv's cache is in .venv if uv cannot link files from it.
+# Bytecode is made once, or under PYTHONDONTWRITEBYTECODE (many containers set it) each start takes three times as long.
 uv_install() (
     mirror="${PIP_INDEX_URL:-$("$VENV_PYTHON" -m pip config get global.index-url 2>/dev/null)}"
     mirror="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-$mirror}}"
     if [ -n "$mirror" ]; then export UV_DEFAULT_INDEX="$mirror" PIP_INDEX_URL="$mirror"; fi
-    export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" PIP_USER=0 uv=uv
+    export UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" PIP_USER=0 uv=uv
     "$uv" --version >/dev/null 2>&1 || uv="$VENV/bin/uv"
     "$uv" --version >/dev/null 2>&1 || "$VENV_PYTHON" -m pip install --disable-pip-version-check -q "$UV" || return
     link="$("$uv" cache dir)/.link-$$"

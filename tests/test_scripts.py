@@ -248,6 +248,7 @@ def test_first_run_installs_and_launches(checkout: Checkout) -> None:
     result = checkout.quickstart("--config.seed=7", "--config.note=two words")
     assert result.returncode == 0, result.stderr
     assert checkout.take_calls() == [CORE, PACKAGE]
+    assert "UV_COMPILE_BYTECODE=1" in Path(f"{checkout.calls}.env").read_text().splitlines()
     assert checkout.steps() == [
         "scripts/train.py",
         "--config=config/tp_grpo.py:shapes_tiny",

@@ -240,6 +240,30 @@ def test_weights_that_are_not_there_say_what_to_download(published: str, size: i
     assert "it needs the network once. To work offline" in free and "gated" not in free
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_hub_repository_is_fetched_with_the_only_variant_that_it_has(
+    saved: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str | None,
+) -> None:
+    """`download` is diffusers'; what it would fetch is the folder that is there."""
+    StableDiffusion3Pipeline.from_pretrained(saved("sd3")).save_pretrained(
+        tmp_path, variant=variant, max_shard_size="20KB"
+    )
+    listed = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    asked: dict[str, Any] = {}
+
+    def download(path: str, **options: Any) -> str:
+        asked.update(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(pretrained, "list_repo_files", lambda path, revision: listed)
+    monkeypatch.setattr(StableDiffusion3Pipeline, "download", download)
+    fetched = pretrained.fetch(StableDiffusion3Pipeline, "someone/sd3", "main")
+    assert fetched == str(tmp_path) and asked == {"revision": "main", "variant": variant}
+
+
 def test_a_hub_id_is_read_from_the_local_cache_when_offline(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
+from huggingface_hub import list_repo_files
 from safetensors import SafetensorError, safe_open
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,11 +81,26 @@ def fetch(pipeline_class: type[DiffusionPipeline], path: str, revision: str) -> 
     if folder is not None:
         return str(folder)
     try:
-        cached = pipeline_class.download(path, revision=revision or None)
+        cached = pipeline_class.download(
+            path, revision=revision or None, variant=_hub_variant(path, revision)
+        )
     except (OSError, ValueError) as error:
         raise ValueError(unreadable(path)) from error
     check_folder(Path(cached), pipeline_class.__name__)
     return str(cached)
+
+
+def _hub_variant(path: str, revision: str) -> str | None:
+    """As `variant` of the repository's files; None if it cannot be asked, and the cache serves."""
+    try:
+        listed = list_repo_files(path, revision=revision or None)
+    except (OSError, ValueError):
+        return None
+    parts: dict[str, list[str]] = {}
+    for name in listed:
+        part, _, file = name.partition("/")
+        parts.setdefault(part, []).append(file)
+    return _common_variant(parts)
 
 
 def local_folder(path: str) -> Path | None:
@@ -133,14 +149,19 @@ def variant(folder: Path) -> str | None:
 
     None where each part has files without one.
     """
-    found = {_variant(part, stem) for part in folder.iterdir() if (stem := _stem(part.name))}
+    parts = [part for part in folder.iterdir() if part.is_dir()]
+    return _common_variant({part.name: [f.name for f in part.iterdir()] for part in parts})
+
+
+def _common_variant(parts: Mapping[str, Collection[str]]) -> str | None:
+    found = {_variant(names, stem) for part, names in parts.items() if (stem := _stem(part))}
     return min(found - {""}, default=None)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that a part's weights load from: those without a variant, else with it."""
     stem = _stem(folder.name)
-    suffix = _variant(folder, stem)
+    suffix = _variant([path.name for path in folder.iterdir()], stem)
     index = folder / ".".join(filter(None, (f"{stem}.safetensors.index", suffix, "json")))
     names = {".".join(filter(None, (stem, suffix, "safetensors")))}
     if index.is_file():
@@ -155,13 +176,12 @@ def _stem(part: str) -> str:
     return "model" if part.startswith("text_encoder") else ""
 
 
-def _variant(folder: Path, stem: str) -> str:
+def _variant(names: Collection[str], stem: str) -> str:
     """The variant of the weights' names where there are none without; empty otherwise."""
-    plain = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
-    if any((folder / name).is_file() for name in plain):
+    if {f"{stem}.safetensors", f"{stem}.safetensors.index.json"} & set(names):
         return ""
-    name = re.compile(rf"{stem}(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
-    found = [match[1] or match[2] for f in folder.glob("*") if (match := name.fullmatch(f.name))]
+    form = re.compile(rf"{stem}(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
+    found = [match[1] or match[2] for name in names if (match := form.fullmatch(name))]
     return min(found, default="")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,13 @@ class Flux(PipelineBackbone):
                 f"model.path = {model.path!r}: its transformer reads {transformer['in_channels']} "
                 f"channels a token, and its VAE packs {PATCH**2} x {vae['latent_channels']}; "
                 "fill and control variants cannot be trained"
+            )
+        if not transformer["guidance_embeds"]:
+            warnings.warn(
+                f"model.path = {model.path!r} has no input for guidance: sample.guidance_scale is "
+                "without effect; if it is distilled to a few steps, as FLUX.1-schnell is, training "
+                "it with steps of its own blurs its images",
+                stacklevel=2,
             )
 
     @staticmethod

@@ -50,6 +50,15 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def mistake(error: Exception) -> int:
+    """Print it in one line; returns the exit code of a mistake in the command."""
+    from tp_grpo.store import files
+
+    words = files.in_words(error) if isinstance(error, OSError) else error
+    print(f"error: {words}", file=sys.stderr)
+    return 2
+
+
 def _help(script: str) -> str:
     """The script's docstring and its options: --config first, for every script has it."""
     from config import algorithms
@@ -80,6 +89,10 @@ def _in_words(error: BaseException, arguments: list[str]) -> str:
     if "Traceback" in text or "Failed loading" in text:
         return text.splitlines()[-1].split("Error: ")[-1].strip()
     text = " ".join(text.split())
+    for argument in arguments:
+        if argument.startswith("--config.rewards.scorers."):
+            example = "--config.rewards.scorers=\"{'pickscore': 1.0, 'jpeg': 0.0}\""
+            return f"{argument}: that scorer is not in the recipe; give all of them: {example}"
     for argument in arguments:
         if any(f"'{part}'" in text for part in argument.partition("=")[0].split(".")[1:]):
             return f"{argument}: no such field: {text}"

@@ -14,12 +14,11 @@ repeats.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from _config import CONFIG, parse, quiet
+from _config import CONFIG, mistake, parse, quiet
 from absl import app, flags
 
 if TYPE_CHECKING:
@@ -51,9 +50,8 @@ def main(_: list[str]) -> int:
     quiet()
     try:
         ladders, seconds, plans = measure(Settings.read(CONFIG.value))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return mistake(error)
     print(table(ladders, seconds, plans))
     return 0
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import asdict
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from _config import CONFIG, parse
+from _config import CONFIG, mistake, parse
 from absl import app, flags
 
 if TYPE_CHECKING:
@@ -48,9 +47,8 @@ def main(_: list[str]) -> int:
     try:
         settings = Settings.read(CONFIG.value)
         cost = estimate(settings, _WORLD_SIZE.value)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return mistake(error)
     warned = warnings(settings, cost, _GPU_MEMORY.value)
     if _JSON.value:
         print(json.dumps(as_json(cost) | {"warnings": warned}, indent=2))

@@ -13,10 +13,11 @@ size changes which images are scored.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
-from _config import CONFIG, parse, quiet
+from _config import CONFIG, mistake, parse, quiet
 from absl import app, flags
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -35,9 +36,8 @@ def main(_: list[str]) -> int:
     quiet()
     try:
         evaluate()
-    except (ValueError, RewardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, RewardError) as error:
+        return mistake(error)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; the same command resumes", file=sys.stderr)
         return 130
@@ -49,6 +49,7 @@ def evaluate() -> None:
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.evaluate.standing import assess
     from tp_grpo.settings import Settings
+    from tp_grpo.store import files
 
     config = Settings.read(CONFIG.value)
     configured = config.rewards.scorers
@@ -59,8 +60,18 @@ def evaluate() -> None:
     # Another policy or prompt file gets another folder.
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
     file = source.replace("/", "-").replace(":", "-")
-    out = _OUT.value or f"{config.output_dir}/evaluate/{name}-{file}"
-    assess(config, scorers, policy, known, Path(out))
+    below = Path(config.output_dir) / "evaluate" / short(f"{name}-{file}")
+    out = Path(_OUT.value).expanduser() if _OUT.value else below
+    files.check_writable(out, "--out" if _OUT.value else "output_dir")
+    assess(config, scorers, policy, known, out)
+
+
+def short(name: str, most: int = 120) -> str:
+    """The name, or its beginning and a hash of it: file systems take 255 bytes."""
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: most - 13].decode(errors='ignore')}-{digest}"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ position and the member alone.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _config import CONFIG, parse, quiet
+from _config import CONFIG, mistake, parse, quiet
 from absl import app, flags
 
 if TYPE_CHECKING:
@@ -44,10 +43,9 @@ def main(_: list[str]) -> int:
     try:
         if _SEED.value is not None:
             CONFIG.value.seed = _SEED.value
-        generate(Settings.read(CONFIG.value), Path(_OUT.value))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        generate(Settings.read(CONFIG.value), Path(_OUT.value).expanduser())
+    except (ValueError, OSError) as error:
+        return mistake(error)
     except KeyboardInterrupt:
         print(f"\nstopped by Ctrl-C; {_OUT.value} keeps the finished images", file=sys.stderr)
         return 130
@@ -58,11 +56,11 @@ def generate(config: Settings, out: Path) -> None:
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.ranks.runtime import Runtime
+    from tp_grpo.store import files
 
-    policy, text = policy_on_base.find(_CHECKPOINT.value), _PROMPTS.value
-    is_source = text.endswith((".txt", ".jsonl")) or re.fullmatch(r"[\w.]+:\w+", text)
-    known = prompts.load(text, field="--prompts") if is_source else prompts.PromptSet([text], [{}])
-    out.mkdir(parents=True, exist_ok=True)
+    policy = policy_on_base.find(_CHECKPOINT.value)
+    known = prompts.text_or_source(_PROMPTS.value, field="--prompts")
+    files.check_writable(out, "--out")
     runtime = Runtime(config.model.dtype, (), str(out))
     if runtime.world_size > 1:
         raise ValueError("generate.py runs in one process; scripts/evaluate.py shares its work")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
 from datetime import date
 
-from _config import CONFIG, parse, quiet
+from _config import CONFIG, mistake, parse, quiet
 from absl import app, flags
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "of every phase; the median is shown", lower_bound=1)
@@ -31,9 +30,8 @@ def main(_: list[str]) -> int:
     try:
         settings = Settings.read(CONFIG.value)
         probed = probe(settings, repeats=_REPEATS.value)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return mistake(error)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     model = settings.model
     size = f"{model.height} x {model.width}, batch {probed.batch_size}"

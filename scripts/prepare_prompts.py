@@ -16,7 +16,8 @@ import json
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(make=make, name=name)
         about = "folder of the sets (default: dataset)"
-        command.add_argument("--out", type=Path, default="dataset", help=about)
+        command.add_argument("--out", type=_path, default=Path("dataset"), help=about)
         command.add_argument("--force", action="store_true", help="replace files that differ")
         if name != "text":
             about = "another seed, other prompts (default: 42)"
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     about = "leave out the scenes of these files, such as the official evaluation_metadata.jsonl"
     command.add_argument(
-        "--keep-out", type=Path, nargs="+", default=[], metavar="FILE.jsonl", help=about
+        "--keep-out", type=_path, nargs="+", default=[], metavar="FILE.jsonl", help=about
     )
     for module, make in ((general_ocr, _general_ocr), (pickscore, _pickscore)):
         command = add(module.__name__.rpartition(".")[2], make, str(module.__doc__))
@@ -99,9 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--source", default="auto", help=about)
     command = add("text", _text, str(text.__doc__))
-    command.add_argument("file", type=Path, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8")
+    command.add_argument("file", type=_path, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8")
     command.add_argument("--name", required=True, help="of the folder, such as drawbench")
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _count(text: str) -> int:
@@ -124,8 +129,20 @@ def _geneval(options: Namespace) -> Files:
         train={**geneval.TRAIN_SIZES, **dict(options.train)},
         test={**geneval.TEST_SIZES, **dict(options.test)},
         keep_out={scene for path in options.keep_out for scene in _scenes(path)},
+        shrink=set(geneval.TAGS) - dict(options.train + options.test).keys(),
     )
+    _say_what_shrank("training", train, geneval.TRAIN_SIZES, dict(options.train))
+    _say_what_shrank("test", test, geneval.TEST_SIZES, dict(options.test))
     return {Path("train.jsonl"): train, Path("test.jsonl"): test}
+
+
+def _say_what_shrank(
+    kind: str, entries: list[dict], sizes: Mapping[str, int], asked: Mapping[str, int]
+) -> None:
+    counts = Counter(entry["tag"] for entry in entries)
+    for tag, usual in sizes.items():
+        if tag not in asked and counts[tag] < usual:
+            print(f"{tag}: {counts[tag]} {kind} prompts, not {usual}: --keep-out leaves no more")
 
 
 def _scenes(path: Path) -> list[tuple]:

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="a run's folder")
     about = "the page to write; default: report.html in the first run's folder"
-    parser.add_argument("--out", type=Path, help=about)
+    parser.add_argument("--out", type=_path, help=about)
     about = "also write the figures as PNG files into this folder"
-    parser.add_argument("--png", type=Path, metavar="DIR", help=about)
+    parser.add_argument("--png", type=_path, metavar="DIR", help=about)
     about = "reference curves: a name in docs/curves, or a .json file"
     parser.add_argument("--against", metavar="NAME", help=about)
     axes = ("updates", "evaluations", "seconds")
@@ -31,6 +31,7 @@ def main() -> int:
     options = parser.parse_args()
 
     from tp_grpo.report import figures, reference, write
+    from tp_grpo.store import files
 
     out = options.out or options.runs[0] / "report.html"
     try:
@@ -38,11 +39,16 @@ def main() -> int:
         write(options.runs, out, against=curves)
         if options.png:
             figures.save(options.runs, options.png, axis=options.axis, against=curves)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        words = files.in_words(error) if isinstance(error, OSError) else error
+        print(f"error: {words}", file=sys.stderr)
         return 2
     print(out)
     return 0
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 if __name__ == "__main__":

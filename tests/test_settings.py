@@ -243,3 +243,24 @@ def test_each_precision_is_known_to_the_models() -> None:
     known = {name: setting.choices for name, setting, _ in STATED}
     assert known["model.dtype"] == tuple(DTYPES)
     assert set(known["model.vae_dtype"]) <= DTYPES.keys()
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    names = [name for name, setting, _ in STATED if setting.path]
+    paths = {name.replace(".", "__"): "~/x" for name in names}
+    read = Settings.read(config(**paths)).as_dict()
+    for name in names:
+        section, _, field = name.rpartition(".")
+        assert (read[section] if section else read)[field] == "/home/me/x", name
+    assert set(names) == {
+        *("output_dir", "model.path", "model.adapter", "model.embeddings_cache", "lora.init"),
+        *("prompts.train", "prompts.eval", "checkpoint.resume"),
+    }
+
+
+def test_names_may_come_in_one_text() -> None:
+    asked = config(tracking__trackers=("tensorboard,wandb",), lora__targets="attn.to_q, attn.to_k")
+    read = Settings.read(asked)
+    assert read.tracking.trackers == ("tensorboard", "wandb")
+    assert read.lora.targets == ("attn.to_q", "attn.to_k")

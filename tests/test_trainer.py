@@ -161,7 +161,7 @@ def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(smoke: Smoke) -> Non
     trainer.rewards.scorers["shapes"] = fails_in_epoch_3  # type: ignore[assignment]
     with pytest.raises(RewardError, match="'shapes' failed with TypeError: no such thing"):
         trainer.run()
-    assert trainer.checkpoints.epochs()[-1] == 2
+    assert trainer.run_folder.checkpoints.epochs()[-1] == 2
     Trainer(broken).run()
     assert same(weights(broken, 3), weights(undisturbed, 3))
     assert [line["epoch"] for line in lines(broken, "train")] == [1, 2, 3]

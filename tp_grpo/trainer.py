@@ -30,6 +30,7 @@ from tp_grpo.ranks.clock import Clock
 from tp_grpo.ranks.preemption import Preempted, Preemption
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardError, RewardSet
+from tp_grpo.run import contents
 from tp_grpo.run.alarm_guard import AlarmGuard
 from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.settings import Settings
@@ -58,12 +59,10 @@ class Trainer:
         )
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
         stored = settings.as_dict()
-        content = {f"{name} (content)": known.digest for name, known in self._prompt_sets().items()}
         self.preemption = Preemption(self.runtime, settings.checkpoint.grace)
         self.run_folder = RunFolder(
-            self.runtime, self.folder, settings.checkpoint, stored | content, self.preemption
+            self.runtime, self.folder, settings.checkpoint, stored | self.contents, self.preemption
         )
-        self.checkpoints = self.run_folder.checkpoints
         self.clock = Clock(self.runtime.synchronize, self.runtime.all_sum)
         with self.preemption.watching():  # a signal while weights load counts at the first batch
             self._build(stored)
@@ -82,6 +81,7 @@ class Trainer:
         self.rewards = RewardSet(config.rewards.scorers)
         for known in self._prompt_sets().values():
             self.rewards.check_prompts(known.prompts, known.metadata)
+        self.contents = contents.of(config, self._prompt_sets())
 
     def _prompt_sets(self) -> dict[str, prompts.PromptSet]:
         return {"prompts.train": self.prompts, "prompts.eval": self.eval_prompts}

@@ -17,6 +17,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from tp_grpo.data import prompts
+from tp_grpo.data.sets import geneval
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_prompts.py"
 main = runpy.run_path(str(SCRIPT))["main"]
@@ -132,6 +133,22 @@ def test_geneval_sizes_and_what_to_keep_out(tmp_path: Path) -> None:
     assert Counter(entry["tag"] for entry in test)["single_object"] == 39
     assert official["prompt"] not in {entry["prompt"] for entry in train + test}
     assert list(train[0])[:1] + list(train[0])[-1:] == ["tag", "prompt"]
+
+
+def test_geneval_without_the_official_scenes_has_fewer_for_the_test(tmp_path: Path) -> None:
+    """Its 553 lines ask for every single object and for a third of all counts."""
+    official, _ = geneval.build(seed=1, train={"single_object": 80, "counting": 80}, test={})
+    (tmp_path / "official.jsonl").write_text("\n".join(map(json.dumps, official)))
+    report = succeed("geneval", "--keep-out", "official.jsonl", cwd=tmp_path)
+    assert "single_object: 0 test prompts, not 80: --keep-out leaves no more" in report
+    assert "counting: 0 test prompts, not 80: --keep-out leaves no more" in report
+    train, test = (
+        Counter(json.loads(line)["tag"] for line in lines(tmp_path / f"dataset/geneval/{s}.jsonl"))
+        for s in SPLITS
+    )
+    assert train == {tag: n for tag, n in geneval.TRAIN_SIZES.items() if n}
+    left = {"two_object": 100, "colors": 100, "position": 100, "color_attr": 100}
+    assert test == left
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,38 @@ def test_epochs_pass_over_all_prompts_without_repeating_one_in_an_epoch() -> Non
 def test_more_groups_than_prompts() -> None:
     with pytest.raises(ValueError, match=r"sample.groups_per_epoch = 5, but prompts.train holds 4"):
         prompts.epoch_groups(4, seed=0, epoch=0, groups=5)
+
+
+def test_byte_order_marks_of_joined_files_are_removed(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    joined = load(tmp_path / "a.txt", mark + b"a cat\n" + mark + b"a dog\na " + mark + b"cow")
+    assert joined.prompts == ["a cat", "a dog", "a cow"]
+    lines = mark + b'{"prompt": "a cat"}\n' + mark + b'{"prompt": "a \\ufeffdog"}\n'
+    assert load(tmp_path / "a.jsonl", lines).prompts == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("text", ["a cat.", "node.js on a mug, 3.5 cm", "Mr. Smith", "a cat " * 99])
+def test_a_text_is_a_prompt(text: str) -> None:
+    assert prompts.text_or_source(text, field="--prompts").prompts == [text.strip()]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("drawbench.csv", "'drawbench.csv' is not a .txt or .jsonl file"),
+        ("nowhere.txt", "no such file"),
+        (".", r"'.' is a folder; name a .txt or .jsonl file"),
+        (b"caf\xe9".decode(errors="surrogateescape"), "--prompts: .* holds half a character"),
+        (" ", "--prompts: .* must be a string that is not empty"),
+    ],
+)
+def test_a_name_of_a_file_or_a_text_that_no_tokenizer_should_get_is_refused(
+    text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prompts.text_or_source(text, field="--prompts")
+
+
+def test_a_name_that_is_too_long_for_a_file_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--prompts = 'xxx.* is not a .txt|cannot be read"):
+        prompts.load("x" * 5000, field="--prompts")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,24 @@ def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))
     tracking.go_offline_without_login(("wandb",))
     assert os.environ.pop("WANDB_MODE") == "offline"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_wandb_with_a_login_is_offline_where_its_server_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        if there:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+        else:
+            server.server_close()
+        tracking.go_offline_without_login(("wandb",))
+    assert os.environ.pop("WANDB_MODE", "online") == ("online" if there else "offline")
+    assert (f"nothing answers at {url} within 5 s" in capsys.readouterr().out) != there
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tp_grpo.store.checkpoint import ADAPTER, META, STATE, WEIGHTS, Checkpoint, Checkpoints, load
+from tp_grpo.store import checkpoint
+from tp_grpo.store.checkpoint import (
+    ADAPTER,
+    BEST,
+    META,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    Checkpoints,
+    UnreadableError,
+    load,
+)
 
 
 def export(folder: Path) -> None:
@@ -73,3 +86,58 @@ def test_going_back_forgets_what_came_after(tmp_path: Path) -> None:
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none", 1).newest() is None
+
+
+def test_a_copy_that_followed_the_link_to_the_best_goes_on(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "run", 1)
+    checkpoints.best_by = "total"
+    checkpoints.add_scores(1, {"total": 0.5})
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # as `cp -rL`, zip and s3 do
+    copy = Checkpoints(tmp_path / "copy", 10, best="total")
+    assert not (copy.folder / BEST).is_symlink()
+    copy.add_scores(1, {"total": 0.6})
+    assert (copy.folder / BEST).is_symlink() and copy.best() == 1
+    copy.best_by = ""
+    (copy.folder / BEST).unlink()
+    (copy.folder / BEST).mkdir()
+    copy.tidy()
+    assert not (copy.folder / BEST).exists()
+
+
+@pytest.mark.parametrize("name", ["epoch-2.tar.gz", "epoch-1-backup", "epoch-", "epoch-3 (copy)"])
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path, name: str) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / name).mkdir()
+    (tmp_path / "epoch-7").write_text("a file")
+    newest = checkpoints.newest()
+    assert checkpoints.epochs() == [1] and newest and newest.epoch == 1
+    checkpoints.forget_after(0)
+    assert (tmp_path / name).is_dir()
+
+
+def test_every_file_has_the_mode_of_the_umask(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    written = [path for path in (tmp_path / "epoch-1").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in written} == {plain.stat().st_mode}
+
+
+def test_a_checkpoint_that_may_not_be_read_stops_and_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+
+    def refuse(path: Path) -> dict:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "load_file", refuse)
+    with pytest.raises(UnreadableError, match=r"epoch-2 cannot be read: .*Permission denied"):
+        checkpoints.newest()
+
+
+def test_a_run_in_the_place_of_a_checkpoint_is_told_what_it_holds(tmp_path: Path) -> None:
+    saved(tmp_path / "run" / "checkpoints", 1, 2)
+    held = ", ".join(str(tmp_path / "run" / "checkpoints" / f"epoch-{n}") for n in (1, 2))
+    with pytest.raises(ValueError, match=f"no state.json; name one of those inside: {held}"):
+        load(tmp_path / "run")

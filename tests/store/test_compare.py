@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config import tp_grpo
-from tp_grpo.store.compare import check_same_run, differences
+from tp_grpo.store.compare import CONTENT, check_same_run, differences
 
 OLD = {
     "seed": 1,
@@ -71,3 +71,17 @@ def test_a_field_that_is_new_for_another_reason_is_a_difference(tmp_path: Path) 
     now = {"rewards": {"scorers": {"shapes": 1.0, "ocr": 1.0}}}
     with pytest.raises(ValueError, match=r"rewards\.scorers\.ocr: None then, 1\.0 now"):
         check_same_run(then, now, tmp_path)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_the_same_files_under_another_path_are_the_same(tmp_path: Path, branches: bool) -> None:
+    field = f"model.path{CONTENT}"
+    then = {**OLD, "model": {"path": "owner/name"}, field: "abc"}
+    moved = {**then, "model": {"path": "/data/name/"}}
+    check_same_run(then, moved, tmp_path, branches)
+    with pytest.raises(ValueError, match=r"model.path: 'owner/name' then, '/data/name/' now"):
+        check_same_run(then, {**moved, field: "def"}, tmp_path, branches)
+    older = {**OLD, "model": {"path": "owner/name"}}  # kept no digest
+    check_same_run(older, then, tmp_path, branches)
+    with pytest.raises(ValueError, match=r"model.path: 'owner/name' then"):
+        check_same_run(older, moved, tmp_path, branches)

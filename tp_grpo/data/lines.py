@@ -11,9 +11,9 @@ SHOWN = 10  # lines named in a message
 
 
 def read(path: Path) -> str:
-    """The text of a UTF-8 file without its byte order mark. Raises ValueError."""
+    """The text of a UTF-8 file without byte order marks. Raises ValueError."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8").replace("\ufeff", "")  # joined files have several
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

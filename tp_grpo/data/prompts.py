@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -74,9 +76,12 @@ def load(source: str, *, field: str) -> PromptSet:
     """
     if not source:
         raise ValueError(f"{field} is empty: name {ACCEPTED}")
-    setting, path, unit = f"{field} = {source!r}", Path(source), "line"
-    if path.is_dir():
-        path = _file_in(path, field)
+    setting, path, unit = f"{field} = {source!r:.300}", Path(source).expanduser(), "line"
+    try:
+        if path.is_dir():
+            path = _file_in(path, field)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ValueError(f"{setting} cannot be read: {error.strerror}") from error
     if path.suffix in (".txt", ".jsonl"):
         lines = _read_file(path, setting)
     elif ":" in source:
@@ -105,6 +110,28 @@ def load(source: str, *, field: str) -> PromptSet:
         )
         lines = lines if keep else list(first.values())
     return PromptSet([line.prompt for line in lines], [line.metadata for line in lines])
+
+
+def text_or_source(text: str, *, field: str) -> PromptSet:
+    """The one prompt `text`, or what `load` reads; the name of a file is never a prompt.
+
+    Raises ValueError as `load` does.
+    """
+    if _names_a_file(text) or re.fullmatch(r"[\w.]+:\w+", text):
+        return load(text, field=field)
+    try:
+        return PromptSet([_check(text)], [{}])
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether it is there, or a single word with the ending of a file."""
+    path = Path(text).expanduser()
+    with contextlib.suppress(OSError, ValueError):  # as for a name that is too long
+        if path.exists():
+            return True
+    return bool(re.fullmatch(r"\S+\.[A-Za-z]\w{0,7}", text))
 
 
 def epoch_groups(n: int, *, seed: int, epoch: int, groups: int) -> list[int]:
@@ -229,6 +256,7 @@ def _parse_json(text: str) -> tuple[str, dict[str, Any]]:
 
 def _check(prompt: Any) -> str:
     """The prompt without surrounding spaces. Raises ValueError for what no tokenizer should get."""
+    prompt = prompt.replace("\ufeff", "") if isinstance(prompt, str) else prompt
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f'"prompt" must be a string that is not empty, got {prompt!r:.100}')
     if len(prompt) > MAX_CHARACTERS:

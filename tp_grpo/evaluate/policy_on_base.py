@@ -20,7 +20,7 @@ def find(path: str) -> Path | None:
     """
     if not path:
         return None
-    folder = Path(path)
+    folder = Path(path).expanduser()
     # A finished run that was resumed has checkpoints newer than its adapter.
     newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
     names = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in newest]

@@ -46,7 +46,7 @@ def check(
     path: of the file, or of its folder; rank: of the LoRA that is to begin with it, None for any.
     Warns of a part for a text encoder, which `read` leaves out.
     """
-    file = _find(field, path)
+    file = find(field, path)
     try:
         with safe_open(file, "pt") as held:
             names = list(held.keys())
@@ -72,7 +72,8 @@ def check(
         warnings.warn(f"{field}: the part for a text encoder is left out", stacklevel=2)
 
 
-def _find(field: str, path: str) -> Path:
+def find(field: str, path: str) -> Path:
+    """The adapter's file, which may be named by its folder. Raises ValueError where none is."""
     file = Path(path).expanduser()
     if not file.is_dir():
         return file
@@ -106,7 +107,7 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
 
     Raises ValueError for an adapter of another model, or of a kind that is not read.
     """
-    file = _find("adapter", path)
+    file = find("adapter", path)
     with _in_diffusers_layout(file) as (copy, scale):
         found = dict(_loaded(pipeline, copy, scale))
         with safe_open(copy, "pt") as held:

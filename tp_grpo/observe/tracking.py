@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +25,29 @@ if TYPE_CHECKING:
     from tp_grpo.store.checkpoint import Checkpoint
 
 
+WAIT_S = 5  # for wandb's server
+
+
 def go_offline_without_login(trackers: Sequence[str]) -> None:
-    """wandb without a login runs offline and never asks."""
-    netrc = Path.home() / ".netrc"
+    """wandb without a login, or without its server, runs offline and never asks or waits."""
+    netrc = Path("~/.netrc").expanduser() if "HOME" in os.environ else Path()
     login = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
-    if "wandb" in trackers and not login:
-        os.environ.setdefault("WANDB_MODE", "offline")
+    if "wandb" not in trackers or "WANDB_MODE" in os.environ:
+        return
+    if not login or not _answers(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def _answers(url: str) -> bool:
+    """Whether anything answers there within seconds, be it with an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=WAIT_S):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        print(f"wandb: nothing answers at {url} within {WAIT_S} s", flush=True)
+        return False
 
 
 def path_of(folder: Path, epoch: int) -> Path:
@@ -41,8 +61,9 @@ def epoch_of(path: Path) -> int:
 
 
 def by_epoch(folder: Path) -> list[Path]:
-    """The folder's epoch-N.safetensors, oldest first."""
-    return sorted(folder.glob("epoch-*.safetensors"), key=epoch_of)
+    """The folder's epoch-N.safetensors, oldest first; other files, such as copies, are not ours."""
+    ours = [p for p in folder.glob("*") if re.fullmatch(r"epoch-\d+\.safetensors", p.name)]
+    return sorted(ours, key=epoch_of)
 
 
 class Tracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -18,7 +19,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, distributed, nn
 
-from tp_grpo.ranks import peers, progress, sharding
+from tp_grpo.ranks import environment, peers, progress, sharding
 from tp_grpo.ranks.peers import Peers, rank_name
 
 T = TypeVar("T")
@@ -40,12 +41,16 @@ class Runtime:
         timeout_s: float = 1800,
         shard: bool = False,
     ) -> None:
-        """timeout_s: how long a rank waits for the others; shard: FSDP2, see `sharding`."""
+        """timeout_s: how long a rank waits for the others; shard: FSDP2, see `sharding`.
+
+        Raises ValueError for an environment that asks for what only a config may.
+        """
+        environment.check(os.environ)
+        environment.name_the_user()
         cuda = torch.cuda.is_available()
         # fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if cuda or dtype != "fp16" else "no"
-        # accelerate's own FSDP would shard the adapters as well.
-        with patch_environment(ACCELERATE_USE_FSDP="false"):
+        with patch_environment(**environment.FOR_ACCELERATE):
             self.accelerator = Accelerator(
                 cpu=not cuda,
                 mixed_precision=precision,

@@ -12,6 +12,7 @@ from tp_grpo.ranks.preemption import Preempted
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import RewardSet
 from tp_grpo.run.run_folder import RunFolder
+from tp_grpo.store import files
 from tp_grpo.types import MustStop
 
 
@@ -91,6 +92,12 @@ class FullDisk(Ending):
     code, words = 4, "error: {}; make room"
 
 
+class LostFile(Ending):
+    """A file that can no longer be read or written."""
+
+    code = 4
+
+
 class StoppedByAlarm(Ending):
     """An alarm stood, and `tracking.alarms` is stop or rollback."""
 
@@ -120,6 +127,8 @@ def of(error: BaseException, run: Run | None) -> Ending | None:
         return WrongSetting(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return FullDisk(error.strerror)
+    if isinstance(error, OSError) and error.filename:
+        return (WrongSetting if run is None else LostFile)(files.in_words(error))
     if isinstance(error, RuntimeError) and (lost := peers.explain(error)):
         return LostRank(lost)
     return None

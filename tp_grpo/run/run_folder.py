@@ -65,6 +65,11 @@ class RunFolder:
         refusal, self._lock = "", None
         if self.runtime.is_main:
             try:
+                files.check_writable(self.folder, "output_dir")
+            except ValueError as error:
+                refusal = str(error)
+        if self.runtime.is_main and not refusal:
+            try:
                 self._lock = files.hold(self.folder / ".lock")
             except ValueError as error:
                 refusal = f"{error}: wait for that run, stop it, or give this one another run_name"

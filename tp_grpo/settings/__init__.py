@@ -50,7 +50,7 @@ class Settings(Section):
         "Folder below output_dir; the same name resumes the run.",
         required="it names the run's folder below output_dir",
     )
-    output_dir: str = setting("Folder that holds the runs' folders.")
+    output_dir: str = setting("Folder that holds the runs' folders.", path=True)
     seed: int = setting("Fixes all noise, prompt order and initial weights.", low=0, high=2**63 - 1)
     epochs: int = setting(
         "Epochs of sampling, scoring, credit and `train.updates_per_epoch` updates.",

@@ -14,11 +14,12 @@ class ModelSettings(Section):
     type: str = setting(
         "Model family, whose adapter reads the checkpoint; docs/models.md lists them."
     )
-    path: str = setting("Folder of the checkpoint, or its id on the hub.")
+    path: str = setting("Folder of the checkpoint, or its id on the hub.", path=True)
     revision: str = setting("Revision of a hub id; empty: the newest.")
     adapter: str = setting(
         "LoRA merged into the frozen weights as they load: a folder or file of peft, diffusers or "
-        "kohya; empty: none."
+        "kohya; empty: none.",
+        path=True,
     )
     dtype: str = setting(
         "Precision of frozen weights and forward pass (fp16 needs CUDA); LoRA stays fp32.",
@@ -34,7 +35,7 @@ class ModelSettings(Section):
         choices=("offload", "resident", "drop"),
     )
     embeddings_cache: str = setting(
-        "Folder of prompt embeddings, shared by runs, 1-2 MB per prompt; empty: none."
+        "Folder of prompt embeddings, shared by runs, 1-2 MB per prompt; empty: none.", path=True
     )
     gradient_checkpointing: bool = setting("Recompute activations in the backward pass.")
     attention_backend: str = setting(
@@ -60,7 +61,8 @@ class LoraSettings(Section):
     targets: tuple[str, ...] = setting("Modules to adapt; empty: the backbone's published ones.")
     init: str = setting(
         "LoRA of the same rank that the trained one begins as: a folder or file of peft, diffusers "
-        "or kohya; empty: none. The KL stays to the model without it."
+        "or kohya; empty: none. The KL stays to the model without it.",
+        path=True,
     )
 
     def mistakes(self) -> Iterator[str]:
@@ -75,10 +77,12 @@ class LoraSettings(Section):
 class PromptsSettings(Section):
     train: str = setting(
         'Training prompts: a .txt (a prompt per line), a .jsonl ({"prompt": ..., metadata}), '
-        '"module:function", or a folder with train.jsonl, train_metadata.jsonl or train.txt.'
+        '"module:function", or a folder with train.jsonl, train_metadata.jsonl or train.txt.',
+        path=True,
     )
     eval: str = setting(
-        "Held-out prompts; as train, but of a folder test.jsonl, test_metadata.jsonl or test.txt."
+        "Held-out prompts; as train, but of a folder test.jsonl, test_metadata.jsonl or test.txt.",
+        path=True,
     )
 
 
@@ -135,7 +139,8 @@ class CheckpointSettings(Section):
         "auto: resume where run_name stopped; never: refuse if it holds a run; the folder of a "
         "checkpoint, this run's or another's: begin there and remove what run_name has of later "
         "epochs; the same command, given again, resumes. With another's the model, LoRA, EMA and "
-        "optimizer must stay; the rest may change."
+        "optimizer must stay; the rest may change.",
+        path=True,
     )
     keep: int = setting(
         "Newest checkpoints that stay; an older one replaces a damaged one.", "checkpoints", low=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ class Setting:
     choices: Collection[str] = ()  # of a table: also what was added to it later
     required: str = ""  # why the text must not be empty
     why: str = ""  # in messages, in place of the bounds
+    path: bool = False  # a file or folder, in which ~ is the user's own
 
     @property
     def bounds(self) -> str:
@@ -88,6 +90,8 @@ def read(section: Any, values: Any, mistakes: list[str], prefix: str = "") -> An
         )
     for declared in fields(section):
         name, hint = declared.name, hints[declared.name]
+        if hint == tuple[str, ...] and isinstance(values.get(name), list | tuple | str):
+            values = {**values, name: _words(values[name])}
         if name not in values:
             mistakes.append(f"{prefix}{name} is missing")
         elif "setting" not in declared.metadata:
@@ -96,11 +100,21 @@ def read(section: Any, values: Any, mistakes: list[str], prefix: str = "") -> An
             mistakes.append(mistake)
         elif isinstance(values[name], list):
             inner[name] = tuple(values[name])
+        elif declared.metadata["setting"].path:
+            inner[name] = os.path.expanduser(values[name])
     if len(mistakes) > before:
         return None
     settings = section(**{**values, **inner})
     mistakes.extend(settings.mistakes())
     return settings
+
+
+def _words(value: Any) -> Any:
+    """Names in a list, of which a command may give several in one text: "a,b" is ("a", "b")."""
+    parts = [value] if isinstance(value, str) else value
+    if not all(isinstance(part, str) for part in parts):
+        return value
+    return tuple(word.strip() for part in parts for word in part.split(",") if word.strip())
 
 
 def stated(section: Any, prefix: str = "") -> Iterator[tuple[str, Setting, str]]:

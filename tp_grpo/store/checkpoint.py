@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,10 @@ ADAPTER = "adapter"
 BEST = "best"
 META_FIELDS = ("epoch", "config", "scores", "tracker", "versions")  # of a Checkpoint
 LIBRARIES = ("torch", "diffusers", "peft")
+
+
+class UnreadableError(ValueError):
+    """A checkpoint that is there and may be whole, but that this process may not read."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Checkpoints:
     def tidy(self) -> None:
         """Mark the best; remove checkpoints that need not stay, and half-removed leftovers."""
         best, link = self.best(), self.folder / BEST
+        if link.is_dir() and not link.is_symlink():  # the link was followed when this was copied
+            files.remove(link)
         if best is None:
             link.unlink(missing_ok=True)
         elif not link.is_symlink() or os.readlink(link) != f"epoch-{best}":
@@ -120,13 +127,15 @@ class Checkpoints:
 
     def epochs(self) -> list[int]:
         """The epochs that have a checkpoint, in order."""
-        names = [path.name for path in self.folder.glob("epoch-*")] if self.folder.is_dir() else []
-        return sorted(int(name.removeprefix("epoch-")) for name in names)
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = [re.fullmatch(r"epoch-(\d+)", path.name) for path in folders if path.is_dir()]
+        return sorted(int(match[1]) for match in found if match)
 
     def came_from(self, path: str) -> bool:
         """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""
         newest = [meta["config"] for _, meta in self._readable()][-1:]
-        return any(flatten(config).get("checkpoint.resume") == path for config in newest)
+        given = [flatten(config).get("checkpoint.resume", "") for config in newest]
+        return any(Path(each).resolve() == Path(path).resolve() for each in given)
 
     def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Epochs with their META, in order; `newest` and `load` report damaged ones."""
@@ -137,11 +146,14 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, None if there never was one; warns of damaged ones.
 
-        Raises ValueError if all are damaged: a run must not start again unasked.
+        Raises ValueError if all are damaged: a run must not start again unasked. UnreadableError:
+        nor must it go back, and remove what came later.
         """
         for epoch in reversed(self.epochs()):
             try:
                 return load(self.path(epoch))
+            except UnreadableError:
+                raise
             except ValueError as error:
                 warnings.warn(f"{error}; trying the one before it", stacklevel=2)
         if self.epochs():
@@ -161,18 +173,24 @@ class Checkpoints:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Raises ValueError if a file is missing or its content is not what was saved."""
-    meta = _read_meta(folder)
-    for name, digest in meta["sha256"].items():
-        if not (folder / name).is_file():
-            raise ValueError(f"checkpoint {folder}: {name} is missing")
-        if files.sha256(folder / name) != digest:
-            raise ValueError(
-                f"checkpoint {folder}: {name} is damaged (its SHA-256 is not the one in {META})"
-            )
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    fields = {name: meta[name] for name in META_FIELDS}
-    return Checkpoint(weights=load_file(folder / WEIGHTS), state=state, **fields)
+    """Raises ValueError if a file is missing or its content is not what was saved.
+
+    UnreadableError if this process may not read it.
+    """
+    try:
+        meta = _read_meta(folder)
+        for name, digest in meta["sha256"].items():
+            if not (folder / name).is_file():
+                raise ValueError(f"checkpoint {folder}: {name} is missing")
+            if files.sha256(folder / name) != digest:
+                raise ValueError(
+                    f"checkpoint {folder}: {name} is damaged (its SHA-256 is not the one in {META})"
+                )
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        weights = load_file(folder / WEIGHTS)
+    except OSError as error:
+        raise UnreadableError(f"checkpoint {folder} cannot be read: {error}") from error
+    return Checkpoint(weights=weights, state=state, **{name: meta[name] for name in META_FIELDS})
 
 
 def versions() -> dict[str, str]:
@@ -192,10 +210,14 @@ def warn_of_versions(checkpoint: Checkpoint) -> None:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     """Raises ValueError if it is missing, is not JSON, or is not what was written."""
-    if not (folder / META).is_file():
-        raise ValueError(f"checkpoint {folder}: no {META}")
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text())
+        if not (folder / META).is_file():
+            raise ValueError(_no_meta(folder))
+        text = (folder / META).read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"checkpoint {folder} cannot be read: {error}") from error
+    try:
+        meta: dict[str, Any] = json.loads(text)
         seal = meta.pop("seal")
     except (ValueError, KeyError, AttributeError) as error:  # not JSON, not UTF-8, or not ours
         raise ValueError(f"checkpoint {folder}: {META} is damaged ({error!r})") from error
@@ -204,6 +226,17 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder}: {META} is damaged (its content is not what its seal says)"
         )
     return meta
+
+
+def _no_meta(folder: Path) -> str:
+    """In words, with the checkpoints inside where it is a run's folder."""
+    held = [
+        inside.path(epoch)
+        for inside in (Checkpoints(folder, 1), Checkpoints(folder / "checkpoints", 1))
+        for epoch in inside.epochs()
+    ]
+    name = f"; name one of those inside: {', '.join(map(str, held))}" if held else ""
+    return f"checkpoint {folder}: no {META}{name}"
 
 
 def _sealed(meta: Mapping[str, Any]) -> str:

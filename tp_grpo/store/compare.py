@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+CONTENT = " (content)"  # after a field that names a file: the digest of what it names
+
 # What may change when a run resumes: its length, where it is kept and shown, when it stops, and
 # what moves the numbers by rounding alone, since other GPUs need other batches.
 FREE_FIELDS = (
@@ -78,7 +80,13 @@ def check_same_run(
         names = BRANCH_FIELDS if branches else FREE_FIELDS
         return any(fnmatchcase(field, name) for name in names) == branches
 
-    changed = differences(_completed(flatten(then), flatten(now)), flatten(now))
+    before, after = _completed(flatten(then), flatten(now)), flatten(now)
+    changed = differences(before, after)
+    for field in [field for field in after if field.endswith(CONTENT)]:
+        if field not in before:  # of a run from before this was kept
+            changed.pop(field, None)
+        elif before[field] == after[field]:  # the same under another path
+            changed.pop(field.removesuffix(CONTENT), None)
     lines = "\n".join(line for field, line in changed.items() if matters(field))
     if lines and branches:
         raise ValueError(

@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 DOOMED = ".doomed-"  # prefix of folders that are being removed
+os.umask(_UMASK := os.umask(0))  # it is read by setting it, which threads must not do
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -26,7 +28,8 @@ class NoRoomError(OSError):
 def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     """Inside, write a file or folder at the path yielded; then it is flushed and renamed to `path`.
 
-    If anything fails, the old `path` stays; an old folder is absent between two renames.
+    If anything fails, the old `path` stays; an old folder is absent between two renames. Files get
+    the mode that the umask gives: some libraries write theirs for the owner alone.
     needed: bytes about to be written, 0 if unknown. Raises NoRoomError if the disk is too full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +39,8 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     try:
         yield draft
         for part in (*draft.rglob("*"), draft):
+            if part.is_file():
+                part.chmod(0o666 & ~_UMASK)
             flush(part)
     except BaseException as error:
         full = _says_full(error) or shutil.disk_usage(path.parent).free < needed - size(draft)
@@ -97,6 +102,21 @@ def hold(path: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Make the folder; raises ValueError that names the setting if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{setting}: {folder} cannot be written ({error.strerror})") from error
+
+
+def in_words(error: OSError) -> str:
+    """The file and what is wrong with it."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

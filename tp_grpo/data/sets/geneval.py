@@ -129,11 +129,13 @@ def build(
     train: Mapping[str, int] = TRAIN_SIZES,
     test: Mapping[str, int] = TEST_SIZES,
     keep_out: Collection[tuple[Any, ...]] = (),
+    shrink: Collection[str] = (),
 ) -> tuple[list[Entry], list[Entry]]:
     """(train, test) entries, shuffled; no scene twice, no scene of `keep_out` (see `scene`).
 
     train, test: entries by tag. The test set does not depend on the size of the training set.
-    Raises ValueError for an unknown tag, and when a tag has fewer scenes than are asked.
+    shrink: tags that may get fewer, first for the test, where too few scenes are left.
+    Raises ValueError for an unknown tag, and when another tag has fewer scenes than are asked.
     """
     unknown = sorted({*train, *test} - set(TAGS))
     if unknown:
@@ -141,8 +143,16 @@ def build(
         raise ValueError(f"geneval has no tag {names}; its tags are {', '.join(TAGS)}")
     splits: dict[str, list[Entry]] = {"train": [], "test": []}
     for name in TAGS:
-        for_test = test.get(name, 0)
-        entries = _take(name, for_test, train.get(name, 0), seed, keep_out)
+        for_test, for_train = test.get(name, 0), train.get(name, 0)
+        entries = _take(name, for_test + for_train, seed, keep_out)
+        if name in shrink:
+            for_test = min(for_test, max(0, len(entries) - for_train))
+        elif len(entries) < for_test + for_train:
+            rest = f" besides the {len(keep_out)} scenes to keep out" if keep_out else ""
+            raise ValueError(
+                f"{name}: {for_train} training and {for_test} test prompts were asked, but there "
+                f"are only {len(entries)} scenes{rest}; ask for at most {len(entries)} in all"
+            )
         splits["train"] += entries[for_test:]
         splits["test"] += entries[:for_test]
 
@@ -154,20 +164,13 @@ def build(
     return shuffled("train"), shuffled("test")
 
 
-def _take(
-    name: str, for_test: int, for_train: int, seed: int, keep_out: Collection[tuple[Any, ...]]
-) -> list[Entry]:
+def _take(name: str, count: int, seed: int, keep_out: Collection[tuple[Any, ...]]) -> list[Entry]:
+    """As many entries of a tag, fewer where it has no more."""
     seen = set(keep_out)
     entries: list[Entry] = []
-    source = TAGS[name].entries(seed, name)
-    while len(entries) < for_test + for_train:
-        entry = next(source, None)
-        if entry is None:
-            rest = f" besides the {len(keep_out)} scenes to keep out" if keep_out else ""
-            raise ValueError(
-                f"{name}: {for_train} training and {for_test} test prompts were asked, but there "
-                f"are only {len(entries)} scenes{rest}; ask for at most {len(entries)} in all"
-            )
+    for entry in TAGS[name].entries(seed, name):
+        if len(entries) == count:
+            break
         key = scene(entry)
         if key not in seen:
             seen.add(key)

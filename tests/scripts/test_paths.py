@@ -1,0 +1,60 @@
+"""Files and folders as people name them: what cannot be is one line, before anything loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+
+CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
+FILE = "a folder that is a file"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / FILE
+    path.write_text("")
+    return path
+
+
+def refused(*command: str) -> str:
+    """The one line that is printed."""
+    done = forked.run(*command)
+    output = done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in output, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("scripts/train.py", CONFIG, "--config.output_dir={}"),
+        ("scripts/train.py", CONFIG, "--config.output_dir={}/below"),
+        ("scripts/generate.py", CONFIG, "--prompts=a cat", "--out={}"),
+        ("scripts/evaluate.py", CONFIG, "--out={}"),
+        ("scripts/evaluate.py", CONFIG, "--config.output_dir={}"),
+    ],
+)
+def test_a_place_that_cannot_be_written(command: tuple[str, ...], file: Path) -> None:
+    line = refused(*(word.format(file) for word in command))
+    assert FILE in line and "cannot be written" in line
+    assert file.read_text() == ""
+
+
+def test_a_file_that_is_no_prompt_file_is_never_drawn_as_text(file: Path) -> None:
+    for text in ("drawbench.csv", "prompts/mine.parquet", str(file)):
+        line = refused("scripts/generate.py", CONFIG, f"--prompts={text}")
+        assert f"--prompts = {text!r} is not a .txt or .jsonl file" in line
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_that_is_too_long_for_a_file_is_said(length: int) -> None:
+    line = refused("scripts/evaluate.py", CONFIG, f"--prompts={'x' * length}")
+    assert "--prompts = 'xxx" in line and len(line) < 500
+
+
+def test_a_report_of_what_is_not_there(tmp_path: Path) -> None:
+    assert "nowhere" in refused("scripts/report.py", str(tmp_path / "nowhere"))

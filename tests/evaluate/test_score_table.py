@@ -59,3 +59,16 @@ def test_other_settings_are_named_field_by_field(tmp_path: Path) -> None:
     message = r"holds other scores:\n  model.path: 'a' then, 'b' now\nGive another --out"
     with pytest.raises(ValueError, match=message):
         ScoreTable(tmp_path, other, 0)
+
+
+def test_lines_that_are_no_scores_are_passed_over_and_a_damaged_table_is_named(
+    tmp_path: Path,
+) -> None:
+    table = ScoreTable(tmp_path, SETTINGS, 0)
+    table.append(batch([1]), rewards([1.0], [0.0]))
+    with table.path.open("a") as file:
+        file.write('7\n{"prompt": 2}\n')
+    assert list(table.read()) == [(1, 2)]
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json cannot be read"):
+        ScoreTable(tmp_path, SETTINGS, 0)

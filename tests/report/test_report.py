@@ -122,6 +122,44 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
         report.write(tmp_path, tmp_path / "report.html")
 
 
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("config.yaml", b"seed: [1", "config.yaml cannot be read: "),
+        ("config.yaml", b"\xff\xfe\xff", "config.yaml cannot be read: "),
+        ("config.yaml", b"- 1\n", "config.yaml holds no config"),
+        ("evaluations/epoch-2.safetensors", b"half", "epoch-2.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    run = make(tmp_path / "run", epochs=2)
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        report.write(run, run / "report.html")
+
+
+def test_files_and_lines_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", epochs=2)
+    report.write(run, tmp_path / "before.html")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"note": "mine"}\n')
+    (run / "evaluations" / "epoch-2 (copy).safetensors").write_bytes(b"mine")
+    (run / "ladders" / "epoch-old.safetensors").write_bytes(b"mine")
+    report.write(run, tmp_path / "after.html")
+    assert (tmp_path / "after.html").read_text() == (tmp_path / "before.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "content, words", [("{", "cannot be read"), ("[]", "holds a list"), ("{}", "lacks bands")]
+)
+def test_what_holds_no_reference_curves_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(ValueError, match=f"mine.json .*{words}"):
+        reference.load(str(tmp_path / "mine.json"))
+
+
 def test_a_hundred_epochs_of_noise_are_less_than_ten_megabytes(tmp_path: Path) -> None:
     run = make(tmp_path / "run", epochs=100)
     noise = torch.Generator().manual_seed(0)

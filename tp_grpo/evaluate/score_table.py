@@ -30,7 +30,7 @@ class ScoreTable:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "settings.json"
         if known.is_file() and known.stat().st_size:
-            changed = differences(flatten(json.loads(known.read_text())), flatten(settings))
+            changed = differences(flatten(files.read_object(known)), flatten(settings))
             if changed:
                 lines = "\n".join(changed.values())
                 raise ValueError(f"{folder} holds other scores:\n{lines}\nGive another --out.")
@@ -58,10 +58,8 @@ class ScoreTable:
         """All ranks' scores; a line that a kill cut short is passed over."""
         scores: dict[Sample, dict[str, float]] = {}
         for path in sorted(self.folder.glob("scores-*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
+            for row in files.read_lines(path):
+                if not {"prompt", "member", "scores"} <= row.keys():
                     continue
                 values = {k: math.nan if v is None else v for k, v in row["scores"].items()}
                 scores[row["prompt"], row["member"]] = values

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tp_grpo.method.stats import mean_and_error
@@ -50,17 +50,27 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """Raises ValueError when the folder holds no run."""
+    """Raises ValueError when the folder holds no run, or one with a damaged config."""
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} holds no run: it has no metrics.jsonl")
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "kind" in line]
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
     _add_axes(train, evaluations)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = _config(folder / "config.yaml")
     name = folder.resolve().name
     return Run(folder, name, config, columns(train), columns(evaluations), spent, lines)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no config")
+    return config
 
 
 def read_all(folders: Iterable[Path]) -> list[Run]:
@@ -129,10 +139,16 @@ def before_and_after(folder: Path, score: str, most: int) -> list[dict[str, Any]
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """All tensors of ladders or an evaluation, and the prompts in the file's metadata."""
-    with safe_open(path, framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return kept, json.loads(file.metadata()["prompts"])
+    """All tensors of ladders or an evaluation, and the prompts in the file's metadata.
+
+    Raises ValueError for a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return kept, json.loads(file.metadata()["prompts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away") from error
 
 
 def rank(name: str) -> tuple[int, str]:

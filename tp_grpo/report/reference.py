@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tp_grpo.report.charts import HELD_OUT, TRAINING, charts, digits
 from tp_grpo.report.data import AXES, Run, Table, differences
+from tp_grpo.store import files
 
 Curves = dict[str, Any]  # {"name", "bands"}
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"
@@ -48,7 +48,10 @@ def load(name: str) -> Curves:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in CURVES.glob("*.json"))) or "none"
         raise ValueError(f"no reference curves {name!r} ({path}); known: {known}")
-    return {"name": path.stem, **json.loads(path.read_text())}
+    curves = files.read_object(path)
+    if missing := {"bands"} - curves.keys():
+        raise ValueError(f"{path} holds no reference curves: it lacks {', '.join(missing)}")
+    return {"name": path.stem, **curves}
 
 
 def chosen(curves: Curves, runs: list[Run]) -> list[dict[str, Any]]:

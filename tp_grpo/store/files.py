@@ -130,6 +130,17 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
         raise
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError that names the file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, without lines that were cut short."""
     values = []

@@ -38,6 +38,11 @@ CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
             "did you mean 'shapes_tiny'",
         ),
         ("sample.steps=4", CONFIG, "are not options"),
+        (
+            "--config.rewards.scorers.jpeg=0.0",
+            CONFIG,
+            "is not in the recipe; give all of them: --config.rewards.scorers=\"{'pickscore'",
+        ),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(

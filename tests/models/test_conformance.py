@@ -179,6 +179,9 @@ def test_prompts_from_the_cache_on_disk_are_the_same_bits(
         pipeline, "from_pretrained", lambda *_, **__: pytest.fail("the encoders were loaded")
     )
     read = cached.encode(PROMPTS)
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}, "colleagues may read them"
     for field in dataclasses.fields(fresh):
         assert torch.equal(getattr(read, field.name), getattr(fresh, field.name)), field.name
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tp_grpo.store import files
 from tp_grpo.types import cat, index, to
 
 
@@ -63,7 +64,7 @@ class EmbeddingCache:
             return None
         try:
             return self.kind(**load_file(path))
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, OSError, TypeError) as error:
             warnings.warn(f"{path} is damaged ({error}); the prompt is encoded again", stacklevel=2)
             return None
 
@@ -73,6 +74,7 @@ class EmbeddingCache:
         draft = path.with_suffix(f".{os.getpid()}")  # ranks may write the same prompt
         fields = {f.name: getattr(cond, f.name).contiguous() for f in dataclasses.fields(cond)}
         save_file(fields, draft)
+        files.share(draft)
         draft.rename(path)
 
     def _path(self, prompt: str) -> Path:

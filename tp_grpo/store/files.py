@@ -29,7 +29,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     """Inside, write a file or folder at the path yielded; then it is flushed and renamed to `path`.
 
     If anything fails, the old `path` stays; an old folder is absent between two renames. Files get
-    the mode that the umask gives: some libraries write theirs for the owner alone.
+    the mode that the umask gives.
     needed: bytes about to be written, 0 if unknown. Raises NoRoomError if the disk is too full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     try:
         yield draft
         for part in (*draft.rglob("*"), draft):
-            if part.is_file():
-                part.chmod(0o666 & ~_UMASK)
+            share(part)
             flush(part)
     except BaseException as error:
         full = _says_full(error) or shutil.disk_usage(path.parent).free < needed - size(draft)
@@ -52,6 +51,12 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
         remove(path)
     draft.replace(path)
     flush(path.parent)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode that a new one has: safetensors writes for the owner alone."""
+    if path.is_file():
+        path.chmod(0o666 & ~_UMASK)
 
 
 def check_room(path: Path, needed: int) -> int:

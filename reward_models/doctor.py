@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from reward_models import Scorer, build, factory, names, target
+from reward_models import Scorer, Scores, build, factory, names, target
 from reward_models.check import Case, Check
 
 OK, MISSING, FAILED = "ok", "missing", "FAILED"
@@ -119,7 +119,7 @@ def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tupl
     images, n = np.stack([case.image for case in cases]), len(cases)
     batch = (images, [case.prompt for case in cases], [case.metadata for case in cases])
     cuda = _to_gpu(scorer)
-    scores = np.asarray(scorer(*batch).score)
+    scores = Scores.read(scorer(*batch), n).score
     base = cuda.memory_allocated() if cuda else process.memory_info().rss
     loaded = base if cuda else base - before
     if cuda:

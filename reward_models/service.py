@@ -23,11 +23,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward_models import Scorer, wire
-from reward_models.base import Unavailable
+from reward_models.base import NotScores, Unavailable
 
 READ_SECONDS = 120.0  # for one whole body
 BODIES_HELD = 4  # full-sized bodies that may be in memory at once
-PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
 LIBRARIES = "fastapi numpy onnxruntime open_clip_torch rapidfuzz rapidocr safetensors torch"
 
 

@@ -131,19 +131,15 @@ def _decode_png(data: bytes, i: int, n: int, max_bytes: int) -> np.ndarray:
     return image
 
 
-def encode_scores(scores: Scores, n: int) -> dict[str, Any]:
-    """The reply for n images. Raises TypeError if the scorer did not give n numbers."""
+def encode_scores(returned: Any, n: int) -> dict[str, Any]:
+    """The reply for what a scorer returned for n images. Raises NotScores as `Scores.read` does."""
 
-    def numbers(name: str, values: Any) -> list[float | None]:
-        column = np.asarray(values, dtype=np.float32)
-        if column.shape != (n,):
-            raise TypeError(f"the scorer gave {name} of shape {column.shape} for {n} images")
+    def numbers(column: np.ndarray) -> list[float | None]:
         return [float(value) if np.isfinite(value) else None for value in column]
 
-    extras = {
-        name: numbers(f"the extra {name!r}", values) for name, values in scores.extras.items()
-    }
-    return {"score": numbers("a score", scores.score), "extras": extras}
+    scores = Scores.read(returned, n)
+    extras = {name: numbers(column) for name, column in scores.extras.items()}
+    return {"score": numbers(scores.score), "extras": extras}
 
 
 def decode_scores(reply: Any, n: int) -> Scores:

@@ -106,7 +106,7 @@ def test_a_late_answer_is_unavailable(server: ServerProcess) -> None:
             RuntimeError,
             "500: the scorer '.*Raises' failed with RuntimeError: the engine is out of fuel",
         ),
-        (SHORT, {}, Refused, r"500: .* gave a score of shape \(1,\) for 2 images"),
+        (SHORT, {}, Refused, r"500: .* returned the score of shape \(1,\) for 2 images"),
         (SILENT, {}, Unavailable, "503: .*the far end is silent"),
     ],
 )

@@ -283,7 +283,7 @@ def test_a_client_that_disconnects_in_mid_body_frees_its_place(server: ServerPro
             SHORT,
             500,
             "programming",
-            r"TypeError: the scorer gave a score of shape (1,) for 2 images",
+            r"NotScores: the scorer returned the score of shape (1,) for 2 images",
         ),
         (SILENT, 503, "busy", "is unavailable: the far end is silent"),
     ],

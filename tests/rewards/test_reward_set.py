@@ -156,7 +156,7 @@ def test_an_error_on_one_rank_stops_every_rank_with_its_words() -> None:
         rewards.submit(IMAGES, [""] * 4, [{}] * 4).result()
     states = [{BRIGHTNESS: rewards.threads[BRIGHTNESS].state()} for rewards in (well, ill)]
     for rewards in (well, ill):
-        with pytest.raises(RewardError, match="Brightness' failed with AttributeError: 'NoneType'"):
+        with pytest.raises(RewardError, match=r"Brightness' failed with NotScores: .* as NoneType"):
             rewards.settle(lambda mine: states)
 
 
@@ -276,6 +276,6 @@ def test_what_is_not_finite_is_no_score_and_a_wrong_length_is_named() -> None:
     assert missing.tolist() == [False, True, True, True]
     rewards.scorers[BRIGHTNESS] = Odd([1.0])
     with pytest.raises(
-        RewardError, match=r"Brightness' failed with ValueError: .*shape \(1,\) for 4 images"
+        RewardError, match=r"Brightness' failed with NotScores: .*shape \(1,\) for 4 images"
     ):
         rewards.score(IMAGES, [""] * 4, [{}] * 4)

@@ -245,7 +245,7 @@ def wrong_shape(images: np.ndarray, prompts: list[str], metadata: list[dict]) ->
 
 
 def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Any:
-    return np.zeros(len(images))
+    return "good"
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,16 @@ def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> A
     [
         (Fake(lambda values: TypeError("two arguments")), "TypeError: two arguments"),
         (Fake(lambda values: ImportError("no module")), "ImportError: no module"),
-        (wrong_shape, r"ValueError: it gave values of shape (5,) for 4 images"),
-        (no_scores, "AttributeError: 'numpy.ndarray' object has no attribute 'score'"),
+        (
+            wrong_shape,
+            "NotScores: the scorer returned the score of shape (5,) for 4 images: return one "
+            "number per image",
+        ),
+        (
+            no_scores,
+            "NotScores: the scorer returned the score as str: return Scores, or an array or a "
+            "list with one number per image",
+        ),
     ],
 )
 def test_a_programming_error_breaks_the_thread(

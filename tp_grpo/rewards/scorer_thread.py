@@ -6,8 +6,8 @@ What an exception of the scorer costs:
   exponential backoff and jitter. Then its images are NaN, and later calls are tried only once until
   one succeeds.
 - `MemoryError`, CUDA out of memory: later calls are half as large; a single image is NaN.
-- `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or values of a
-  wrong shape: a programming error. The thread is broken, all later scores are NaN, and
+- `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or anything but
+  one number per image: a programming error. The thread is broken, all later scores are NaN, and
   `RewardSet.settle` stops the run.
 - Any other, `ValueError` too: the call is halved until the images that cause it are found; they are
   NaN. Libraries raise ValueError for one odd image, and a run that stopped there would stop there
@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from reward_models import Metadata, Scorer, Scores, Unavailable
+from reward_models import Metadata, NotScores, Scorer, Scores, Unavailable
 from tp_grpo.rewards import scorer_options
 from tp_grpo.rewards.scorer_options import ScorerOptions
 
 UNAVAILABLE = (Unavailable, ConnectionError, TimeoutError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, before jitter
 # Ranks share the global seed, and would all retry at the same moment.
 _RANDOM = random.SystemRandom()
@@ -89,11 +89,11 @@ class Columns:
         self.extras = {name: self.score.copy() for name in extras}
 
     def fill(self, rows: np.ndarray, scores: Scores) -> None:
-        """Raises ValueError for a wrong shape; infinite values become NaN."""
-        self.score[rows] = _finite(scores.score, len(rows))
+        """Infinite values become NaN."""
+        self.score[rows] = _finite(scores.score)
         for name, values in scores.extras.items():
             column = self.extras.setdefault(name, np.full_like(self.score, np.nan))
-            column[rows] = _finite(values, len(rows))
+            column[rows] = _finite(values)
 
     def repeat(self, inverse: np.ndarray) -> Scores:
         """Row inverse[i] as the i-th, (n,)."""
@@ -101,11 +101,8 @@ class Columns:
         return Scores(self.score[inverse], extras)
 
 
-def _finite(values: Any, n: int) -> np.ndarray:
-    column = np.array(values, dtype=np.float32)
-    if column.shape != (n,):
-        raise ValueError(f"it gave values of shape {tuple(column.shape)} for {n} images")
-    return np.where(np.isfinite(column), column, np.nan)
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 class ScorerThread:
@@ -212,9 +209,9 @@ class ScorerThread:
             try:
                 if self.options.placement == "offload":
                     scorer.to(self._gpu)  # type: ignore[attr-defined]
-                scores = scorer(*part)
+                returned = scorer(*part)
                 self._reachable = True
-                return scores
+                return Scores.read(returned, len(part[1]))
             except UNAVAILABLE as error:
                 left = end - self._now()
                 if left <= 0 or self._stop.is_set():

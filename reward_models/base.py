@@ -25,10 +25,12 @@ class Scores:
 
     score: (B,) float32, NaN where an image has no score.
     extras: name -> (B,) float32, parts of the score or related measures, for the logs.
+    reason: why the first image without a score has none, in words; "" if unknown.
     """
 
     score: np.ndarray
     extras: dict[str, np.ndarray] = field(default_factory=dict)
+    reason: str = ""
 
     @classmethod
     def read(cls, returned: Any, n: int) -> Scores:
@@ -37,9 +39,9 @@ class Scores:
         returned: Scores, the scores alone (an array, a tensor or a list), or a tuple of the scores
         and a dict of extras. Raises NotScores for anything else, and for another number of values.
         """
-        score, extras = returned, {}
+        score, extras, reason = returned, {}, ""
         if isinstance(returned, Scores):
-            score, extras = returned.score, returned.extras
+            score, extras, reason = returned.score, returned.extras, returned.reason
         elif isinstance(returned, tuple) and len(returned) == 2 and _is_sequence(returned[0]):
             score, extras = returned
         if not isinstance(extras, Mapping):
@@ -50,7 +52,7 @@ class Scores:
         columns = {
             str(name): _column(f"the extra {name!r}", values, n) for name, values in extras.items()
         }
-        return cls(_column("the score", score, n), columns)
+        return cls(_column("the score", score, n), columns, reason)
 
 
 def _is_sequence(values: Any) -> bool:

@@ -137,4 +137,5 @@ def _join(parts: list[Scores]) -> Scores:
         name: join([part.extras.get(name, np.full_like(part.score, np.nan)) for part in parts])
         for name in dict.fromkeys(name for part in parts for name in part.extras)
     }
-    return Scores(join([part.score for part in parts]), extras)
+    reason = next((part.reason for part in parts if part.reason), "")
+    return Scores(join([part.score for part in parts]), extras, reason)

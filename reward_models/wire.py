@@ -5,7 +5,8 @@ files one after the other, with `ends` (B,) int64, where each file ends. The __m
 safetensors header holds, as JSON, `prompts`, a list of B strings, and `metadata`, a list of B
 objects. Nothing is unpickled.
 
-Reply: {"score": [B numbers], "extras": {name: [B numbers]}}; null for what is not finite.
+Reply: {"score": [B numbers], "extras": {name: [B numbers]}, "reason": a string}; null for what is
+not finite. The reason is why an image has no score, or "".
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def encode_scores(returned: Any, n: int) -> dict[str, Any]:
 
     scores = Scores.read(returned, n)
     extras = {name: numbers(column) for name, column in scores.extras.items()}
-    return {"score": numbers(scores.score), "extras": extras}
+    return {"score": numbers(scores.score), "extras": extras, "reason": scores.reason}
 
 
 def decode_scores(reply: Any, n: int) -> Scores:
@@ -156,6 +157,6 @@ def decode_scores(reply: Any, n: int) -> Scores:
 
     try:
         extras = {name: column(values) for name, values in reply["extras"].items()}
-        return Scores(column(reply["score"]), extras)
+        return Scores(column(reply["score"]), extras, str(reply.get("reason", "")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadBody(f"the reply is not one of a reward server: {error}") from error

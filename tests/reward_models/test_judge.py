@@ -140,9 +140,13 @@ def test_the_last_mark_on_the_scale_counts(answer: str, score: float) -> None:
 def test_each_image_gets_its_mark_and_no_mark_is_nan(endpoint: Endpoint) -> None:
     endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
     images, prompts, metadata = numbered(7)
-    score = judge(endpoint)(images, prompts, metadata).score
+    scores = judge(endpoint)(images, prompts, metadata)
+    assert scores.reason == (
+        "deqa: an answer of eye-7b has no mark from 1 to 5 after 'Final Score:'; it ends with "
+        "'No idea.'"
+    )
     np.testing.assert_array_equal(
-        score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
+        scores.score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reward_models import Scorer, wire
 from reward_models.base import NotScores, Unavailable
@@ -57,6 +57,29 @@ class Bearer:
             if not hmac.compare_digest(authorization, self.expected):
                 app = Refusal(401, "token", "this reward server asks for a token").response()
         await app(scope, receive, send)
+
+
+class Finished:
+    """Answers 503 for work that the end of the server cancels; its client asks again later."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if answering or scope["type"] != "http":
+                raise
+            sentence = "the reward server is stopping before this work is done; try again"
+            await Refusal(503, "busy", sentence).response()(scope, receive, send)
 
 
 class Intake:
@@ -156,6 +179,7 @@ def create_app(
             desk.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Finished)
     if token:
         app.add_middleware(Bearer, token=token)
 

@@ -356,6 +356,30 @@ def test_batches_of_clients_that_gave_up_are_not_scored(server: ServerProcess) -
     assert time.monotonic() - start < 2, "twelve abandoned batches of 0.3 s were scored first"
 
 
+def test_work_beyond_the_grace_of_a_termination_is_answered_503() -> None:
+    server = ServerProcess({SLOW: {}}, "--grace", "1")
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {})))
+        for _ in range(10)  # 3 s of work
+    ]
+    for thread in threads:
+        thread.start()
+    while httpx.get(f"{server.url}/health", trust_env=False).json()["requests"] < 9:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    server.process.wait(timeout=20)
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(answers) == 10
+    assert 3 <= len(refused) < 10
+    for answer in refused:
+        assert answer.status_code == 503
+        assert answer.json()["kind"] == "busy"
+        assert "is stopping before this work is done" in answer.json()["error"]
+
+
 def test_a_full_queue_answers_503_and_termination_finishes_running_batches(tmp_path: Path) -> None:
     server = ServerProcess({SLOW: {}}, "--queue", "2", log=tmp_path / "log")
     answers: list[httpx.Response] = []

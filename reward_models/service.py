@@ -8,10 +8,13 @@ the settings, a scorer's code), "data" (this batch), "busy" (try again, after Re
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import importlib.metadata
 import logging
 import platform
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -26,7 +29,8 @@ from reward_models import Scorer, wire
 from reward_models.base import NotScores, Unavailable
 
 READ_SECONDS = 120.0  # for one whole body
-BODIES_HELD = 4  # full-sized bodies that may be in memory at once
+BODIES_HELD = 8  # times the largest body: the memory of all requests, bodies and images
+SMALLER = "send fewer images at a time, or raise --max-body"
 PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
 LIBRARIES = "fastapi numpy onnxruntime open_clip_torch rapidfuzz rapidocr safetensors torch"
 
@@ -83,45 +87,73 @@ class Finished:
 
 
 class Intake:
-    """Limits the requests being read, waiting or scored, and the memory of their bodies."""
+    """Limits the requests being read, waiting or scored, and their memory.
+
+    bytes: of the bodies, of the images that they unpack to and of their texts. They are counted
+    before they are allocated, and are at most BODIES_HELD times the largest body.
+    """
 
     def __init__(self, max_requests: int, max_body: int) -> None:
         self.max_requests, self.max_body = max_requests, max_body
         self.requests = self.bytes = 0
+        self._count = threading.Lock()  # bodies are decoded on threads
+
+    def take(self, size: int, held: Counter[str]) -> None:
+        """Count `size` bytes more. Raises Refusal if they exceed the limit."""
+        limit = BODIES_HELD * self.max_body
+        with self._count:
+            if held.total() + size > limit:
+                sentence = f"this request takes more than the {limit} bytes of the server's memory"
+                raise Refusal(413, "size", f"{sentence}: {SMALLER}")
+            if self.bytes + size > limit:
+                sentence = f"{self.bytes} bytes of requests are in memory already; try again"
+                raise Refusal(503, "busy", sentence)
+            self.bytes += size
+            held["bytes"] += size
+
+    def free(self, size: int, held: Counter[str]) -> None:
+        with self._count:
+            self.bytes -= size
+            held["bytes"] -= size
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body; until the exit the request counts as present. Raises Refusal."""
+    async def batch(self, request: Request) -> AsyncIterator[tuple[Any, ...]]:
+        """The request's batch; until the exit the request counts as present. Raises Refusal."""
         if self.requests >= self.max_requests:
             raise Refusal(503, "busy", f"{self.requests} requests are waiting already; try again")
-        body = bytearray()
+        held: Counter[str] = Counter()
         self.requests += 1
         try:
             try:
-                await asyncio.wait_for(self._read(request, body), READ_SECONDS)
+                body = await asyncio.wait_for(self._read(request, held), READ_SECONDS)
             except asyncio.TimeoutError:
                 sentence = f"the body did not arrive within {READ_SECONDS:g} s"
                 raise Refusal(408, "busy", sentence) from None
-            yield bytes(body)
+            size, reserve = len(body), functools.partial(self.take, held=held)
+            try:
+                batch = await asyncio.to_thread(wire.decode, body, self.max_body, reserve)
+            except wire.BadBody as error:
+                raise Refusal(400, "body", str(error)) from error
+            del body
+            self.free(size, held)
+            yield batch
         finally:
             self.requests -= 1
-            self.bytes -= len(body)
+            self.free(held.total(), held)
 
-    async def _read(self, request: Request, body: bytearray) -> None:
+    async def _read(self, request: Request, held: Counter[str]) -> bytes:
         announced = int(request.headers.get("content-length", 0))
         if announced > self.max_body:
             sizes = f"{announced} bytes, above the {self.max_body} that this server takes"
-            advice = "send fewer images at a time, or raise --max-body"
-            raise Refusal(413, "size", f"the body is {sizes}: {advice}")
+            raise Refusal(413, "size", f"the body is {sizes}: {SMALLER}")
+        body = bytearray()
         async for piece in request.stream():  # a body without a Content-Length is counted
             if len(body) + len(piece) > self.max_body:
                 sentence = f"the body exceeds the {self.max_body} bytes that this server takes"
                 raise Refusal(413, "size", sentence)
-            if self.bytes + len(piece) > BODIES_HELD * self.max_body:
-                sentence = f"{self.bytes} bytes of other requests are in memory; try again"
-                raise Refusal(503, "busy", sentence)
-            self.bytes += len(piece)
+            self.take(len(piece), held)
             body += piece
+        return bytes(body)
 
 
 class Desk:
@@ -202,11 +234,7 @@ def create_app(
         if name not in desks:
             known = f"this server has {', '.join(desks)}"
             raise Refusal(404, "name", f"no scorer is called {name!r} here; {known}")
-        async with intake.body(request) as body:
-            try:
-                batch = await asyncio.to_thread(wire.decode, body, max_body)
-            except wire.BadBody as error:
-                raise Refusal(400, "body", str(error)) from error
+        async with intake.batch(request) as batch:
             return JSONResponse(await desks[name].score(request, batch))
 
     return app

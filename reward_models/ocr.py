@@ -32,6 +32,13 @@ PROVIDERS = {
     "CoreMLExecutionProvider": "coreml",
 }
 MOST_WORKERS = 16
+# Fraction and division slash; hyphens, dashes and minus; quotation marks used as apostrophes.
+_PLAIN = {
+    "/": "\u2044\u2215",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    "'": "\u2018\u2019\u02bc",
+}
+PLAIN = {ord(sign): plain for plain, signs in _PLAIN.items() for sign in signs}
 
 
 def target_text(prompt: str) -> str:
@@ -50,8 +57,12 @@ def target_text(prompt: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, without white space."""
-    return "".join(unicodedata.normalize("NFKC", text).lower().split())
+    """NFKC, lower case, without white space; fractions, dashes and apostrophes in their plain form.
+
+    Readers print such signs now one way, now another: 1/4 for ¼, but ½ for ½; ' for ’. NFKC turns ½
+    into 1, a fraction slash that no reader prints, and 2; here it becomes 1/2.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).translate(PLAIN).lower().split())
 
 
 def similarity(text: str, target: str) -> float:

@@ -90,6 +90,11 @@ def test_similarity_by_hand(read: str, target: str, expected: float) -> None:
         ('mixed “Open" marks', "open"),
         ('full width "ＯＰＥＮ　２４"', "open24"),
         ('decomposed "Cafe\u0301"', "caf\u00e9"),
+        ('a fraction "Size 13½"', "size131/2"),
+        ('typed otherwise "Size 13 1⁄2, 1∕4"', "size131/2,1/4"),
+        ("a “Joe’s”, ‘open’", "joe's"),
+        ('dashes "9–5 — non‐stop −3"', "9-5-non-stop-3"),
+        ('super "E = mc²…"', "e=mc2..."),
     ],
 )
 def test_the_target_is_the_first_quoted_text_normalised(prompt: str, target: str) -> None:
@@ -126,6 +131,13 @@ def test_noise_colour_unicode_and_size_of_the_image(scorer: OcrScorer) -> None:
     assert score(scorer, draw("Café Zürich", size=48), "café zürich") == (1.0, 1.0)
     assert score(scorer, draw("HELLO", size=20, side=128), "hello") == (1.0, 1.0)
     assert score(scorer, draw("HELLO", size=64, side=768), "hello") == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["Size 13½", "¼ cup", "2 ¾ in", "No. 1⁄2", "Joe’s Bar", "9–5 open", "5−3 = 2", "x² + y"]
+)
+def test_signs_that_a_reader_prints_otherwise_are_read(scorer: OcrScorer, text: str) -> None:
+    assert score(scorer, draw(text, size=48), text) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

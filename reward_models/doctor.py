@@ -106,7 +106,8 @@ def _missing(name: str, check: Check, options: Mapping[str, Any]) -> Report | No
     absent = [source for source in check.weights if not source.in_cache()]
     if absent:
         sizes = ", ".join(f"{source.repo} ({source.size})" for source in absent)
-        advice = (*(source.command for source in absent), f"or --set {name}.path=FOLDER")
+        local = " ".join(f"--set {name}.{source.option}={source.local}" for source in absent)
+        advice = (*(source.command for source in absent), f"or with local copies: {local}")
         return Report(name, MISSING, f"weights not in the cache: {sizes}", advice)
     return None
 

@@ -243,7 +243,8 @@ class Judge:
         except openai.APIStatusError as error:
             status, words = error.status_code, error.response.text[:300]
             kind = TypeError if status in SETTINGS else RefusedImage
-            kind = Unavailable if status in TRY_AGAIN else kind
+            proxys = status >= 500 and "json" not in error.response.headers.get("content-type", "")
+            kind = Unavailable if status in TRY_AGAIN or proxys else kind
             raise kind(f"{self.name}: {self.url} answered {status}: {words}") from error
         except ValueError as error:
             raise TypeError(f"{self.name}: {self.url} did not answer with JSON: {error}") from error

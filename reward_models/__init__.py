@@ -1,16 +1,20 @@
-"""Scorers by name. A scorer's module is imported when the scorer is first used."""
+"""Scorers by name. A scorer's module is imported when the scorer is first used.
+
+A name stands for a class or a function that builds the scorer, or for a function that scores.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reward_models.base import Metadata, Scorer, Scores, Unavailable
+from reward_models.base import Metadata, NotScores, Scorer, Scores, Unavailable
 
-__all__ = ["Metadata", "Scorer", "Scores", "Unavailable", "build", "register"]
+__all__ = ["Metadata", "NotScores", "Scorer", "Scores", "Unavailable", "build", "register"]
 
 _FACTORIES: dict[str, str] = {
     "aesthetic": "reward_models.aesthetic:Aesthetic",
@@ -53,7 +57,7 @@ def target(name: str) -> str:
 
 
 def factory(name: str) -> Any:
-    """The class or function that builds the scorer `name`, a registered name or "module:callable".
+    """The class or function that the scorer `name`, a registered name or "module:callable", names.
 
     Raises ValueError for an unknown name, and for a module or callable that cannot be imported.
     """
@@ -70,21 +74,69 @@ def factory(name: str) -> Any:
 def build(name: str, /, **options: Any) -> Scorer:
     """Build the scorer `name`.
 
-    Raises ValueError as `factory` does, and for options that the scorer does not take.
+    A class, or a function that builds a scorer, is called with the options. A function that takes
+    the images, prompts and metadata is the scorer itself; its options are further arguments of it.
+
+    Raises ValueError as `factory` does, for options that the scorer does not take, and if what is
+    built cannot be called.
     """
     make = factory(name)
+    if not callable(make):
+        kind = type(make).__name__
+        raise ValueError(f"rewards: {target(name)!r} is of type {kind}, no class or function")
     try:
+        if _scores(make, options):
+            inspect.signature(make).bind(*_BATCH, **options)
+            scores = functools.partial(make, **options) if options else make
+            return functools.update_wrapper(scores, make) if options else scores
         scorer: Scorer = make(**options)
     except TypeError as error:
         raise ValueError(
             f"rewards: the scorer {name!r} does not take the options {options}: {error}"
+            f"{_advice(make)}"
         ) from error
+    if not callable(scorer):
+        raise ValueError(
+            f"rewards: {name!r} built an object of type {type(scorer).__name__}, which cannot be "
+            f"called, so it is no scorer{_advice(make)}"
+        )
     return scorer
+
+
+_BATCH = ("images", "prompts", "metadata")
+
+
+def _scores(make: Any, options: Iterable[str]) -> bool:
+    """Whether it is itself a scorer: no class, with three required arguments besides options."""
+    required = [
+        parameter.name
+        for parameter in _parameters(make).values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return not inspect.isclass(make) and len([p for p in required if p not in options]) == 3
+
+
+def _parameters(make: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(make).parameters
+    except (TypeError, ValueError):  # not callable, or written in C
+        return {}
+
+
+def _advice(make: Any) -> str:
+    """What a function must look like; "" for a class."""
+    if inspect.isclass(make):
+        return ""
+    return (
+        ". A function that scores has three arguments without a default, "
+        f"{', '.join(_BATCH)}; any other must return a scorer"
+    )
 
 
 def takes(name: str, option: str) -> bool:
     """Whether the scorer has an option of that name. Raises ValueError as `factory` does."""
-    return option in inspect.signature(factory(name)).parameters
+    return option in _parameters(factory(name))
 
 
 def macros(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -39,7 +39,8 @@ class Head(nn.Module):
 class Aesthetic(TransformersClip):
     """score: about 1 to 10, 5 for an ordinary photograph; the prompt is not read.
 
-    path: the head's weights (.pth or .safetensors), a folder with them or a hub id.
+    path: the head's weights (.pth or .safetensors), a folder with them, such as a clone of the
+    original repository, or a hub id.
     clip_path: a local folder or hub id of the CLIP ViT-L/14. head: already loaded.
     The head stays in fp32.
     """
@@ -47,7 +48,11 @@ class Aesthetic(TransformersClip):
     weights = openai_clip("aesthetic", option="clip_path")
     # The hub's copy of sac+logos+ava1-l14-linearMSE.pth, with the same tensors.
     head_weights = Source(
-        "aesthetic", "trl-lib/ddpo-aesthetic-predictor", "4 MB", ("aesthetic-model.pth",)
+        "aesthetic",
+        "trl-lib/ddpo-aesthetic-predictor",
+        "4 MB",
+        ("aesthetic-model.pth",),
+        aliases=("sac+logos+ava1-l14-linearMSE.pth",),
     )
     doctor = Check(weights=(weights, head_weights))
 

@@ -118,11 +118,17 @@ class RemoteScorer:
 
 
 def _error(url: str, status: int, reply: Any) -> Exception:
-    refusal = reply if isinstance(reply, dict) else {}
+    """The exception for an answer that is no score.
+
+    A 5xx without the `kind` of a reward server comes from a proxy, or from a server that is
+    stopping: it says nothing about the code or the settings, so the request may be tried again.
+    """
+    refusal = reply if isinstance(reply, dict) and "kind" in reply else {}
     message = f"{url} answered {status}: {refusal.get('error', 'not the reply of a reward server')}"
-    if status in TRY_AGAIN:
+    kind = refusal.get("kind")
+    if status in TRY_AGAIN or kind == "busy" or (status >= 500 and kind is None):
         return Unavailable(message)
-    if refusal.get("kind") in ("data", "size"):
+    if kind in ("data", "size") or status == 413:
         return RuntimeError(message)
     return Refused(message)
 
@@ -137,4 +143,5 @@ def _join(parts: list[Scores]) -> Scores:
         name: join([part.extras.get(name, np.full_like(part.score, np.nan)) for part in parts])
         for name in dict.fromkeys(name for part in parts for name in part.extras)
     }
-    return Scores(join([part.score for part in parts]), extras)
+    reason = next((part.reason for part in parts if part.reason), "")
+    return Scores(join([part.score for part in parts]), extras, reason)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from reward_models import Scorer, build, factory, names, target
+from reward_models import Scorer, Scores, build, factory, names, target
 from reward_models.check import Case, Check
 
 OK, MISSING, FAILED = "ok", "missing", "FAILED"
@@ -106,7 +106,8 @@ def _missing(name: str, check: Check, options: Mapping[str, Any]) -> Report | No
     absent = [source for source in check.weights if not source.in_cache()]
     if absent:
         sizes = ", ".join(f"{source.repo} ({source.size})" for source in absent)
-        advice = (*(source.command for source in absent), f"or --set {name}.path=FOLDER")
+        local = " ".join(f"--set {name}.{source.option}={source.local}" for source in absent)
+        advice = (*(source.command for source in absent), f"or with local copies: {local}")
         return Report(name, MISSING, f"weights not in the cache: {sizes}", advice)
     return None
 
@@ -119,7 +120,7 @@ def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tupl
     images, n = np.stack([case.image for case in cases]), len(cases)
     batch = (images, [case.prompt for case in cases], [case.metadata for case in cases])
     cuda = _to_gpu(scorer)
-    scores = np.asarray(scorer(*batch).score)
+    scores = Scores.read(scorer(*batch), n).score
     base = cuda.memory_allocated() if cuda else process.memory_info().rss
     loaded = base if cuda else base - before
     if cuda:

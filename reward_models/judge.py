@@ -87,6 +87,10 @@ class RefusedImage(RuntimeError):
     """The endpoint refuses this question: the image or the prompt is too large, or filtered."""
 
 
+class NoMark(RuntimeError):
+    """An answer holds no mark on the scale."""
+
+
 class Judge:
     """Asks `question`, with the prompt in place of "{prompt}", about each image.
 
@@ -133,29 +137,38 @@ class Judge:
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         """A single image that the endpoint refuses, does not answer in time or gives no mark is
-        NaN. If that holds for all images, raises Unavailable when some got no answer in time, else
-        RuntimeError; if the endpoint is out of reach, Unavailable; for wrong settings, TypeError.
+        NaN, and the first reason is kept. If all are refused or get no answer, raises Unavailable
+        when some got none in time, else RuntimeError; if the endpoint is out of reach, Unavailable;
+        for wrong settings, TypeError.
         """
         client = self._client()
 
         def mark(image: np.ndarray, prompt: str) -> float | Exception:
             try:
-                return parse_mark(self._answer(client, image, prompt))
+                answer = self._answer(client, image, prompt)
             except OutOfReach:
                 raise
             except (RefusedImage, Unavailable) as error:
                 return error
+            value = parse_mark(answer)
+            return value if np.isfinite(value) else NoMark(self._no_mark(answer))
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name) as pool:
             marks = list(pool.map(mark, images, prompts))
         failures = [result for result in marks if isinstance(result, Exception)]
-        if failures and len(failures) == len(marks):
-            raise next((e for e in failures if isinstance(e, Unavailable)), failures[0])
-        if failures:
+        unanswered = [error for error in failures if not isinstance(error, NoMark)]
+        if unanswered and len(unanswered) == len(marks):
+            raise next((e for e in unanswered if isinstance(e, Unavailable)), unanswered[0])
+        if unanswered:
             log = logging.getLogger(__name__)
-            log.warning("%d of %d images: %s", len(failures), len(marks), failures[0])
+            log.warning("%d of %d images: %s", len(unanswered), len(marks), unanswered[0])
         scores = [np.nan if isinstance(result, Exception) else result for result in marks]
-        return Scores(np.array(scores, dtype=np.float32))
+        reason = str(failures[0]) if failures else ""
+        return Scores(np.array(scores, dtype=np.float32), reason=reason)
+
+    def _no_mark(self, answer: str) -> str:
+        asked = f"{self.name}: an answer of {self.model} has no mark from {LOWEST} to {HIGHEST}"
+        return f"{asked} after 'Final Score:'; it ends with {answer[-80:]!r}"
 
     def check(self, prompts: Sequence[str] = (), metadata: Sequence[Metadata] = ()) -> None:
         """Query the models that the endpoint serves, before a run; every prompt is accepted.
@@ -230,7 +243,8 @@ class Judge:
         except openai.APIStatusError as error:
             status, words = error.status_code, error.response.text[:300]
             kind = TypeError if status in SETTINGS else RefusedImage
-            kind = Unavailable if status in TRY_AGAIN else kind
+            proxys = status >= 500 and "json" not in error.response.headers.get("content-type", "")
+            kind = Unavailable if status in TRY_AGAIN or proxys else kind
             raise kind(f"{self.name}: {self.url} answered {status}: {words}") from error
         except ValueError as error:
             raise TypeError(f"{self.name}: {self.url} did not answer with JSON: {error}") from error

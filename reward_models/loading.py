@@ -25,6 +25,7 @@ class Source:
     files: the files that are read; the repository may hold the weights in other formats too.
     option: the constructor's argument that names a local copy.
     needed: the files that must be there, where not all of `files` are.
+    aliases: other names of the one file, in folders that do not come from the hub.
     """
 
     scorer: str
@@ -33,11 +34,17 @@ class Source:
     files: tuple[str, ...]
     option: str = "path"
     needed: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
         """The command that downloads the files."""
         return " ".join(["hf download", self.repo, *self.files])
+
+    @property
+    def local(self) -> str:
+        """What the option names, as a pattern: a folder, or the one file in a folder."""
+        return f"FOLDER/{self.files[0]}" if len(self.files) == 1 else "FOLDER"
 
     def in_cache(self) -> bool:
         """Whether the hub's cache holds the files that must be there."""
@@ -112,9 +119,11 @@ class Source:
         if local.is_file():
             return local
         if local.is_dir():
-            if (local / file).is_file():
-                return local / file
-            raise self.missing(name, f"the folder has no {file}.")
+            names = (file, *self.aliases)
+            for candidate in names:
+                if (local / candidate).is_file():
+                    return local / candidate
+            raise self.missing(name, f"the folder has no {' or '.join(names)}.")
         try:
             return Path(hf_hub_download(name, file))
         except (OSError, ValueError) as error:

@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import multiprocessing
 import os
 import re
-import signal
-import threading
 import unicodedata
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ import numpy as np
 
 from reward_models.base import Metadata, Scores
 from reward_models.check import GOLDEN_TEXT, Check, golden_cases
+from reward_models.readers import ReaderDied, Readers
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
 CPU = "CPUExecutionProvider"
@@ -36,6 +32,13 @@ PROVIDERS = {
     "CoreMLExecutionProvider": "coreml",
 }
 MOST_WORKERS = 16
+# Fraction and division slash; hyphens, dashes and minus; quotation marks used as apostrophes.
+_PLAIN = {
+    "/": "\u2044\u2215",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    "'": "\u2018\u2019\u02bc",
+}
+PLAIN = {ord(sign): plain for plain, signs in _PLAIN.items() for sign in signs}
 
 
 def target_text(prompt: str) -> str:
@@ -54,8 +57,12 @@ def target_text(prompt: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, without white space."""
-    return "".join(unicodedata.normalize("NFKC", text).lower().split())
+    """NFKC, lower case, without white space; fractions, dashes and apostrophes in their plain form.
+
+    Readers print such signs now one way, now another: 1/4 for ¼, but ½ for ½; ' for ’. NFKC turns ½
+    into 1, a fraction slash that no reader prints, and 2; here it becomes 1/2.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).translate(PLAIN).lower().split())
 
 
 def similarity(text: str, target: str) -> float:
@@ -125,7 +132,7 @@ class OcrScorer:
         detector, recogniser = _one_model(folder, "det"), _one_model(folder, "rec")
         self.engine = Engine(detector, recogniser, provider, device_id, side, text_score, threads)
         self.workers = _share_of_cores() if workers < 0 and provider == CPU else max(workers, 0)
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Readers | None = None
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         targets = [target_text(prompt) for prompt in prompts]
@@ -151,18 +158,17 @@ class OcrScorer:
         if not self.workers:
             return [_read(self.engine, image) for image in images]
         if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and locks
-            self._pool = ProcessPoolExecutor(self.workers, spawn, initializer=_start_worker)
+            self._pool = Readers(self.workers)
         try:
-            return list(self._pool.map(functools.partial(_read, self.engine), images))
-        except BrokenProcessPool as error:
-            self._pool = None  # the next call starts a new one
+            return self._pool.map(_read, [(self.engine, image) for image in images])
+        except ReaderDied as error:
+            self.close()  # the next call starts others
             raise RuntimeError(f"a reading process died, of memory or an image: {error}") from error
 
     def close(self) -> None:
         """End the processes and drop what they have not begun. A later call starts new ones."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
             self._pool = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -203,19 +209,6 @@ def _load(engine: Engine) -> Any:
             "versions match yours?"
         )
     return reader
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with the parent, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _model_folder(path: str) -> Path:

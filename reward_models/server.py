@@ -21,7 +21,6 @@ from reward_models.wire import MEBIBYTE
 
 TOKEN_VARIABLE = "REWARD_TOKEN"
 TOKEN_LENGTH = 16
-GRACE_SECONDS = 30  # to finish running batches after SIGTERM
 EXAMPLE = """as in --scorers '{"general_ocr": {}}'"""
 
 
@@ -85,6 +84,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Argu
     add("--port", type=int, default=8090)
     add("--token-file", default="", help=f"file with the token (default: ${TOKEN_VARIABLE})")
     add("--max-body", type=float, default=256, metavar="MB", help="largest body (default: 256)")
+    grace = "seconds to finish work after SIGTERM (default: 30)"
+    add("--grace", type=int, default=30, metavar="S", help=grace)
     add("--queue", type=int, default=256, help="requests held at once (default: 256)")
     return parser.parse_args(argv), parser
 
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.max_body <= 0 or args.queue < 1:
             limits = f"--max-body {args.max_body:g} and --queue {args.queue}"
             raise ValueError(f"{limits} must be above 0")
+        if args.grace < 0:
+            raise ValueError(f"--grace {args.grace} must be a number of seconds, of at least 0")
         try:
             import uvicorn
 
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         http="h11",
         access_log=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=args.grace,
     )
 
 

@@ -8,10 +8,13 @@ the settings, a scorer's code), "data" (this batch), "busy" (try again, after Re
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import importlib.metadata
 import logging
 import platform
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,14 +23,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reward_models import Scorer, wire
-from reward_models.base import Unavailable
+from reward_models.base import NotScores, Unavailable
 
 READ_SECONDS = 120.0  # for one whole body
-BODIES_HELD = 4  # full-sized bodies that may be in memory at once
-PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+BODIES_HELD = 8  # times the largest body: the memory of all requests, bodies and images
+SMALLER = "send fewer images at a time, or raise --max-body"
+PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
 LIBRARIES = "fastapi numpy onnxruntime open_clip_torch rapidfuzz rapidocr safetensors torch"
 
 
@@ -59,46 +63,97 @@ class Bearer:
         await app(scope, receive, send)
 
 
+class Finished:
+    """Answers 503 for work that the end of the server cancels; its client asks again later."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if answering or scope["type"] != "http":
+                raise
+            sentence = "the reward server is stopping before this work is done; try again"
+            await Refusal(503, "busy", sentence).response()(scope, receive, send)
+
+
 class Intake:
-    """Limits the requests being read, waiting or scored, and the memory of their bodies."""
+    """Limits the requests being read, waiting or scored, and their memory.
+
+    bytes: of the bodies, of the images that they unpack to and of their texts. They are counted
+    before they are allocated, and are at most BODIES_HELD times the largest body.
+    """
 
     def __init__(self, max_requests: int, max_body: int) -> None:
         self.max_requests, self.max_body = max_requests, max_body
         self.requests = self.bytes = 0
+        self._count = threading.Lock()  # bodies are decoded on threads
+
+    def take(self, size: int, held: Counter[str]) -> None:
+        """Count `size` bytes more. Raises Refusal if they exceed the limit."""
+        limit = BODIES_HELD * self.max_body
+        with self._count:
+            if held.total() + size > limit:
+                sentence = f"this request takes more than the {limit} bytes of the server's memory"
+                raise Refusal(413, "size", f"{sentence}: {SMALLER}")
+            if self.bytes + size > limit:
+                sentence = f"{self.bytes} bytes of requests are in memory already; try again"
+                raise Refusal(503, "busy", sentence)
+            self.bytes += size
+            held["bytes"] += size
+
+    def free(self, size: int, held: Counter[str]) -> None:
+        with self._count:
+            self.bytes -= size
+            held["bytes"] -= size
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body; until the exit the request counts as present. Raises Refusal."""
+    async def batch(self, request: Request) -> AsyncIterator[tuple[Any, ...]]:
+        """The request's batch; until the exit the request counts as present. Raises Refusal."""
         if self.requests >= self.max_requests:
             raise Refusal(503, "busy", f"{self.requests} requests are waiting already; try again")
-        body = bytearray()
+        held: Counter[str] = Counter()
         self.requests += 1
         try:
             try:
-                await asyncio.wait_for(self._read(request, body), READ_SECONDS)
+                body = await asyncio.wait_for(self._read(request, held), READ_SECONDS)
             except asyncio.TimeoutError:
                 sentence = f"the body did not arrive within {READ_SECONDS:g} s"
                 raise Refusal(408, "busy", sentence) from None
-            yield bytes(body)
+            size, reserve = len(body), functools.partial(self.take, held=held)
+            try:
+                batch = await asyncio.to_thread(wire.decode, body, self.max_body, reserve)
+            except wire.BadBody as error:
+                raise Refusal(400, "body", str(error)) from error
+            del body
+            self.free(size, held)
+            yield batch
         finally:
             self.requests -= 1
-            self.bytes -= len(body)
+            self.free(held.total(), held)
 
-    async def _read(self, request: Request, body: bytearray) -> None:
+    async def _read(self, request: Request, held: Counter[str]) -> bytes:
         announced = int(request.headers.get("content-length", 0))
         if announced > self.max_body:
             sizes = f"{announced} bytes, above the {self.max_body} that this server takes"
-            advice = "send fewer images at a time, or raise --max-body"
-            raise Refusal(413, "size", f"the body is {sizes}: {advice}")
+            raise Refusal(413, "size", f"the body is {sizes}: {SMALLER}")
+        body = bytearray()
         async for piece in request.stream():  # a body without a Content-Length is counted
             if len(body) + len(piece) > self.max_body:
                 sentence = f"the body exceeds the {self.max_body} bytes that this server takes"
                 raise Refusal(413, "size", sentence)
-            if self.bytes + len(piece) > BODIES_HELD * self.max_body:
-                sentence = f"{self.bytes} bytes of other requests are in memory; try again"
-                raise Refusal(503, "busy", sentence)
-            self.bytes += len(piece)
+            self.take(len(piece), held)
             body += piece
+        return bytes(body)
 
 
 class Desk:
@@ -156,6 +211,7 @@ def create_app(
             desk.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Finished)
     if token:
         app.add_middleware(Bearer, token=token)
 
@@ -178,11 +234,7 @@ def create_app(
         if name not in desks:
             known = f"this server has {', '.join(desks)}"
             raise Refusal(404, "name", f"no scorer is called {name!r} here; {known}")
-        async with intake.body(request) as body:
-            try:
-                batch = await asyncio.to_thread(wire.decode, body, max_body)
-            except wire.BadBody as error:
-                raise Refusal(400, "body", str(error)) from error
+        async with intake.batch(request) as batch:
             return JSONResponse(await desks[name].score(request, batch))
 
     return app

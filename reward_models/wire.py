@@ -5,13 +5,16 @@ files one after the other, with `ends` (B,) int64, where each file ends. The __m
 safetensors header holds, as JSON, `prompts`, a list of B strings, and `metadata`, a list of B
 objects. Nothing is unpickled.
 
-Reply: {"score": [B numbers], "extras": {name: [B numbers]}}; null for what is not finite.
+Reply: {"score": [B numbers], "extras": {name: [B numbers]}, "reason": a string}; null for what is
+not finite. The reason is why an image has no score, or "".
 """
 
 from __future__ import annotations
 
 import io
 import json
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,10 @@ from safetensors.numpy import load, save
 from reward_models.base import Metadata, Scores
 
 MEBIBYTE = 2**20
+TEXT_BYTES = 50  # of memory that a byte of JSON takes at most, as objects
+DECODER_BYTES = 10  # of memory that Pillow takes for each pixel of the image it unpacks
+PNG_HEAD = 26  # bytes of a PNG up to its colour type
+PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 
 
 class BadBody(ValueError):
@@ -57,11 +64,18 @@ def encode(
     return save(tensors, metadata=texts)
 
 
-def decode(body: bytes, max_bytes: int) -> tuple[np.ndarray, list[str], list[Metadata]]:
+def decode(
+    body: bytes, max_bytes: int, reserve: Callable[[int], None] = lambda size: None
+) -> tuple[np.ndarray, list[str], list[Metadata]]:
     """Images (B, H, W, 3) uint8, prompts and metadata of a body. Raises BadBody.
 
     max_bytes: limit of the unpacked images; a PNG of kilobytes may unpack to gigabytes.
+    reserve: called with every number of bytes before they are allocated; it may raise.
     """
+    size = int.from_bytes(body[:8], "little")  # of the header, which holds the texts
+    if size + 8 > len(body):
+        raise BadBody("the body is not in safetensors format: it ends within its header")
+    reserve(TEXT_BYTES * size + len(body) - size)
     try:
         tensors = load(body)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -72,11 +86,10 @@ def decode(body: bytes, max_bytes: int) -> tuple[np.ndarray, list[str], list[Met
             shape = f"{images.shape} {images.dtype}"
             raise BadBody(f"images must be (B, H, W, 3) uint8 and not empty, not {shape}")
     elif set(tensors) == {"png", "ends"}:
-        images = _decode_pngs(tensors["png"], tensors["ends"], max_bytes)
+        images = _decode_pngs(tensors["png"], tensors["ends"], max_bytes, reserve)
     else:
         expected = "the tensor `images`, or `png` and `ends`"
         raise BadBody(f"the body must hold {expected}; it holds {sorted(tensors)}")
-    size = int.from_bytes(body[:8], "little")  # of the header, which `load` has checked
     header = json.loads(body[8 : 8 + size]).get("__metadata__") or {}
     prompts = _decode_list(header, "prompts", str, "strings")
     metadata = _decode_list(header, "metadata", dict, "objects")
@@ -98,52 +111,65 @@ def _decode_list(header: dict[str, str], name: str, kind: type, plural: str) -> 
     return values
 
 
-def _decode_pngs(data: np.ndarray, ends: np.ndarray, max_bytes: int) -> np.ndarray:
+def _decode_pngs(
+    data: np.ndarray, ends: np.ndarray, max_bytes: int, reserve: Callable[[int], None]
+) -> np.ndarray:
     vectors = data.ndim == ends.ndim == 1 and ends.size > 0
     if not vectors or data.dtype != np.uint8 or ends.dtype != np.int64:
         raise BadBody("`png` must be (bytes,) uint8 and `ends` (B,) int64 and not empty")
     starts = np.concatenate([[0], ends[:-1]])
     if (ends <= starts).any() or ends[-1] != len(data):
         raise BadBody(f"`ends` must rise from above 0 to {len(data)}, the bytes of `png`")
-    images: list[np.ndarray] = []
-    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        image = _decode_png(data[start:end].tobytes(), i, len(ends), max_bytes)
-        if images and image.shape != images[0].shape:
-            shapes = f"image {i} is {image.shape}, image 0 {images[0].shape}"
+    files = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+    sizes = [_png_size(file[:PNG_HEAD].tobytes(), i) for i, file in enumerate(files)]
+    width, height = sizes[0]
+    for i, size in enumerate(sizes):
+        if size != sizes[0]:
+            shapes = f"image {i} is {size[0]} x {size[1]}, image 0 {width} x {height}"
             raise BadBody(f"{shapes}: all must have one size")
-        images.append(image)
-    return np.stack(images)
+    unpacked = len(files) * width * height * 3
+    if unpacked > max_bytes:
+        each = f"{len(files)} images of {width} x {height}"
+        raise BadBody(f"{each} unpack to more than {max_bytes} bytes")
+    reserve(unpacked + DECODER_BYTES * width * height)
+    images = np.empty((len(files), height, width, 3), np.uint8)
+    for i, file in enumerate(files):
+        _decode_png(file.tobytes(), i, images[i])
+    return images
 
 
-def _decode_png(data: bytes, i: int, n: int, max_bytes: int) -> np.ndarray:
-    """Image i of n, which may unpack to max_bytes together."""
+def _png_size(head: bytes, i: int) -> tuple[int, int]:
+    """Width and height that the PNG's header declares. Raises BadBody unless it is 8-bit RGB."""
+    if len(head) < PNG_HEAD or not head.startswith(b"\x89PNG\r\n\x1a\n") or head[12:16] != b"IHDR":
+        raise BadBody(f"image {i} is not a PNG file that can be read: its header is not one")
+    width, height, depth, color = struct.unpack(">IIBB", head[16:PNG_HEAD])
+    mode = PNG_MODES.get(color, "unknown")
+    if (mode, depth) != ("RGB", 8):
+        raise BadBody(f"image {i} must be an 8-bit RGB PNG; its mode is {mode} of {depth} bits")
+    return width, height
+
+
+def _decode_png(data: bytes, i: int, image: np.ndarray) -> None:
+    """Unpack image i into (H, W, 3) uint8, whose size its header declares."""
     try:
         file = Image.open(io.BytesIO(data), formats=["PNG"])
-        size = file.width * file.height * 3
-        image = np.array(file) if n * size <= max_bytes else None
+        if (file.height, file.width, file.mode) == (*image.shape[:2], "RGB"):
+            image[:] = np.asarray(file)
+            return
     except Exception as error:  # Pillow does not document which exceptions a broken file raises
         raise BadBody(f"image {i} is not a PNG file that can be read: {error}") from error
-    if image is None:
-        each = f"{file.width} x {file.height}"
-        raise BadBody(f"{n} images of {each} unpack to more than {max_bytes} bytes")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise BadBody(f"image {i} must be an 8-bit RGB PNG; its mode is {file.mode}")
-    return image
+    raise BadBody(f"image {i} is not a PNG file that can be read: it has two headers")
 
 
-def encode_scores(scores: Scores, n: int) -> dict[str, Any]:
-    """The reply for n images. Raises TypeError if the scorer did not give n numbers."""
+def encode_scores(returned: Any, n: int) -> dict[str, Any]:
+    """The reply for what a scorer returned for n images. Raises NotScores as `Scores.read` does."""
 
-    def numbers(name: str, values: Any) -> list[float | None]:
-        column = np.asarray(values, dtype=np.float32)
-        if column.shape != (n,):
-            raise TypeError(f"the scorer gave {name} of shape {column.shape} for {n} images")
+    def numbers(column: np.ndarray) -> list[float | None]:
         return [float(value) if np.isfinite(value) else None for value in column]
 
-    extras = {
-        name: numbers(f"the extra {name!r}", values) for name, values in scores.extras.items()
-    }
-    return {"score": numbers("a score", scores.score), "extras": extras}
+    scores = Scores.read(returned, n)
+    extras = {name: numbers(column) for name, column in scores.extras.items()}
+    return {"score": numbers(scores.score), "extras": extras, "reason": scores.reason}
 
 
 def decode_scores(reply: Any, n: int) -> Scores:
@@ -160,6 +186,6 @@ def decode_scores(reply: Any, n: int) -> Scores:
 
     try:
         extras = {name: column(values) for name, values in reply["extras"].items()}
-        return Scores(column(reply["score"]), extras)
+        return Scores(column(reply["score"]), extras, str(reply.get("reason", "")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadBody(f"the reply is not one of a reward server: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -108,6 +108,31 @@ class Flat(Brightness):
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         return Scores(np.full(len(images), 0.5, np.float32))
+
+
+def brightness(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> np.ndarray:
+    """A plain function that scores."""
+    return images.mean(axis=(1, 2, 3)) / 255
+
+
+def scaled(images: Any, prompts: Any, metadata: Any, *, scale: float = 1.0) -> tuple:
+    """A function with an option; it returns a list of scores and a dict of extras."""
+    score = (scale * images.mean(axis=(1, 2, 3)) / 255).tolist()
+    return score, {"dark": [1 - value for value in score]}
+
+
+def make_brightness(scale: float) -> Brightness:
+    """A function that builds a scorer."""
+    return Brightness(scale)
+
+
+def two_arguments(images: Any, prompts: Any) -> Any:
+    """Not what a scorer looks like."""
+
+
+def builds_nothing() -> Any:
+    """A function that should return a scorer."""
+    return 3
 
 
 def two_prompts() -> list[tuple[str, dict]]:

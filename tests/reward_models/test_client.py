@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from reward_models import build
+from reward_models import build, client
 from reward_models.base import Unavailable
 from reward_models.client import Refused, RemoteScorer
 from tests.reward_models.processes import (
@@ -106,7 +106,7 @@ def test_a_late_answer_is_unavailable(server: ServerProcess) -> None:
             RuntimeError,
             "500: the scorer '.*Raises' failed with RuntimeError: the engine is out of fuel",
         ),
-        (SHORT, {}, Refused, r"500: .* gave a score of shape \(1,\) for 2 images"),
+        (SHORT, {}, Refused, r"500: .* returned the score of shape \(1,\) for 2 images"),
         (SILENT, {}, Unavailable, "503: .*the far end is silent"),
     ],
 )
@@ -213,6 +213,27 @@ def test_another_kind_of_server_is_recognised(reply: bytes) -> None:
     finally:
         stranger.shutdown()
         stranger.server_close()
+
+
+@pytest.mark.parametrize(
+    "status, reply, kind",
+    [
+        (500, None, Unavailable),  # a proxy's page, or uvicorn's
+        (500, {"detail": "Internal Server Error"}, Unavailable),
+        (500, {"error": "stopping", "kind": "busy"}, Unavailable),
+        (520, None, Unavailable),
+        (500, {"error": "no engine", "kind": "programming"}, Refused),
+        (500, {"error": "odd image", "kind": "data"}, RuntimeError),
+        (413, None, RuntimeError),  # a proxy that takes smaller bodies only
+        (404, None, Refused),
+    ],
+)
+def test_a_5xx_that_is_not_a_reward_servers_is_tried_again(
+    status: int, reply: object, kind: type[Exception]
+) -> None:
+    error = client._error("http://server", status, reply)
+    assert type(error) is kind
+    assert f"http://server answered {status}: " in str(error)
 
 
 @pytest.mark.parametrize(

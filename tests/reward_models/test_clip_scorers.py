@@ -11,9 +11,11 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 from transformers import CLIPModel, CLIPProcessor
 
 import reward_models
+from reward_models import clipscore
 from reward_models.aesthetic import Aesthetic, Head
 from reward_models.clipscore import ClipScore
 from reward_models.pickscore import PickScore
@@ -96,6 +98,51 @@ def test_aesthetic_is_linear_in_the_unit_embedding(processor: CLIPProcessor) -> 
     assert score(Aesthetic(model=FixedClip(), processor=processor, head=head)) == pytest.approx(
         [5.6] * 5, abs=1e-5
     )
+
+
+def test_a_clone_of_the_original_aesthetic_repository_has_the_head(
+    tmp_path: Path, weights: dict[str, dict[str, str]]
+) -> None:
+    options = weights["aesthetic"]
+    file = tmp_path / "sac+logos+ava1-l14-linearMSE.pth"
+    file.write_bytes(Path(options["path"]).read_bytes())
+    (tmp_path / "ava+logos-l14-reluMSE.pth").write_bytes(b"another head")
+    clone = Aesthetic(path=str(tmp_path), clip_path=options["clip_path"])
+    np.testing.assert_array_equal(score(clone), score(Aesthetic(**options)))
+    file.unlink()
+    words = r"has no aesthetic-model\.pth or sac\+logos\+ava1-l14-linearMSE\.pth"
+    with pytest.raises(ValueError, match=words):
+        Aesthetic(path=str(tmp_path), clip_path=options["clip_path"])
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 57), (71, 48), (32, 32), (20, 24)])
+def test_bilinear_resizing_is_that_of_flow_grpo(
+    shape: tuple[int, int], weights: dict[str, dict[str, str]]
+) -> None:
+    scorer = ClipScore(**weights["clipscore"], resize="bilinear")
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    processor = scorer.processor.image_processor
+    reference = transforms.Compose(
+        [
+            transforms.Resize(32),
+            transforms.CenterCrop((32, 32)),
+            transforms.Normalize(processor.image_mean, processor.image_std),
+        ]
+    )
+    expected = reference(torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.uint8) / 255.0)
+    torch.testing.assert_close(scorer.pixels(processor, images), expected, rtol=0, atol=1e-6)
+
+
+def test_the_resizing_changes_the_score_and_another_is_refused(
+    weights: dict[str, dict[str, str]],
+) -> None:
+    bicubic, bilinear = (
+        score(ClipScore(**weights["clipscore"], resize=resize)) for resize in clipscore.RESIZES
+    )
+    np.testing.assert_array_equal(bicubic, score(ClipScore(**weights["clipscore"])))
+    assert (bicubic != bilinear).all()
+    with pytest.raises(ValueError, match="resize = 'nearest' is not one of bicubic, bilinear"):
+        ClipScore(resize="nearest")
 
 
 def test_pickscore_agrees_with_the_models_logits(weights: dict[str, dict[str, str]]) -> None:

@@ -89,6 +89,32 @@ def test_weights_are_looked_for_in_the_cache(
     assert report.why == "weights not in the cache: someone/heavy (3.9 GB)"
     assert report.advice[0] == "hf download someone/heavy config.json model.bin"
     assert "path=FOLDER" in report.advice[1]
+
+
+@pytest.mark.parametrize(
+    "name, local",
+    [
+        (
+            "aesthetic",
+            "--set aesthetic.clip_path=FOLDER --set aesthetic.path=FOLDER/aesthetic-model.pth",
+        ),
+        (
+            "geneval",
+            "--set geneval.path=FOLDER --set geneval.color_path=FOLDER/open_clip_model.safetensors",
+        ),
+        (
+            "imagereward",
+            "--set imagereward.path=FOLDER/ImageReward.pt --set imagereward.tokenizer_path=FOLDER",
+        ),
+        ("hpsv2", "--set hpsv2.path=FOLDER/HPS_v2.1_compressed.pt"),
+    ],
+)
+def test_the_hint_names_an_option_for_every_missing_weight(
+    name: str, local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    report = examine(name, name, {})
+    assert report.advice[-1] == f"or with local copies: {local}"
     repo = tmp_path / "models--someone--heavy"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")

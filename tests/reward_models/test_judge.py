@@ -18,7 +18,7 @@ from PIL import Image
 
 from reward_models import build
 from reward_models.base import Unavailable
-from reward_models.judge import Judge, parse_mark
+from reward_models.judge import Judge, RefusedImage, parse_mark
 from tests.reward_models.processes import free_port
 
 NAN = float("nan")
@@ -137,12 +137,34 @@ def test_the_last_mark_on_the_scale_counts(answer: str, score: float) -> None:
     assert parse_mark(answer) == pytest.approx(score, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    "answer, kind",
+    [
+        (Response("<h1>Internal Server Error</h1>", status_code=500), Unavailable),
+        (Response("web server is down", status_code=521), Unavailable),
+        (JSONResponse({"error": {"message": "the image is odd"}}, status_code=500), RefusedImage),
+        (JSONResponse({"error": "the image is odd"}, status_code=500), RefusedImage),
+    ],
+)
+def test_a_proxys_5xx_is_tried_again_and_the_endpoints_own_is_not(
+    endpoint: Endpoint, answer: Response, kind: type[Exception]
+) -> None:
+    endpoint.answer = lambda pixel, question: answer
+    with pytest.raises(kind, match=f"answered {answer.status_code}") as raised:
+        judge(endpoint, attempts=1)(*numbered(1))
+    assert type(raised.value) is kind
+
+
 def test_each_image_gets_its_mark_and_no_mark_is_nan(endpoint: Endpoint) -> None:
     endpoint.answer = lambda pixel, question: f"Final Score: {pixel[0]}" if pixel[0] else "No idea."
     images, prompts, metadata = numbered(7)
-    score = judge(endpoint)(images, prompts, metadata).score
+    scores = judge(endpoint)(images, prompts, metadata)
+    assert scores.reason == (
+        "deqa: an answer of eye-7b has no mark from 1 to 5 after 'Final Score:'; it ends with "
+        "'No idea.'"
+    )
     np.testing.assert_array_equal(
-        score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
+        scores.score, np.array([NAN, 0.2, 0.4, 0.6, 0.8, 1.0, NAN], np.float32), strict=True
     )
 
 

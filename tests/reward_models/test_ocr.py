@@ -90,6 +90,11 @@ def test_similarity_by_hand(read: str, target: str, expected: float) -> None:
         ('mixed “Open" marks', "open"),
         ('full width "ＯＰＥＮ　２４"', "open24"),
         ('decomposed "Cafe\u0301"', "caf\u00e9"),
+        ('a fraction "Size 13½"', "size131/2"),
+        ('typed otherwise "Size 13 1⁄2, 1∕4"', "size131/2,1/4"),
+        ("a “Joe’s”, ‘open’", "joe's"),
+        ('dashes "9–5 — non‐stop −3"', "9-5-non-stop-3"),
+        ('super "E = mc²…"', "e=mc2..."),
     ],
 )
 def test_the_target_is_the_first_quoted_text_normalised(prompt: str, target: str) -> None:
@@ -126,6 +131,13 @@ def test_noise_colour_unicode_and_size_of_the_image(scorer: OcrScorer) -> None:
     assert score(scorer, draw("Café Zürich", size=48), "café zürich") == (1.0, 1.0)
     assert score(scorer, draw("HELLO", size=20, side=128), "hello") == (1.0, 1.0)
     assert score(scorer, draw("HELLO", size=64, side=768), "hello") == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["Size 13½", "¼ cup", "2 ¾ in", "No. 1⁄2", "Joe’s Bar", "9–5 open", "5−3 = 2", "x² + y"]
+)
+def test_signs_that_a_reader_prints_otherwise_are_read(scorer: OcrScorer, text: str) -> None:
+    assert score(scorer, draw(text, size=48), text) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +181,7 @@ def test_a_pool_reads_what_one_process_reads_and_ends(scorer: OcrScorer) -> None
     assert alone.score.tolist() == together.score.tolist() == [1, 1, 0]
     assert permuted.score.tolist() == together.score[order].tolist()
     assert pool._pool is not None
-    processes = [psutil.Process(pid) for pid in pool._pool._processes]
+    processes = [psutil.Process(process.pid) for process in pool._pool.processes]
     copy = pickle.loads(pickle.dumps(pool))
     assert copy.engine == pool.engine
     assert copy._pool is None
@@ -184,7 +196,7 @@ def test_idle_readers_ignore_ctrl_c(pool: OcrScorer) -> None:
     image = draw("Open")[None]
     pool.read(image)
     assert pool._pool is not None
-    readers = [psutil.Process(pid) for pid in pool._pool._processes]
+    readers = [psutil.Process(process.pid) for process in pool._pool.processes]
     for reader in readers:
         reader.send_signal(signal.SIGINT)
     assert not psutil.wait_procs(readers, timeout=0.5)[0]
@@ -195,8 +207,8 @@ def test_a_reader_that_dies_is_an_error_and_the_next_call_starts_another(pool: O
     image = draw("Open")[None]
     assert pool(image, ['"open"'], [{}]).score.tolist() == [1]
     assert pool._pool is not None
-    for pid in list(pool._pool._processes):
-        psutil.Process(pid).kill()
+    for process in pool._pool.processes:
+        process.kill()
     with pytest.raises(RuntimeError, match="a reading process died"):
         for _ in range(20):  # until the pool has noticed
             pool(image, ['"open"'], [{}])
@@ -211,13 +223,38 @@ from reward_models.ocr import OcrScorer
 if __name__ == "__main__":
     scorer = OcrScorer(workers=1)
     scorer.read(np.zeros((1, 64, 64, 3), np.uint8))
-    print(*scorer._pool._processes, flush=True)
+    print(scorer._pool.processes[0].pid, flush=True)
     try:
         scorer.read(np.zeros((1000, 512, 512, 3), np.uint8))
     except KeyboardInterrupt:
         scorer.close()
         print("closed", flush=True)
 """
+
+
+UNGUARDED = """
+import numpy as np
+from tp_grpo.rewards.reward_set import RewardSet
+print("main", flush=True)
+rewards = RewardSet({"general_ocr": {"workers": 2}})
+image = np.load("open.npy")[None].repeat(3, 0)
+image[1:] = [[[[0]]], [[[255]]]]
+print(rewards.score(image, ['"open"'] * 3, [{}] * 3).total.tolist(), rewards.errors)
+"""
+
+
+def test_a_script_without_a_guard_gets_its_scores(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    np.save(tmp_path / "open.npy", draw("Open"))
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "main\n[1.0, 0.0, 0.0] {}\n", done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +104,8 @@ def texts(**changed: str) -> bytes:
 PNG = np.frombuffer(wire.encode_png(IMAGES[0]), np.uint8)
 GREY = np.frombuffer(wire.encode_png(IMAGES[0, :, :, 0]), np.uint8)
 LARGE = np.frombuffer(wire.encode_png(np.zeros((600, 600, 3), np.uint8)), np.uint8)
+# The second header declares an image of 600 x 600; readers take the last one.
+TWO_HEADERS = np.concatenate([PNG[:33], LARGE[8:]])
 BAD = {
     "empty": (b"", "not in safetensors format"),
     "garbage": (b"\x80\x04\x95 a pickle, or anything else" * 20, "not in safetensors format"),
@@ -147,7 +149,11 @@ BAD = {
     ),
     "a grey PNG": (
         tensors(png=GREY, ends=np.array([len(GREY)])),
-        "image 0 must be an 8-bit RGB PNG; its mode is L",
+        "image 0 must be an 8-bit RGB PNG; its mode is L of 8 bits",
+    ),
+    "a PNG with two headers": (
+        tensors(png=TWO_HEADERS, ends=np.array([len(TWO_HEADERS)])),
+        "image 0 is not a PNG file that can be read: it has two headers",
     ),
     "a PNG that unpacks to 1.03 MiB": (
         tensors(png=LARGE, ends=np.array([len(LARGE)])),
@@ -218,31 +224,69 @@ def test_the_sentence_of_a_refusal_reaches_a_client_that_is_still_sending(
     assert "asks for a token" in answer.json()["error"]
 
 
-def test_the_memory_of_all_bodies_is_limited() -> None:
-    intake = service.Intake(max_requests=100, max_body=10)
+def request_of(body: bytes, pieces: int = 1) -> Any:
+    async def stream() -> AsyncIterator[bytes]:
+        step = -(-len(body) // pieces)
+        for start in range(0, len(body), step):
+            yield body[start : start + step]
 
-    def body(*sizes: int) -> AbstractAsyncContextManager[bytes]:
-        async def stream() -> AsyncIterator[bytes]:
-            for size in sizes:
-                yield bytes(size)
+    return SimpleNamespace(headers={}, stream=stream)
 
-        request: Any = SimpleNamespace(headers={}, stream=stream)
-        return intake.body(request)
+
+@pytest.mark.parametrize("png", [False, True])
+def test_the_memory_of_all_requests_is_limited_in_every_encoding(png: bool) -> None:
+    images = np.zeros((1, 100, 100, 3), np.uint8)
+    body = wire.encode(images, ["a"], [{}], png=png)
+    header = int.from_bytes(body[:8], "little")
+    tensors = len(body) - header
+    held = wire.TEXT_BYTES * header + tensors + ((3 + wire.DECODER_BYTES) * 100 * 100 if png else 0)
+    largest = 100_000
+    fit = (service.BODIES_HELD * largest - len(body)) // held
+    intake = service.Intake(max_requests=100, max_body=largest)
 
     async def fill() -> None:
         async with AsyncExitStack() as stack:
-            with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
-                await stack.enter_async_context(body(4, 6, 1))
-            for _ in range(service.BODIES_HELD):
-                assert len(await stack.enter_async_context(body(4, 6))) == 10
-            with pytest.raises(service.Refusal, match="40 bytes of other requests") as refused:
-                await stack.enter_async_context(body(1))
-            assert refused.value.status == 503
-            assert intake.requests == service.BODIES_HELD
+            for n in range(1, fit + 1):
+                batch = await stack.enter_async_context(intake.batch(request_of(body, 3)))
+                assert batch[0].shape == images.shape
+                assert intake.bytes == n * held, "the body itself is gone"
+            with pytest.raises(service.Refusal, match="bytes of requests are in memory") as refused:
+                await stack.enter_async_context(intake.batch(request_of(body)))
+            assert (refused.value.status, refused.value.kind) == (503, "busy")
+            assert intake.requests == fit
+            assert intake.bytes == fit * held
 
     asyncio.run(fill())
     assert intake.bytes == 0
     assert intake.requests == 0
+
+
+def test_texts_that_would_fill_the_memory_are_refused_before_they_are_read() -> None:
+    """Each of these {} is three bytes here and 72 as an object."""
+    body = texts(metadata="[" + "{}," * 30_000 + "{}]")
+    intake = service.Intake(max_requests=1, max_body=2**19)
+
+    async def ask() -> None:
+        async with intake.batch(request_of(body)):
+            raise AssertionError("it was read")
+
+    words = "takes more than the 4194304 bytes of the server's memory: send fewer images"
+    with pytest.raises(service.Refusal, match=words) as refused:
+        asyncio.run(ask())
+    assert (refused.value.status, refused.value.kind) == (413, "size")
+    assert (intake.bytes, intake.requests) == (0, 0)
+
+
+def test_a_body_that_grows_too_large_is_refused() -> None:
+    intake = service.Intake(max_requests=1, max_body=10)
+
+    async def ask() -> None:
+        async with intake.batch(request_of(bytes(11), 3)):
+            raise AssertionError("it was read")
+
+    with pytest.raises(service.Refusal, match="exceeds the 10 bytes"):
+        asyncio.run(ask())
+    assert intake.bytes == 0
 
 
 def test_a_body_that_arrives_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +327,7 @@ def test_a_client_that_disconnects_in_mid_body_frees_its_place(server: ServerPro
             SHORT,
             500,
             "programming",
-            r"TypeError: the scorer gave a score of shape (1,) for 2 images",
+            r"NotScores: the scorer returned the score of shape (1,) for 2 images",
         ),
         (SILENT, 503, "busy", "is unavailable: the far end is silent"),
     ],
@@ -354,6 +398,30 @@ def test_batches_of_clients_that_gave_up_are_not_scored(server: ServerProcess) -
     start = time.monotonic()
     assert post(server, GOOD, SLOW).status_code == 200
     assert time.monotonic() - start < 2, "twelve abandoned batches of 0.3 s were scored first"
+
+
+def test_work_beyond_the_grace_of_a_termination_is_answered_503() -> None:
+    server = ServerProcess({SLOW: {}}, "--grace", "1")
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(post(server, GOOD, SLOW, {})))
+        for _ in range(10)  # 3 s of work
+    ]
+    for thread in threads:
+        thread.start()
+    while httpx.get(f"{server.url}/health", trust_env=False).json()["requests"] < 9:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    server.process.wait(timeout=20)
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(answers) == 10
+    assert 3 <= len(refused) < 10
+    for answer in refused:
+        assert answer.status_code == 503
+        assert answer.json()["kind"] == "busy"
+        assert "is stopping before this work is done" in answer.json()["error"]
 
 
 def test_a_full_queue_answers_503_and_termination_finishes_running_batches(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reward_models import wire
+from reward_models import Scores, wire
 from tests.reward_models.processes import shapes_batch
 
 
@@ -18,6 +18,14 @@ def test_metadata_travel_as_they_are() -> None:
     decoded = wire.decode(wire.encode(images, prompts, metadata), 10**6)
     np.testing.assert_array_equal(decoded[0], images)
     assert decoded[1:] == (prompts, metadata)
+
+
+def test_the_reason_for_a_missing_score_travels() -> None:
+    scores = Scores(np.array([1, np.nan], np.float32), reason="no mark")
+    reply = wire.encode_scores(scores, 2)
+    assert reply == {"score": [1.0, None], "extras": {}, "reason": "no mark"}
+    assert wire.decode_scores(reply, 2).reason == "no mark"
+    assert wire.decode_scores({"score": [1.0], "extras": {}}, 1).reason == "", "an older server"
 
 
 def test_a_body_with_any_byte_changed_is_read_or_refused() -> None:

@@ -156,16 +156,20 @@ def test_an_error_on_one_rank_stops_every_rank_with_its_words() -> None:
         rewards.submit(IMAGES, [""] * 4, [{}] * 4).result()
     states = [{BRIGHTNESS: rewards.threads[BRIGHTNESS].state()} for rewards in (well, ill)]
     for rewards in (well, ill):
-        with pytest.raises(RewardError, match="Brightness' failed with AttributeError: 'NoneType'"):
+        with pytest.raises(RewardError, match=r"Brightness' failed with NotScores: .* as NoneType"):
             rewards.settle(lambda mine: states)
 
 
 def test_ranks_agree_on_extras_though_one_never_had_any() -> None:
-    states = [{"a": State(False, "", ("x", "y"))}, {"a": State(False, "RuntimeError: down", ())}]
+    states = [
+        {"a": State(False, "", ("x", "y"))},
+        {"a": State(False, "RuntimeError: down", (), "OSError: gone")},
+    ]
     rewards = RewardSet({BRIGHTNESS: 1.0})
     rewards.settle(lambda mine: states)
     assert rewards.extras == ["a/x", "a/y"]
     assert rewards.errors == {"a": "RuntimeError: down"}
+    assert rewards.first_errors == {"a": "OSError: gone"}
     extra = rewards.score(IMAGES, [""] * 4, [{}] * 4).extra("a/x")
     assert extra.isnan().all()
     assert extra.shape == (4,)
@@ -258,6 +262,20 @@ def test_too_many_failures_are_named_with_their_share() -> None:
     rewards.errors = {BRIGHTNESS: "TimeoutError: 30 s"}
     with pytest.raises(RewardError, match=r"allows 20%\. Its last error: TimeoutError: 30 s"):
         rewards.check_failed(scores, 0.2)
+    rewards.first_errors = {BRIGHTNESS: "OSError: no file"}
+    with pytest.raises(
+        RewardError,
+        match=r"allows 20%\. Its first error: OSError: no file\. Its last error: Timeout",
+    ):
+        rewards.check_failed(scores, 0.2)
+
+
+def test_a_share_of_nan_that_a_scorer_gives_is_explained() -> None:
+    rewards = RewardSet({"tests.scorers:Gaps": {"every": 2}})
+    result = rewards.score(IMAGES, list("abcd"), [{}] * 4)
+    words = "50%.* Its last error: the scorer itself gave NaN or infinity as the score"
+    with pytest.raises(RewardError, match=words):
+        rewards.check_failed(result.scores, 0.05)
 
 
 def test_what_is_not_finite_is_no_score_and_a_wrong_length_is_named() -> None:
@@ -276,6 +294,6 @@ def test_what_is_not_finite_is_no_score_and_a_wrong_length_is_named() -> None:
     assert missing.tolist() == [False, True, True, True]
     rewards.scorers[BRIGHTNESS] = Odd([1.0])
     with pytest.raises(
-        RewardError, match=r"Brightness' failed with ValueError: .*shape \(1,\) for 4 images"
+        RewardError, match=r"Brightness' failed with NotScores: .*shape \(1,\) for 4 images"
     ):
         rewards.score(IMAGES, [""] * 4, [{}] * 4)

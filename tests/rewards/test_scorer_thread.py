@@ -184,7 +184,9 @@ def test_after_its_patience_a_call_is_nan_and_the_next_are_tried_once_until_one_
     assert np.isnan(first.score).all()
     assert fake.calls == [[1, 2]] * 2 + [[3, 4]]
     assert clock.slept == [0.1]
-    assert thread.state() == State(False, "Unavailable: connection refused", ())
+    assert thread.state() == State(
+        False, "Unavailable: connection refused", (), "Unavailable: connection refused"
+    )
     down[0] = False
     assert thread.submit(fake, batch_of([5, 6])).result(timeout=10).score.tolist() == [5, 6]
     down[0] = True
@@ -213,7 +215,7 @@ def test_bisection_of_a_wholly_failing_call_costs_two_calls_a_sample_less_one() 
     score, thread = run(fake, batch_of(list(range(8))))
     assert numbers(score) == [None] * 8
     assert len(fake.calls) == 15
-    assert thread.state() == State(False, "RuntimeError: down", ())
+    assert thread.state() == State(False, "RuntimeError: down", (), "RuntimeError: down")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_out_of_memory_with_one_image_is_nan_and_no_end() -> None:
     fake = Fake(lambda values: MemoryError("no room"))
     score, thread = run(fake, batch_of([1, 2]))
     assert numbers(score) == [None, None]
-    assert thread.state() == State(False, "MemoryError: no room", ())
+    assert thread.state() == State(False, "MemoryError: no room", (), "MemoryError: no room")
 
 
 def wrong_shape(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
@@ -245,7 +247,7 @@ def wrong_shape(images: np.ndarray, prompts: list[str], metadata: list[dict]) ->
 
 
 def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Any:
-    return np.zeros(len(images))
+    return "good"
 
 
 @pytest.mark.parametrize(
@@ -253,8 +255,16 @@ def no_scores(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> A
     [
         (Fake(lambda values: TypeError("two arguments")), "TypeError: two arguments"),
         (Fake(lambda values: ImportError("no module")), "ImportError: no module"),
-        (wrong_shape, r"ValueError: it gave values of shape (5,) for 4 images"),
-        (no_scores, "AttributeError: 'numpy.ndarray' object has no attribute 'score'"),
+        (
+            wrong_shape,
+            "NotScores: the scorer returned the score of shape (5,) for 4 images: return one "
+            "number per image",
+        ),
+        (
+            no_scores,
+            "NotScores: the scorer returned the score as str: return Scores, or an array or a "
+            "list with one number per image",
+        ),
     ],
 )
 def test_a_programming_error_breaks_the_thread(
@@ -286,6 +296,38 @@ def test_a_lost_score_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 1
     assert "fake: no score for 1 images: RuntimeError: odd [2]" in caplog.text
     assert thread.error == "RuntimeError: odd [4]", "a stopped run reports the last one"
+    assert thread.first == "RuntimeError: odd [2]", "and the first one"
+
+
+@pytest.mark.parametrize(
+    "reason, kept",
+    [
+        ("", "the scorer itself gave NaN or infinity as the score"),
+        ("the judge gave no mark", "the judge gave no mark"),
+    ],
+)
+def test_a_scorer_that_gives_nan_is_reported_with_its_reason(
+    reason: str, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gives_nan(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        return Scores(np.array([1, np.nan, np.inf, 2], np.float32), reason=reason)
+
+    thread = ScorerThread("fake", ScorerOptions())
+    for _ in range(2):
+        score = thread.submit(gives_nan, batch_of([1, 2, 3, 4])).result(timeout=10).score
+        assert numbers(score.tolist()) == [1, None, None, 2]
+    assert thread.state() == State(False, kept, (), kept)
+    assert [record.message for record in caplog.records] == [
+        f"rewards.scorers.fake: no score for 2 images: {kept}. Later ones are only counted"
+    ]
+
+
+def test_what_a_close_leaves_unscored_has_a_reason() -> None:
+    thread = ScorerThread("fake", ScorerOptions(batch_size=1))
+    fake = Fake(lambda values: thread.close())  # type: ignore[func-returns-value]
+    score = thread.submit(fake, batch_of([1, 2])).result(timeout=10).score
+    assert numbers(score.tolist()) == [1, None]
+    assert thread.error == "the run closed its scorers before these images were scored"
 
 
 def test_offload_moves_the_model_in_to_score_and_out_when_nothing_waits(

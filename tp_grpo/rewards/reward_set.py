@@ -51,8 +51,9 @@ class RewardSet:
     the options of `ScorerOptions`. One of weight 0 judges evaluations alone: what is not trained
     on tells whether the reward is earned (`alarms`). `ScorerThread` says what failures cost.
 
-    `settle` updates `extras`, the names of all ranks' extras, and `errors`, the last error of each
-    scorer that failed. `macros`: the macro means of the extras, see `method.stats.score_means`.
+    `settle` updates `extras`, the names of all ranks' extras, and `errors` and `first_errors`, the
+    last and the first error of each scorer that failed. `macros`: the macro means of the extras,
+    see `method.stats.score_means`.
 
     Raises ValueError for no scorer, an unknown name or option, or a value out of range. All checks
     that need no weights run before any scorer is built.
@@ -69,6 +70,7 @@ class RewardSet:
         self.macros = macros(scorers)
         self.extras: list[str] = []
         self.errors: dict[str, str] = {}
+        self.first_errors: dict[str, str] = {}
         for name, entry in entries.items():
             self.scorers[name] = entry.build(name)
             self.threads[name] = ScorerThread(name, entry.thread)
@@ -127,6 +129,7 @@ class RewardSet:
         extras = (f"{name}/{extra}" for name, state in states for extra in state.extras)
         self.extras = list(dict.fromkeys(extras))
         self.errors = {name: state.error for name, state in states if state.error}
+        self.first_errors = {name: state.first for name, state in reversed(states) if state.first}
         for name, state in states:
             if state.broken:
                 raise RewardError(f"the scorer {name!r} failed with {state.error}")
@@ -134,20 +137,25 @@ class RewardSet:
     def check_failed(self, scores: Mapping[str, Tensor], max_failed: float) -> float:
         """The largest share of images that a scorer left without a score; ignores other names.
 
-        Raises RewardError, naming the scorer and its last error, if it exceeds max_failed.
+        Raises RewardError, with the scorer's first and last error, if it exceeds max_failed.
         """
         worst = 0.0
         for name in [name for name in self.scorers if name in scores]:
             missing, images = int(scores[name].isnan().sum()), scores[name].numel()
             worst = max(worst, missing / images)
             if missing / images > max_failed:
-                error = f". Its last error: {self.errors[name]}" if name in self.errors else ""
                 raise RewardError(
                     f"the scorer {name!r} gave no score (NaN) for {missing} of {images} images, "
                     f"{missing / images:.0%}; rewards.max_failed = {max_failed:g} allows "
-                    f"{max_failed:.0%}{error}"
+                    f"{max_failed:.0%}{self._why(name)}"
                 )
         return worst
+
+    def _why(self, name: str) -> str:
+        """The first error of the scorer and its last, as sentences; "" if none is known."""
+        first, last = self.first_errors.get(name, ""), self.errors.get(name, "")
+        parts = [f"Its first error: {first}"] if first and first != last else []
+        return "".join(f". {part}" for part in [*parts, f"Its last error: {last}"] if last)
 
     def close(self) -> None:
         """Cancel what is queued and close the scorers; running calls finish."""

@@ -6,8 +6,8 @@ What an exception of the scorer costs:
   exponential backoff and jitter. Then its images are NaN, and later calls are tried only once until
   one succeeds.
 - `MemoryError`, CUDA out of memory: later calls are half as large; a single image is NaN.
-- `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or values of a
-  wrong shape: a programming error. The thread is broken, all later scores are NaN, and
+- `TypeError`, `AttributeError`, `NameError`, `ImportError`, `NotImplementedError`, or anything but
+  one number per image: a programming error. The thread is broken, all later scores are NaN, and
   `RewardSet.settle` stops the run.
 - Any other, `ValueError` too: the call is halved until the images that cause it are found; they are
   NaN. Libraries raise ValueError for one odd image, and a run that stopped there would stop there
@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from reward_models import Metadata, Scorer, Scores, Unavailable
+from reward_models import Metadata, NotScores, Scorer, Scores, Unavailable
 from tp_grpo.rewards import scorer_options
 from tp_grpo.rewards.scorer_options import ScorerOptions
 
 UNAVAILABLE = (Unavailable, ConnectionError, TimeoutError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
+NO_NUMBER = "the scorer itself gave NaN or infinity as the score"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, before jitter
 # Ranks share the global seed, and would all retry at the same moment.
 _RANDOM = random.SystemRandom()
@@ -74,11 +75,12 @@ def _key(image: np.ndarray, prompt: str, metadata: Metadata) -> bytes:
 
 @dataclass(frozen=True)
 class State:
-    """Whether a thread is broken for good, its last error, and the names of its extras."""
+    """Whether a thread is broken for good, its last error, its extras' names, its first error."""
 
     broken: bool
     error: str
     extras: tuple[str, ...]
+    first: str = ""
 
 
 class Columns:
@@ -88,12 +90,13 @@ class Columns:
         self.score = np.full(n, np.nan, np.float32)
         self.extras = {name: self.score.copy() for name in extras}
 
-    def fill(self, rows: np.ndarray, scores: Scores) -> None:
-        """Raises ValueError for a wrong shape; infinite values become NaN."""
-        self.score[rows] = _finite(scores.score, len(rows))
+    def fill(self, rows: np.ndarray, scores: Scores) -> int:
+        """Infinite values become NaN. Returns how many images have no score."""
+        self.score[rows] = _finite(scores.score)
         for name, values in scores.extras.items():
             column = self.extras.setdefault(name, np.full_like(self.score, np.nan))
-            column[rows] = _finite(values, len(rows))
+            column[rows] = _finite(values)
+        return int(np.isnan(self.score[rows]).sum())
 
     def repeat(self, inverse: np.ndarray) -> Scores:
         """Row inverse[i] as the i-th, (n,)."""
@@ -101,11 +104,8 @@ class Columns:
         return Scores(self.score[inverse], extras)
 
 
-def _finite(values: Any, n: int) -> np.ndarray:
-    column = np.array(values, dtype=np.float32)
-    if column.shape != (n,):
-        raise ValueError(f"it gave values of shape {tuple(column.shape)} for {n} images")
-    return np.where(np.isfinite(column), column, np.nan)
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 class ScorerThread:
@@ -124,7 +124,7 @@ class ScorerThread:
         """sleep, now: a clock for tests, in seconds; the default sleep ends with `close`."""
         self.name, self.options = name, options
         self.largest = options.batch_size or sys.maxsize  # images a call
-        self.broken, self.error = False, ""
+        self.broken, self.error, self.first = False, "", ""  # last error and first
         self.extras: tuple[str, ...] = ()
         self._stop = threading.Event()
         self._sleep, self._now = sleep or self._stop.wait, now
@@ -153,7 +153,7 @@ class ScorerThread:
 
     def state(self) -> State:
         """For the other ranks."""
-        return State(self.broken, self.error, self.extras)
+        return State(self.broken, self.error, self.extras, self.first)
 
     def close(self) -> None:
         """Cancel queued batches without waiting; the running call finishes, retry delays end."""
@@ -165,7 +165,10 @@ class ScorerThread:
         if not self.error:
             message = "rewards.scorers.%s: no score for %d images: %s. Later ones are only counted"
             _LOG.warning(message, self.name, images, error)
-        self.error = error
+        self._keep(error)
+
+    def _keep(self, error: str) -> None:
+        self.first, self.error = self.first or error, error
 
     def _score(self, scorer: Scorer, batch: Batch) -> Scores:
         inverse = np.arange(len(batch.images))
@@ -203,7 +206,10 @@ class ScorerThread:
                 else:
                     todo += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
             else:
-                columns.fill(rows, scores)
+                if missing := columns.fill(rows, scores):
+                    self.report(scores.reason or NO_NUMBER, missing)
+        if todo and self._stop.is_set():
+            self._keep("the run closed its scorers before these images were scored")
 
     def _call(self, scorer: Scorer, part: tuple[np.ndarray, list[str], list[Metadata]]) -> Scores:
         """One call, retried while the scorer is unavailable."""
@@ -212,9 +218,9 @@ class ScorerThread:
             try:
                 if self.options.placement == "offload":
                     scorer.to(self._gpu)  # type: ignore[attr-defined]
-                scores = scorer(*part)
+                returned = scorer(*part)
                 self._reachable = True
-                return scores
+                return Scores.read(returned, len(part[1]))
             except UNAVAILABLE as error:
                 left = end - self._now()
                 if left <= 0 or self._stop.is_set():
@@ -248,7 +254,8 @@ class ScorerThread:
     def _break(self, error: Exception) -> None:
         if not self._stop.is_set():
             _LOG.error("the scorer %r is broken", self.name, exc_info=error)
-        self.broken, self.error = True, _words(error)
+        self.broken = True
+        self._keep(_words(error))
 
 
 def _words(error: Exception) -> str:

@@ -1,0 +1,117 @@
+"""Scorers of one's own: what a name may stand for, and what a scorer may return."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import reward_models
+from reward_models import NotScores, Scores, wire
+from reward_models.doctor import OK, examine
+from tp_grpo.rewards.reward_set import RewardError, RewardSet
+
+IMAGES = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (0, 51, 255)])
+BATCH = (IMAGES, ["a", "b", "c"], [{}, {}, {}])
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [
+        ("Brightness", {"scale": 2.0}, [0, 0.4, 2]),
+        ("make_brightness", {"scale": 2.0}, [0, 0.4, 2]),
+        ("brightness", {}, [0, 0.2, 1]),
+        ("scaled", {}, [0, 0.2, 1]),
+        ("scaled", {"scale": 2.0}, [0, 0.4, 2]),
+    ],
+)
+def test_a_name_may_be_a_class_a_factory_or_the_scorer_itself(
+    name: str, options: dict, expected: list[float]
+) -> None:
+    scorer = f"tests.scorers:{name}"
+    rewards = RewardSet({scorer: {"weight": 1.0, "batch_size": 2, **options}}).score(*BATCH)
+    np.testing.assert_allclose(rewards.total, expected, rtol=1e-6)
+    reply = wire.encode_scores(reward_models.build(scorer, **options)(*BATCH), 3)
+    np.testing.assert_allclose(reply["score"], expected, rtol=1e-6)
+    if name == "scaled":
+        dark = rewards.extras["tests.scorers:scaled/dark"]
+        np.testing.assert_allclose(dark, 1 - np.array(expected), rtol=1e-6)
+    assert examine(scorer, scorer, options).state == OK
+
+
+def test_a_function_keeps_its_attributes_when_it_has_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.scorers.scaled.check", print, raising=False)
+    built: Any = reward_models.build("tests.scorers:scaled", scale=2.0)
+    assert built.check is print
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("two_arguments", {}, "A function that scores has three arguments without a default"),
+        ("brightness", {"scale": 2.0}, "'tests.scorers:brightness' does not take the options"),
+        ("scaled", {"size": 2.0}, "'tests.scorers:scaled' does not take the options"),
+        ("make_brightness", {}, "does not take the options"),
+        ("builds_nothing", {}, "built an object of type int, which cannot be called"),
+        ("__doc__", {}, "'tests.scorers:__doc__' is of type str, no class or function"),
+    ],
+)
+def test_what_is_no_scorer_is_refused_when_it_is_built(
+    name: str, options: dict, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        reward_models.build(f"tests.scorers:{name}", **options)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        Scores(np.array([1, 2], np.float32)),
+        np.array([1, 2]),
+        torch.tensor([1, 2], dtype=torch.bfloat16, requires_grad=True),
+        [1, 2.0],
+        (1, 2),
+        ([1, 2], {}),
+        (np.array([1.0, 2.0]), {"x": [3, None]}),
+    ],
+)
+def test_an_array_a_list_or_a_pair_is_as_good_as_scores(returned: Any) -> None:
+    scores = Scores.read(returned, 2)
+    assert scores.score.dtype == np.float32
+    assert scores.score.tolist() == [1, 2]
+    if scores.extras:
+        np.testing.assert_array_equal(scores.extras["x"], np.array([3, np.nan], np.float32))
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (None, "returned the score as NoneType: return Scores, or an array or a list with one"),
+        (0.5, "returned the score as float: return"),
+        (np.float32(0.5), "returned the score as float32: return"),
+        ("ab", "returned the score as str: return"),
+        ({"a": 1}, "returned the score as dict: return"),
+        ([1], "the score of shape (1,) for 2 images: return one number per image"),
+        ([[1], [2]], "the score of shape (2, 1) for 2 images"),
+        (["a", "b"], "the score with values that are not numbers"),
+        (([1, 2], [3, 4]), "extras of type list: return a dict, {name: one number per image}"),
+        (([1, 2], {"x": [3]}), "the extra 'x' of shape (1,) for 2 images"),
+        (Scores(np.zeros(2), {"x": 3}), "the extra 'x' as int"),  # type: ignore[dict-item]
+    ],
+)
+def test_other_lengths_and_types_are_refused_in_words(returned: Any, words: str) -> None:
+    with pytest.raises(NotScores, match=re.escape(words)):
+        Scores.read(returned, 2)
+
+
+def test_a_run_stops_at_a_scorer_that_returns_something_else() -> None:
+    rewards = RewardSet({"tests.scorers:Brightness": 1.0})
+    rewards.scorers["tests.scorers:Brightness"] = lambda *batch: [1.0]
+    words = r"failed with NotScores: the scorer returned the score of shape \(1,\) for 3 images"
+    with pytest.raises(RewardError, match=words):
+        rewards.score(*BATCH)

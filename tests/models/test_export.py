@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ml_collections import ConfigDict
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -165,3 +165,52 @@ def test_an_export_that_does_not_survive_is_noticed(
     monkeypatch.setattr(export, writes, spoilt)
     with pytest.raises(RuntimeError, match="did not survive saving"):
         backbone.export(policy, policy.parameters, tmp_path)
+
+
+@pytest.fixture
+def peft_folder(load: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """A folder that peft wrote by options of a LoraConfig, and the transformer it adapts."""
+
+    def write(**options: Any) -> tuple[Path, Any]:
+        transformer = load().transformer
+        options = {"target_modules": ["attn.to_q"], "init_lora_weights": False} | options
+        wrapped = get_peft_model(transformer, LoraConfig(r=4, lora_alpha=6, **options))
+        wrapped.save_pretrained(tmp_path / "peft")
+        return tmp_path / "peft", wrapped
+
+    return write
+
+
+def change(transformer: Any, name: str) -> Tensor:
+    """What the LoRA adds to the weight of that module."""
+    return transformer.get_submodule(name).get_delta_weight("default")
+
+
+@pytest.mark.parametrize(
+    "options, scale",
+    [
+        ({}, 1.5),
+        ({"use_rslora": True}, 3.0),
+        ({"layers_to_transform": [1], "layers_pattern": "transformer_blocks"}, 1.5),
+        ({"target_modules": r".*\.1\.attn\.to_(q|k)"}, 1.5),
+        ({"exclude_modules": ["transformer_blocks.0.attn.to_q"]}, 1.5),
+    ],
+)
+def test_a_folder_of_peft_is_loaded_at_its_own_scale_on_its_own_modules(
+    load: Callable[..., Any],
+    peft_folder: Callable[..., tuple[Path, Any]],
+    options: dict[str, Any],
+    scale: float,
+) -> None:
+    folder, wrapped = peft_folder(**options)
+    transformer = load().transformer
+    policy = export.load(transformer, folder)
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert len(policy.parameters) == len(stored)
+    for key in stored:
+        name = key.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        up, down = (stored[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA")
+        torch.testing.assert_close(change(transformer, name), scale * up @ down)
+        torch.testing.assert_close(
+            change(transformer, name), change(wrapped.base_model.model, name)
+        )

@@ -15,7 +15,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 BYTES = ("ByT5Tokenizer", "ByT5TokenizerFast")
 POINTER = b"version https://git-lfs"  # how the file begins that git keeps in a large one's place
 # Files whose content is an object, never a list; any other .json need only be JSON.
-OBJECTS = ("config.json", "scheduler_config.json", "tokenizer_config.json", *VOCABULARIES[:2])
+OBJECTS = (
+    *("config.json", "scheduler_config.json", "tokenizer_config.json", "adapter_config.json"),
+    *VOCABULARIES[:2],
+)
 
 
 def components(folder: Path) -> dict[str, tuple[str, str]]:
@@ -60,7 +63,7 @@ def _check_texts(folder: Path) -> None:
         if path.suffix == ".json":
             read_json(path)
         elif path.suffix in (".model", ".txt", ".jinja"):
-            _refuse_pointer(path)
+            refuse_pointer(path)
 
 
 def variant(folder: Path) -> str | None:
@@ -124,48 +127,51 @@ def _check_weights(folder: Path, convert: str) -> None:
         shapes(path)
 
 
-def shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of a .safetensors file's tensors, by name; reads only its header."""
-    _require(path)
-    _refuse_pointer(path)
+def shapes(path: Path, field: str = "model.path") -> dict[str, list[int]]:
+    """The shapes of a .safetensors file's tensors, by name; reads only its header.
+
+    Raises ValueError that begins with `field`, the setting that names the file.
+    """
+    _require(path, field)
+    refuse_pointer(path, field)
     try:
         with safe_open(path, "pt") as held:
             return {name: held.get_slice(name).get_shape() for name in held.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"model.path: {path} is damaged ({error}); fetch it again") from error
+        raise ValueError(f"{field}: {path} is damaged ({error}); fetch it again") from error
 
 
-def _require(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"model.path: {path} is a folder in the place of a file; fetch it again")
-    if not path.is_file():
-        raise ValueError(f"model.path: {path} is missing; was the download broken off?")
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, field: str = "model.path") -> dict[str, Any]:
     """Raises ValueError that names the file if it is no JSON, or a list in a config's place."""
-    _require(path)
-    _refuse_pointer(path)
+    _require(path, field)
+    refuse_pointer(path, field)
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path: {path} is no JSON ({error}); fetch it again") from error
+        raise ValueError(f"{field}: {path} is no JSON ({error}); fetch it again") from error
     is_index = path.name.startswith("model_index") or ".index." in path.name
     if not isinstance(content, dict) and (is_index or path.name in OBJECTS):
         kind = type(content).__name__
-        raise ValueError(f"model.path: {path} holds a {kind}, not an object; fetch it again")
+        raise ValueError(f"{field}: {path} holds a {kind}, not an object; fetch it again")
     return content
 
 
-def _refuse_pointer(path: Path) -> None:
+def _require(path: Path, field: str = "model.path") -> None:
+    if path.is_dir():
+        raise ValueError(f"{field}: {path} is a folder in the place of a file; fetch it again")
+    if not path.is_file():
+        raise ValueError(f"{field}: {path} is missing; was the download broken off?")
+
+
+def refuse_pointer(path: Path, field: str = "model.path") -> None:
     """Raises ValueError for the pointer that git-lfs leaves where it did not fetch the file."""
     try:
         with path.open("rb") as file:
             begin = file.read(len(POINTER))
     except OSError as error:
-        raise ValueError(f"model.path: {path} cannot be read: {error}") from error
+        raise ValueError(f"{field}: {path} cannot be read: {error}") from error
     if begin == POINTER:
         raise ValueError(
-            f"model.path: {path} is a git-lfs pointer, not the file itself; fetch it again "
+            f"{field}: {path} is a git-lfs pointer, not the file itself; fetch it again "
             "(in a git clone: `git lfs pull`)"
         )

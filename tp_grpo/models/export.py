@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from tp_grpo.models.policy import Policy
 PIPELINE_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 FIELD = "--checkpoint"  # of the scripts that load a policy again
 TRANSFORMER_WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
+UP = "lora_B.weight"  # how peft ends the name of the factor that is zero at first
 _PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 
 
@@ -28,6 +29,7 @@ def save(
 ) -> None:
     """Write a LoRA for peft and `pipeline.load_lora_weights`, or a trained folder `transformer/`.
 
+    The LoRA's alpha is its rank there; the policy's alpha / rank is in the weights.
     values: to write instead of the parameters', by name; base: the checkpoint they were trained on.
     Raises RuntimeError when the files differ from the values.
     """
@@ -113,10 +115,15 @@ def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
 def _save_lora(
     pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str
 ) -> None:
-    config = transformer.peft_config["default"]
+    config = copy.copy(transformer.peft_config["default"])
+    # Many tools read the tensors alone and take alpha for the rank: alpha / rank goes into `up`.
+    scale, config.lora_alpha = config.lora_alpha / config.r, config.r
     # Under peft's names; embedding layers are never adapted, so peft need not ask the hub for them.
     named = get_peft_model_state_dict(transformer, dict(values), save_embedding_layers=False)
-    weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
+    weights = {
+        name: value.detach().cpu().contiguous() * (scale if name.endswith(UP) else 1)
+        for name, value in named.items()
+    }
     pipeline_class.save_lora_weights(
         folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
     )
@@ -125,7 +132,7 @@ def _save_lora(
     config.save_pretrained(folder)
     for file, prefix in ((PIPELINE_WEIGHTS, "transformer."), (PEFT_WEIGHTS, _PEFT)):
         _compare({prefix + name: value for name, value in weights.items()}, [folder / file])
-    if LoraConfig.from_pretrained(str(folder)).r != config.r:
+    if peft_config.read(folder / peft_config.CONFIG, FIELD) != (config.r, 1):
         raise RuntimeError(f"{folder}: the adapter's config did not survive saving")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tp_grpo.models import adapter_file, checkpoint_files, export, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
-from tp_grpo.models.text import EmbeddingCache, TextEncoders, trimmed
+from tp_grpo.models.text import EmbeddingCache, TextEncoders, check_cache, trimmed
 from tp_grpo.settings import ModelSettings
 from tp_grpo.types import cat, index, repeat, to
 
@@ -260,6 +260,8 @@ class PipelineBackbone:
 
 
 def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
+    if model.embeddings_cache:
+        check_cache(model.embeddings_cache)
     known = {
         "attention_backend": (
             "",

@@ -74,7 +74,7 @@ def test_what_is_read_is_the_files_own_value_not_rounded_to_the_models(
     for module, update in updates.items():
         down, up = (stored[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
         assert torch.equal(update.down, down), module
-        torch.testing.assert_close(update.up, up * ALPHA / RANK, rtol=1e-6, atol=0)
+        assert torch.equal(update.up, up), module
 
 
 def test_what_adapts_modules_without_a_part_in_the_image_is_read_without_it(tmp_path: Path) -> None:
@@ -168,11 +168,26 @@ def test_what_cannot_be_read_is_refused_in_words(sd3: Any, tmp_path: Path) -> No
     save_file(dora, tmp_path / "dora.safetensors")
     with pytest.raises(ValueError, match="is a DoRA, which is not read here"):
         check(sd3, tmp_path / "dora.safetensors")
+    biased = {"x.lora_A.weight": torch.ones(2, 2), "x.lora_B.bias": torch.ones(2)}
+    save_file(biased, tmp_path / "biased.safetensors")
+    with pytest.raises(ValueError, match=r"has biases, which are not read here: x\.lora_B\.bias"):
+        check(sd3, tmp_path / "biased.safetensors")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(
+        ValueError, match=r"lora\.init: .*pointer\.safetensors is a git-lfs pointer"
+    ):
+        check(sd3, tmp_path / "pointer.safetensors")
+    save_file({"x.lora_A.weight": torch.tensor(1.0)}, tmp_path / "scalar.safetensors")
+    with pytest.raises(ValueError, match="holds no LoRA"):
+        check(sd3, tmp_path / "scalar.safetensors")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     for refuse in (lambda path: check(sd3, path), sd3.begin_with):
         with pytest.raises(ValueError, match=r"_config\.json has use_dora, which is not read"):
             refuse(tmp_path / "adapter")
+    config.write_text("[]")
+    with pytest.raises(ValueError, match=r"lora\.init: .*adapter_config\.json holds a list, not"):
+        check(sd3, tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_model_is_refused_before_weights_load(

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from ml_collections import ConfigDict
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.tiny_families import lora
 from tests.tiny_models import CPU, other_than, settings
 from tp_grpo import models
 from tp_grpo.models import export, families
@@ -133,7 +135,9 @@ def test_what_is_saved_loads_back_and_a_foreign_one_is_refused(
             parameter += 0.1 * torch.randn(parameter.shape)
     backbone.export(policy, policy.parameters, tmp_path)
     again = export.load(load().transformer, tmp_path)
-    assert all(torch.equal(again.parameters[name], p) for name, p in policy.parameters.items())
+    for name, parameter in policy.parameters.items():
+        scale = 2 if "lora_B" in name else 1  # alpha / rank = 8 / 4, where the loaded one's is 1
+        assert torch.equal(again.parameters[name], scale * parameter), name
     other = other_than(kind)
     foreign = models.load(settings(saved(other), other), CPU)
     with pytest.raises(
@@ -142,6 +146,30 @@ def test_what_is_saved_loads_back_and_a_foreign_one_is_refused(
         export.load(foreign.transformer, tmp_path)
     with pytest.raises(ValueError, match="holds no trained policy"):
         export.load(load().transformer, tmp_path / "none")
+
+
+@pytest.mark.parametrize("alpha", [4, 8, 32])
+def test_the_tensors_alone_are_the_update_in_full(
+    load: Callable[..., Any], tmp_path: Path, alpha: int
+) -> None:
+    """Many tools read no config and no metadata: they take alpha for the rank."""
+    backbone = load()
+    made = lora(backbone, alpha=alpha)
+    before = {name: value.clone() for name, value in made.parameters.items()}
+    backbone.export(made, made.parameters, tmp_path)
+    assert all(torch.equal(made.parameters[name], value) for name, value in before.items())
+    assert backbone.transformer.peft_config["default"].lora_alpha == alpha
+    files = {"pytorch_lora_weights": "transformer.", "adapter_model": "base_model.model."}
+    for file, prefix in files.items():
+        tensors = load_file(tmp_path / f"{file}.safetensors")
+        for name in {key.removeprefix(prefix).rpartition(".lora_")[0] for key in tensors}:
+            up, down = (tensors[f"{prefix}{name}.lora_{x}.weight"] for x in "BA")
+            torch.testing.assert_close(up @ down, change(backbone.transformer, name))
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as held:
+        header = json.loads(held.metadata()["lora_adapter_metadata"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert [header["transformer.lora_alpha"], header["transformer.r"]] == [4, 4]
+    assert [config["lora_alpha"], config["r"]] == [4, 4]
 
 
 @pytest.mark.parametrize("rank, writes", [(4, "save_file"), (0, "save_torch_state_dict")])
@@ -165,3 +193,52 @@ def test_an_export_that_does_not_survive_is_noticed(
     monkeypatch.setattr(export, writes, spoilt)
     with pytest.raises(RuntimeError, match="did not survive saving"):
         backbone.export(policy, policy.parameters, tmp_path)
+
+
+@pytest.fixture
+def peft_folder(load: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """A folder that peft wrote by options of a LoraConfig, and the transformer it adapts."""
+
+    def write(**options: Any) -> tuple[Path, Any]:
+        transformer = load().transformer
+        options = {"target_modules": ["attn.to_q"], "init_lora_weights": False} | options
+        wrapped = get_peft_model(transformer, LoraConfig(r=4, lora_alpha=6, **options))
+        wrapped.save_pretrained(tmp_path / "peft")
+        return tmp_path / "peft", wrapped
+
+    return write
+
+
+def change(transformer: Any, name: str) -> Tensor:
+    """What the LoRA adds to the weight of that module."""
+    return transformer.get_submodule(name).get_delta_weight("default")
+
+
+@pytest.mark.parametrize(
+    "options, scale",
+    [
+        ({}, 1.5),
+        ({"use_rslora": True}, 3.0),
+        ({"layers_to_transform": [1], "layers_pattern": "transformer_blocks"}, 1.5),
+        ({"target_modules": r".*\.1\.attn\.to_(q|k)"}, 1.5),
+        ({"exclude_modules": ["transformer_blocks.0.attn.to_q"]}, 1.5),
+    ],
+)
+def test_a_folder_of_peft_is_loaded_at_its_own_scale_on_its_own_modules(
+    load: Callable[..., Any],
+    peft_folder: Callable[..., tuple[Path, Any]],
+    options: dict[str, Any],
+    scale: float,
+) -> None:
+    folder, wrapped = peft_folder(**options)
+    transformer = load().transformer
+    policy = export.load(transformer, folder)
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert len(policy.parameters) == len(stored)
+    for key in stored:
+        name = key.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        up, down = (stored[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA")
+        torch.testing.assert_close(change(transformer, name), scale * up @ down)
+        torch.testing.assert_close(
+            change(transformer, name), change(wrapped.base_model.model, name)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
+from tp_grpo.models import text
 from tp_grpo.models.policy import Policy
 
 Load = Callable[..., Any]
@@ -180,3 +182,46 @@ def test_a_damaged_embedding_is_encoded_again(load: Load, tmp_path: Path) -> Non
     backbone = load(embeddings_cache=str(tmp_path))
     with pytest.warns(UserWarning, match="is damaged"):
         assert torch.equal(backbone.encode(PROMPTS).embeds, expected.embeds)
+
+
+def test_a_cache_that_cannot_be_a_folder_is_refused_before_weights_load(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(text.os, "access", lambda path, _: Path(path) != tmp_path)
+    for folder, reason in (
+        (file, f"{file} is no folder"),
+        (file / "below", f"{file} is no folder"),
+        (tmp_path / "new", f"{tmp_path} may not be written to"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"model.embeddings_cache = '{folder}': {reason}; name"
+        ):
+            load(embeddings_cache=str(folder))
+    load(embeddings_cache=str(tmp_path))  # read-only, it may hold all prompts
+
+
+def test_an_embedding_that_cannot_be_read_or_written_is_named(load: Load, tmp_path: Path) -> None:
+    load(embeddings_cache=str(tmp_path)).encode(PROMPTS)
+    for parent in {file.parent for file in tmp_path.rglob("*.safetensors")}:
+        shutil.rmtree(parent)
+        parent.touch()
+    with pytest.raises(
+        ValueError, match=rf"model\.embeddings_cache: {tmp_path}.*\.safetensors cannot be written: "
+    ):
+        load(embeddings_cache=str(tmp_path)).encode(PROMPTS)
+
+
+def test_an_embedding_without_the_right_to_read_it_is_encoded_again(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(embeddings_cache=str(tmp_path)).encode(PROMPTS)
+
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(text, "load_file", forbidden)
+    with pytest.warns(UserWarning, match="Permission denied.*; the prompt is encoded again"):
+        again = load(embeddings_cache=str(tmp_path)).encode(PROMPTS)
+    assert torch.equal(again.embeds, expected.embeds)

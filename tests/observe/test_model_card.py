@@ -32,6 +32,9 @@ def test_the_card_says_what_was_trained_on_what_by_what_and_what_it_gave() -> No
     assert f"base_model: stabilityai/stable-diffusion-3.5-medium\n{licence}" in front
     assert "TurningPoint-GRPO (arXiv 2602.06422)" in card
     assert "LoRA of rank 32, alpha 64" in card
+    assert "the files' alpha is the rank" in card
+    config.lora.rank = 0
+    assert "alpha" not in model_card.write(config.to_dict(), [])
     assert "Rewards: geneval" in card
     assert f"Prompts: `{config.prompts.train}`" in card
     assert "(Stability AI Community License) binds this too" in card

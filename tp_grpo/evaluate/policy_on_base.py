@@ -43,6 +43,8 @@ class PolicyOnBase:
 
     def __init__(self, model: ModelSettings, runtime: Runtime, folder: Path | None) -> None:
         """Raises ValueError as `models.load` and `export.load` do."""
+        if folder:
+            export.check(folder)
         self.backbone = models.load(model, runtime.device)
         self.policy = export.load(self.backbone.transformer, folder) if folder else None
         self.backbone.transformer = runtime.accelerator.prepare_model(

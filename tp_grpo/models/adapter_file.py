@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,17 +11,20 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tp_grpo.models import checkpoint_files, peft_config
 from tp_grpo.models.export import PEFT_WEIGHTS, PIPELINE_WEIGHTS
 from tp_grpo.models.policy import Policy
 
 NAME = "start"  # of the adapter while the pipeline holds it
 DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")  # ends of a file's names
+BIAS = ("lora_B.bias", "lora_up.bias", "lora.up.bias")
 TEXT = ("text_encoder", "lora_te")  # how the names of a text encoder's part begin
+# What diffusers raises for names or shapes that it cannot place.
+UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 PREFIX = "base_model.model."  # of peft's names
 
 
@@ -51,11 +52,16 @@ def check(
         with safe_open(file, "pt") as held:
             names = list(held.keys())
             keys = [key for key in names if key.endswith(DOWN) and not key.startswith(TEXT)]
-            ranks = sorted({held.get_slice(key).get_shape()[0] for key in keys})
+            shapes = [held.get_slice(key).get_shape() for key in keys]
+            ranks = sorted({shape[0] for shape in shapes if shape})
     except (SafetensorError, OSError) as error:
+        if file.is_file():
+            checkpoint_files.refuse_pointer(file, field)
         raise ValueError(f"{field} = {path!r} is no adapter's .safetensors: {error}") from error
     if any("dora_scale" in name or "lora_magnitude" in name for name in names):
         raise ValueError(f"{field} = {path!r} is a DoRA, which is not read here")
+    if biased := [name for name in names if name.endswith(BIAS)]:
+        raise ValueError(f"{field} = {path!r} has biases, which are not read here: {biased[0]}")
     if not ranks:
         raise ValueError(f"{field} = {path!r} holds no LoRA: no name ends in {' or '.join(DOWN)}")
     if rank is not None and ranks != [rank]:
@@ -64,7 +70,7 @@ def check(
             f"{field} = {path!r} has rank {held_ranks}, the LoRA to be trained lora.rank = {rank}; "
             f"set lora.rank = {ranks[-1]}, or model.adapter, which merges one of any rank"
         )
-    with _in_diffusers_layout(file) as (copy, _):
+    with _in_diffusers_layout(file, field) as (copy, _):
         updates = _state(pipeline_class, copy)
     if misfit := _misfit(updates, transformer):
         raise ValueError(f"{field} = {path!r} is of another model: {misfit}")
@@ -96,9 +102,10 @@ def _misfit(updates: Mapping[str, Tensor], transformer: Mapping[str, Any]) -> st
         if shape is None:
             return f"it adapts {module}, which this one does not have"
         axis = 1 if factor == "A.weight" else 0  # of the weight (O, I): A is (r, I), B (O, r)
-        if value.shape[axis] != shape[axis]:
+        count = value.shape[axis] if value.ndim > axis else "no"
+        if count != shape[axis]:
             side = "inputs" if axis else "outputs"
-            return f"its {module} has {value.shape[axis]} {side}, this one's {shape[axis]}"
+            return f"its {module} has {count} {side}, this one's {shape[axis]}"
     return ""
 
 
@@ -108,7 +115,7 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
     Raises ValueError for an adapter of another model, or of a kind that is not read.
     """
     file = find("adapter", path)
-    with _in_diffusers_layout(file) as (copy, scale):
+    with _in_diffusers_layout(file, "adapter") as (copy, scale):
         found = dict(_loaded(pipeline, copy, scale))
         with safe_open(copy, "pt") as held:
             pairs = sum(name.endswith(DOWN) for name in held.keys())  # noqa: SIM118
@@ -120,11 +127,11 @@ def read(pipeline: Any, path: str) -> dict[str, Update]:
 
 
 @contextmanager
-def _in_diffusers_layout(file: Path) -> Iterator[tuple[Path, float]]:
+def _in_diffusers_layout(file: Path, field: str) -> Iterator[tuple[Path, float]]:
     """A copy of the transformer's part, as diffusers reads it, and the scale of its updates."""
     scale, tensors = 1.0, load_file(file)
     if file.name == PEFT_WEIGHTS:
-        scale = _peft_scale(file.with_name("adapter_config.json"))
+        scale = peft_config.read(file.with_name(peft_config.CONFIG), field).scale
         tensors = {k.replace(PREFIX, "transformer.", 1): v for k, v in tensors.items()}
     own = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +144,7 @@ def _state(pipeline: Any, file: Path) -> dict[str, Tensor]:
     """The tensors of a file by diffusers' names. Raises ValueError for another model's."""
     try:
         values = pipeline.lora_state_dict(file.parent, weight_name=file.name)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+    except UNFIT as error:
         raise ValueError(f"the adapter is of another model: {error}") from error
     return dict(values[0] if isinstance(values, tuple) else values)
 
@@ -148,7 +155,7 @@ def _loaded(pipeline: Any, file: Path, scale: float) -> Iterator[tuple[str, Upda
     try:
         try:
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
-        except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             raise ValueError(f"the adapter is of another model: {error}") from error
         for name, module in pipeline.transformer.named_modules():
             if NAME not in getattr(module, "lora_A", ()):
@@ -197,21 +204,3 @@ def begin(policy: Policy, updates: Mapping[str, Update], scale: float) -> None:
 def _name(module: str, factor: str) -> str:
     """Of a policy's parameter."""
     return f"{module}.lora_{factor}.default.weight"
-
-
-def _peft_scale(file: Path) -> float:
-    """Of the updates, by a peft config. Raises ValueError for what is not read."""
-    try:
-        config = LoraConfig(**_known(json.loads(file.read_text())))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    patterns = {"rank_pattern", "alpha_pattern", "use_dora", "modules_to_save", "layer_replication"}
-    if wrong := sorted(name for name in patterns if getattr(config, name)):
-        raise ValueError(f"{file} has {', '.join(wrong)}, which is not read here")
-    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
-
-
-def _known(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value for name, value in values.items() if name in LoraConfig.__dataclass_fields__
-    }

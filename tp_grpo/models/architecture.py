@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from tp_grpo.models import families, pretrained
+from tp_grpo.models import checkpoint_files, families, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.pipeline import apply_options
 from tp_grpo.settings import ModelSettings
@@ -123,7 +123,7 @@ def _json(folder: Path, name: str = "config.json") -> dict[str, Any]:
 def _count(folder: Path) -> int:
     """Parameters in the files that a part's weights load from, by their headers."""
     total = 0
-    for file in pretrained.weight_files(folder):
+    for file in checkpoint_files.weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         total += sum(torch.Size(shape).numel() for shape in shapes)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tp_grpo.models import checkpoint_files, peft_config
 from tp_grpo.models.policy import Policy
 
 PIPELINE_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+FIELD = "--checkpoint"  # of the scripts that load a policy again
 TRANSFORMER_WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
+UP = "lora_B.weight"  # how peft ends the name of the factor that is zero at first
 _PEFT = "base_model.model."  # what peft puts before a wrapped module's names
 
 
@@ -26,6 +29,7 @@ def save(
 ) -> None:
     """Write a LoRA for peft and `pipeline.load_lora_weights`, or a trained folder `transformer/`.
 
+    The LoRA's alpha is its rank there; the policy's alpha / rank is in the weights.
     values: to write instead of the parameters', by name; base: the checkpoint they were trained on.
     Raises RuntimeError when the files differ from the values.
     """
@@ -35,24 +39,65 @@ def save(
         _save_transformer(policy, values, folder / "transformer")
 
 
-def load(transformer: Any, folder: Path) -> Policy:
-    """The policy that `save` wrote, on the frozen transformer of the same checkpoint.
+def check(folder: Path) -> None:
+    """Raises ValueError for a folder that `load` cannot read, before the model's weights load."""
+    if (folder / "transformer").is_dir():
+        for file in _shards(folder):
+            checkpoint_files.shapes(file, FIELD)
+    elif (folder / PEFT_WEIGHTS).is_file():
+        peft_config.read(folder / peft_config.CONFIG, FIELD)
+        _adapted(folder)
+    else:
+        raise ValueError(
+            f"{FIELD}: {folder} holds no trained policy: no {PEFT_WEIGHTS}, no transformer/"
+        )
 
-    Raises ValueError when the folder holds no policy, or another model's.
+
+def load(transformer: Any, folder: Path) -> Policy:
+    """The policy that `save` or peft wrote, on the frozen transformer of the same checkpoint.
+
+    Raises ValueError as `check`, and for another model's.
     """
+    check(folder)
     if (folder / "transformer").is_dir():
         policy = Policy(transformer, rank=0, alpha=1, targets=(), kl=False)
-        _fill(policy, _read_all(folder / "transformer"), folder)
+        values = {k: v for file in _shards(folder) for k, v in load_file(file).items()}
+        _fill(policy, values, folder)
         return policy
-    if not (folder / PEFT_WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no trained policy: no {PEFT_WEIGHTS}, no transformer/")
-    config = LoraConfig.from_pretrained(str(folder))
-    targets = tuple(sorted(config.target_modules))
-    policy = Policy(transformer, rank=config.r, alpha=config.lora_alpha, targets=targets, kl=False)
+    rank, scale = peft_config.read(folder / peft_config.CONFIG, FIELD)
+    modules, known = _adapted(folder), dict(transformer.named_modules())
+    if foreign := next((name for name in modules if name not in known), None):
+        raise ValueError(
+            f"{folder} was trained on another model: it adapts {foreign}, which this one lacks"
+        )
+    policy = Policy(transformer, rank=rank, alpha=scale * rank, targets=tuple(modules), kl=False)
     saved = load_file(folder / PEFT_WEIGHTS)
     keys = {n: _PEFT + n.replace(".default.weight", ".weight") for n in policy.parameters}
     _fill(policy, {name: saved[key] for name, key in keys.items() if key in saved}, folder)
     return policy
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a trained transformer."""
+    files = sorted((folder / "transformer").glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{FIELD}: {folder}/transformer holds no .safetensors")
+    return files
+
+
+def _adapted(folder: Path) -> list[str]:
+    """The modules that a LoRA of peft adapts. Raises ValueError for tensors of another kind."""
+    names = sorted(checkpoint_files.shapes(folder / PEFT_WEIGHTS, FIELD))
+    modules = {}
+    for name in names:
+        module, _, factor = name.removeprefix(_PEFT).rpartition(".lora_")
+        if not module or factor not in ("A.weight", "B.weight"):
+            raise ValueError(
+                f"{FIELD}: {folder / PEFT_WEIGHTS} holds {name}, which is no LoRA's and is not "
+                "read here"
+            )
+        modules[module] = True
+    return list(modules)
 
 
 def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
@@ -67,17 +112,18 @@ def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
             parameter.copy_(values[name])
 
 
-def _read_all(folder: Path) -> dict[str, Tensor]:
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
-
-
 def _save_lora(
     pipeline_class: Any, transformer: Any, values: Mapping[str, Tensor], folder: Path, base: str
 ) -> None:
-    config = transformer.peft_config["default"]
+    config = copy.copy(transformer.peft_config["default"])
+    # Many tools read the tensors alone and take alpha for the rank: alpha / rank goes into `up`.
+    scale, config.lora_alpha = config.lora_alpha / config.r, config.r
     # Under peft's names; embedding layers are never adapted, so peft need not ask the hub for them.
     named = get_peft_model_state_dict(transformer, dict(values), save_embedding_layers=False)
-    weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
+    weights = {
+        name: value.detach().cpu().contiguous() * (scale if name.endswith(UP) else 1)
+        for name, value in named.items()
+    }
     pipeline_class.save_lora_weights(
         folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
     )
@@ -86,7 +132,7 @@ def _save_lora(
     config.save_pretrained(folder)
     for file, prefix in ((PIPELINE_WEIGHTS, "transformer."), (PEFT_WEIGHTS, _PEFT)):
         _compare({prefix + name: value for name, value in weights.items()}, [folder / file])
-    if LoraConfig.from_pretrained(str(folder)).r != config.r:
+    if peft_config.read(folder / peft_config.CONFIG, FIELD) != (config.r, 1):
         raise RuntimeError(f"{folder}: the adapter's config did not survive saving")
 
 

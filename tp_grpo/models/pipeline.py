@@ -13,10 +13,10 @@ from diffusers.models import attention_dispatch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from tp_grpo.models import adapter_file, export, pretrained
+from tp_grpo.models import adapter_file, checkpoint_files, export, pretrained
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
-from tp_grpo.models.text import EmbeddingCache, TextEncoders, trimmed
+from tp_grpo.models.text import EmbeddingCache, TextEncoders, check_cache, trimmed
 from tp_grpo.settings import ModelSettings
 from tp_grpo.types import cat, index, repeat, to
 
@@ -110,7 +110,7 @@ class PipelineBackbone:
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,
-            variant=pretrained.variant(Path(folder)),
+            variant=checkpoint_files.variant(Path(folder)),
             torch_dtype={"default": DTYPES[model.dtype], "vae": DTYPES[model.vae_dtype]},
             **dict.fromkeys(cls.text_parts),
         )
@@ -150,7 +150,7 @@ class PipelineBackbone:
             # SD3 without T5 reads the width of its zeros from the transformer's config.
             shared = {"transformer": pipeline.transformer, "scheduler": pipeline.scheduler}
             absent = dict.fromkeys(pretrained.absent(Path(folder), cls.text_parts))
-            variant = pretrained.variant(Path(folder))
+            variant = checkpoint_files.variant(Path(folder))
             options = {"torch_dtype": DTYPES[model.dtype], "variant": variant, "vae": None}
             whole: Any = cls.pipeline_class.from_pretrained(folder, **options, **shared, **absent)
             for name in cls.text_parts:
@@ -260,6 +260,8 @@ class PipelineBackbone:
 
 
 def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
+    if model.embeddings_cache:
+        check_cache(model.embeddings_cache)
     known = {
         "attention_backend": (
             "",

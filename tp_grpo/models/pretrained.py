@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping
+import os
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub import list_repo_files
-from safetensors import SafetensorError, safe_open
+
+from tp_grpo.models import checkpoint_files, tensor_names
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _BLOCK, _BLOCKS = 1 << 16, 64  # what a fingerprint reads of a large file
-
-# Any of these is a tokenizer's vocabulary; ByT5 reads bytes and has none.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
-BYTES = ("ByT5Tokenizer", "ByT5TokenizerFast")
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -35,7 +32,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 def check_file(path: str, pipeline_class: type[DiffusionPipeline]) -> None:
     """Raises ValueError for a single file of weights, with the command that converts it."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # False too where it may not be asked
         return
     convert = "download the model's folder in the layout of diffusers"
     name = pipeline_class.__name__
@@ -71,14 +68,18 @@ def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dic
     except (OSError, ValueError) as error:
         message = unreadable(path) if folder is None else f"model.path = {path!r}: {error}"
         raise ValueError(message) from error
-    _check_class(f"model.path = {path!r}", configs["index"]["_class_name"], pipeline_class)
+    _check_class(f"model.path = {path!r}", configs["index"].get("_class_name"), pipeline_class)
     return configs
 
 
 def fetch(pipeline_class: type[DiffusionPipeline], path: str, revision: str) -> str:
-    """The checkpoint's folder: a local one, or the hub id's in the cache, downloaded if missing."""
+    """The checkpoint's folder: a local one, or the hub id's in the cache, downloaded if missing.
+
+    Raises ValueError for one that cannot be fetched, and as `tensor_names.check`.
+    """
     folder = local_folder(path)
     if folder is not None:
+        tensor_names.check(folder)
         return str(folder)
     try:
         cached = pipeline_class.download(
@@ -87,6 +88,7 @@ def fetch(pipeline_class: type[DiffusionPipeline], path: str, revision: str) -> 
     except (OSError, ValueError) as error:
         raise ValueError(unreadable(path)) from error
     check_folder(Path(cached), pipeline_class.__name__)
+    tensor_names.check(Path(cached))
     return str(cached)
 
 
@@ -94,34 +96,45 @@ def _hub_variant(path: str, revision: str) -> str | None:
     """As `variant` of the repository's files; None if it cannot be asked, and the cache serves."""
     try:
         listed = list_repo_files(path, revision=revision or None)
-    except (OSError, ValueError):
+    except Exception:  # without a network, of the HTTP library's own kinds, which may change
         return None
     parts: dict[str, list[str]] = {}
     for name in listed:
         part, _, file = name.partition("/")
         parts.setdefault(part, []).append(file)
-    return _common_variant(parts)
+    return checkpoint_files.common_variant(parts)
 
 
 def local_folder(path: str) -> Path | None:
-    """`path` itself or below the repository, None if neither is a folder."""
-    return next((folder for folder in (Path(path), _REPOSITORY / path) if folder.is_dir()), None)
+    """`path` itself or below the repository, None if neither is a folder.
+
+    Raises ValueError where a folder above it may not be read.
+    """
+    try:
+        folders = (Path(path), _REPOSITORY / path)
+        return next((folder for folder in folders if folder.is_dir()), None)
+    except OSError as error:
+        raise ValueError(f"model.path = {path!r} cannot be read: {error}") from error
 
 
 def check_folder(folder: Path, pipeline_class: str) -> None:
     """Raises ValueError that names the other pipeline it holds, or what is missing or damaged."""
     where = f"model.path = {str(folder)!r}"
     index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{where} is not a diffusers checkpoint: it has no model_index.json")
-    components = _read_json(index)
-    _check_class(where, components.get("_class_name"), pipeline_class)
-    for name, origin in components.items():
-        if name.startswith("_") or not isinstance(origin, list) or origin[0] is None:
-            continue
-        if not (folder / name).is_dir():
-            raise ValueError(f"{where}: {name}/ ({origin[1]}) is missing; fetch that folder")
-        _check_part(folder / name, origin[1])
+    convert = (
+        f'python -c "from diffusers import {pipeline_class}; '
+        f"{pipeline_class}.from_pretrained('{folder}').save_pretrained('FOLDER')\""
+    )
+    try:
+        if not index.exists():
+            raise ValueError(f"{where} is not a diffusers checkpoint: it has no model_index.json")
+        _check_class(where, checkpoint_files.read_json(index).get("_class_name"), pipeline_class)
+        for name, (_, class_name) in checkpoint_files.components(folder).items():
+            if not (folder / name).is_dir():
+                raise ValueError(f"{where}: {name}/ ({class_name}) is missing; fetch that folder")
+            checkpoint_files.check_part(folder / name, class_name, convert)
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
 
 
 def _check_class(where: str, held: Any, needed: str) -> None:
@@ -129,90 +142,10 @@ def _check_class(where: str, held: Any, needed: str) -> None:
         raise ValueError(f"{where} holds a {held}; this model.type needs a {needed}")
 
 
-def _check_part(folder: Path, class_name: str) -> None:
-    """Raises ValueError for a component's folder that a download left incomplete."""
-    name = folder.name
-    if name.startswith("tokenizer"):
-        # Without a vocabulary transformers silently makes a tokenizer that knows no word.
-        if class_name not in BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
-            listed = ", ".join(VOCABULARIES)
-            raise ValueError(f"model.path: {folder} holds no vocabulary: none of {listed}")
-    elif name == "scheduler":
-        _require(folder / "scheduler_config.json")
-    elif _stem(name):
-        _require(folder / "config.json")
-        _check_weights(folder)
-
-
-def variant(folder: Path) -> str | None:
-    """The `variant` of file names, such as fp16, that a pipeline of this folder is loaded with.
-
-    None where each part has files without one.
-    """
-    parts = [part for part in folder.iterdir() if part.is_dir()]
-    return _common_variant({part.name: [f.name for f in part.iterdir()] for part in parts})
-
-
-def _common_variant(parts: Mapping[str, Collection[str]]) -> str | None:
-    found = {_variant(names, stem) for part, names in parts.items() if (stem := _stem(part))}
-    return min(found - {""}, default=None)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that a part's weights load from: those without a variant, else with it."""
-    stem = _stem(folder.name)
-    suffix = _variant([path.name for path in folder.iterdir()], stem)
-    index = folder / ".".join(filter(None, (f"{stem}.safetensors.index", suffix, "json")))
-    names = {".".join(filter(None, (stem, suffix, "safetensors")))}
-    if index.is_file():
-        names = set(_read_json(index)["weight_map"].values())
-    return [folder / name for name in sorted(names)]
-
-
-def _stem(part: str) -> str:
-    """What the names of a part's weights begin with; empty for a part without weights."""
-    if part in ("transformer", "vae"):
-        return "diffusion_pytorch_model"
-    return "model" if part.startswith("text_encoder") else ""
-
-
-def _variant(names: Collection[str], stem: str) -> str:
-    """The variant of the weights' names where there are none without; empty otherwise."""
-    if {f"{stem}.safetensors", f"{stem}.safetensors.index.json"} & set(names):
-        return ""
-    form = re.compile(rf"{stem}(?:\.safetensors\.index\.(\w+)\.json|\.(\w+)\.safetensors)")
-    found = [match[1] or match[2] for name in names if (match := form.fullmatch(name))]
-    return min(found, default="")
-
-
-def _check_weights(folder: Path) -> None:
-    """Raises ValueError for weights that are missing or cut short; reads only their headers."""
-    for path in weight_files(folder):
-        _require(path)
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"model.path: {path} is damaged ({error}); fetch it again") from error
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"model.path: {path} is missing; was the download broken off?")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"model.path: {path} is no JSON ({error}); fetch it again") from error
-    return content
-
-
 def absent(folder: Path, parts: Iterable[str]) -> list[str]:
     """The parts that the checkpoint lacks by design, such as T5 in a Stable Diffusion 3."""
-    components = _read_json(folder / "model_index.json")
-    return [name for name in parts if not (components.get(name) or [None])[0]]
+    held = checkpoint_files.components(folder)
+    return [name for name in parts if name not in held]
 
 
 def unreadable(path: str) -> str:
@@ -255,11 +188,14 @@ def fingerprint(folder: Path, parts: Iterable[str]) -> str:
     Reading 10 GB of encoders in full would cost what the cache saves.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}:{size}:".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
-                file.seek(start)
-                digest.update(file.read(_BLOCK))
+    try:
+        for path in sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file()):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)}:{size}:".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
+                    file.seek(start)
+                    digest.update(file.read(_BLOCK))
+    except OSError as error:
+        raise ValueError(f"model.path = {str(folder)!r} cannot be read: {error}") from error
     return digest.hexdigest()

@@ -51,6 +51,22 @@ def chat(pipeline: Any, prompt: str, *, thinking: bool) -> str:
     return text
 
 
+def check_cache(folder: str) -> None:
+    """Raises ValueError for a `model.embeddings_cache` that no prompt could be written to.
+
+    One that exists may be read-only: it can hold all prompts.
+    """
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    if not os.path.isdir(nearest):
+        reason = f"{nearest} is no folder"
+    elif nearest != path and not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"{nearest} may not be written to"
+    else:
+        return
+    raise ValueError(f"model.embeddings_cache = {folder!r}: {reason}; name another folder")
+
+
 class EmbeddingCache:
     """Conditions on disk, one file a prompt, named by a hash of all that determines it."""
 
@@ -60,22 +76,26 @@ class EmbeddingCache:
     def load(self, prompt: str) -> Any | None:
         """The condition (leading dim 1); None if it is missing or, with a warning, damaged."""
         path = self._path(prompt)
-        if not path.is_file():
-            return None
         try:
-            return self.kind(**load_file(path))
-        except (SafetensorError, OSError, TypeError) as error:
+            return self.kind(**load_file(path)) if path.is_file() else None
+        except (OSError, SafetensorError, TypeError) as error:
             warnings.warn(f"{path} is damaged ({error}); the prompt is encoded again", stacklevel=2)
             return None
 
     def save(self, prompt: str, cond: Any) -> None:
+        """Raises ValueError where the folder cannot be written to."""
         path = self._path(prompt)
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")  # ranks may write the same prompt
         fields = {f.name: getattr(cond, f.name).contiguous() for f in dataclasses.fields(cond)}
-        save_file(fields, draft)
-        files.share(draft)
-        draft.rename(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(fields, draft)
+            files.share(draft)
+            draft.rename(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"model.embeddings_cache: {path} cannot be written: {error}; name another folder"
+            ) from error
 
     def _path(self, prompt: str) -> Path:
         name = hashlib.sha256(json.dumps([self.origin, prompt]).encode()).hexdigest()

@@ -40,8 +40,11 @@ The weights are the run's moving average.
 
 {table}
 
-Use: {use}.
+Use: {use}.{strength}
 """
+STRENGTH = """
+Alpha / rank is multiplied into the weights, and the files' alpha is the rank: a tool that reads \
+the tensors alone applies the LoRA in full at strength 1."""
 TABLE = """Held-out prompts, same noise, evaluated after epoch {epoch} \
 (± standard error over prompts):
 
@@ -72,6 +75,7 @@ def write(config: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> str:
         papers=_papers(f"{method} {sampling}"),
         rewards="; ".join(f"{name} ({options})" for name, options in scorers),
         licence=f" ({known['licence']['title']})" if known else "",
+        strength=STRENGTH if rank else "",
         table=TABLE.format(epoch=gains[0]["epoch"]) + rows if gains else "Not evaluated yet.",
         use="`pipe.load_lora_weights(FOLDER)`, or "
         "`peft.PeftModel.from_pretrained(pipe.transformer, FOLDER)`"

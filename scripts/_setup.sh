@@ -8,7 +8,7 @@ esac
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv" VENV_PYTHON="$ROOT/.venv/bin/python"
 STATE="$VENV/.setup"    # the `inputs` of what is installed, or "unfinished"
-UV=uv==0.13.9 DISK_GB=6 # if none is on the PATH; on Linux x86_64, where torch brings the CUDA libraries
+UV=uv==0.13.9 DISK_GB=7 # if none is on the PATH; on Linux x86_64, where torch brings the CUDA libraries
 
 say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$1"; }
 fail() { say "error: $1" >&2 && printf '  %s\n' "${@:2}" >&2 && exit 1; }
@@ -34,12 +34,13 @@ import venv, ensurepip' 2>&1 | tail -n 1)" || fail "'$1' cannot make .venv: ${la
 }
 
 # uv_install FILES: from pip's mirror if it has one; uv's cache is in .venv if uv cannot link files from it.
-# Bytecode is made once, or under PYTHONDONTWRITEBYTECODE (many containers set it) each start takes three times as long.
 uv_install() (
     mirror="${PIP_INDEX_URL:-$("$VENV_PYTHON" -m pip config get global.index-url 2>/dev/null)}"
     mirror="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-$mirror}}"
     if [ -n "$mirror" ]; then export UV_DEFAULT_INDEX="$mirror" PIP_INDEX_URL="$mirror"; fi
-    export UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" PIP_USER=0 uv=uv
+    export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" PIP_USER=0 uv=uv
+    # Many containers set this; without bytecode each start would take three times as long.
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
     "$uv" --version >/dev/null 2>&1 || uv="$VENV/bin/uv"
     "$uv" --version >/dev/null 2>&1 || "$VENV_PYTHON" -m pip install --disable-pip-version-check -q "$UV" || return
     link="$("$uv" cache dir)/.link-$$"

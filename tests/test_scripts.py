@@ -222,7 +222,7 @@ def test_python_without_venv(checkout: Checkout) -> None:
 
 def test_too_little_disk(checkout: Checkout) -> None:
     result = checkout.quickstart(FAKE_FREE_KB=str(2 * 1024 * 1024))
-    fails(result, "too little disk: 2 GB free", "6 GB needed")
+    fails(result, "too little disk: 2 GB free", "7 GB needed")
     assert checkout.take_calls() == []
     assert not checkout.venv.exists()
 
@@ -248,7 +248,6 @@ def test_first_run_installs_and_launches(checkout: Checkout) -> None:
     result = checkout.quickstart("--config.seed=7", "--config.note=two words")
     assert result.returncode == 0, result.stderr
     assert checkout.take_calls() == [CORE, PACKAGE]
-    assert "UV_COMPILE_BYTECODE=1" in Path(f"{checkout.calls}.env").read_text().splitlines()
     assert checkout.steps() == [
         "scripts/train.py",
         "--config=config/tp_grpo.py:shapes_tiny",
@@ -257,6 +256,16 @@ def test_first_run_installs_and_launches(checkout: Checkout) -> None:
         "--config.run_name=quickstart",
     ]
     assert result.stdout.splitlines()[-1] == "runs/quickstart/report.html"
+
+
+@pytest.mark.parametrize("value, compiles", [("1", True), ("", False)])
+def test_bytecode_is_made_where_python_may_not_write_it(
+    checkout: Checkout, value: str, compiles: bool
+) -> None:
+    """Or every start would compile all libraries again."""
+    assert checkout.quickstart(PYTHONDONTWRITEBYTECODE=value).returncode == 0
+    environment = Path(f"{checkout.calls}.env").read_text().splitlines()
+    assert ("UV_COMPILE_BYTECODE=1" in environment) == compiles
 
 
 @pytest.mark.parametrize("joint", ["=", " "])

@@ -110,7 +110,8 @@ def test_the_published_models_and_rewards() -> None:
             1e-4,
         )
         assert config.lora.targets == ()
-    assert sd3.rewards.scorers.to_dict() == {"geneval": 1.0}
+    scorer = {"weight": 1.0, "scoring": "reference"}
+    assert sd3.rewards.scorers.to_dict() == {"geneval": scorer}
     assert (sd3.prompts.train, sd3.prompts.eval) == (
         "dataset/geneval/train.jsonl",
         "dataset/geneval/test.jsonl",

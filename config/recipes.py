@@ -23,7 +23,7 @@ from config.models import MEMORY, MODELS
 SHAPES = "tp_grpo/shapes/weights"
 REWARDS = {"pickscore": "txt", "geneval": "jsonl", "general_ocr": "txt"}  # suffix of its prompts
 # As published curves were scored, quirks included; docs/rewards.md has the difference to "fixed".
-SCORER_OPTIONS = {"geneval": {"scoring": "reference"}}
+SCORERS = {"geneval": {"weight": 1.0, "scoring": "reference"}}
 Recipe = Callable[[ConfigDict], None]
 
 
@@ -65,7 +65,7 @@ def shapes_smoke(c: ConfigDict) -> None:
 def _full_size(c: ConfigDict, reward: str, model: str, memory: str = "") -> None:
     c.prompts.train = f"dataset/{reward}/train.{REWARDS[reward]}"
     c.prompts.eval = f"dataset/{reward}/test.{REWARDS[reward]}"
-    c.rewards.scorers[reward] = {"weight": 1.0, **SCORER_OPTIONS.get(reward, {})}
+    c.rewards.scorers[reward] = SCORERS.get(reward, 1.0)
     MODELS[model](c)
     if memory:
         MEMORY[model][memory](c)

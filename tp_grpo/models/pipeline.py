@@ -13,7 +13,7 @@ from diffusers.models import attention_dispatch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from tp_grpo.models import adapter_file, checkpoint_files, export, pretrained
+from tp_grpo.models import adapter_file, checkpoint_files, export, pretrained, tensor_names
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.policy import Policy
 from tp_grpo.models.text import EmbeddingCache, TextEncoders, check_cache, trimmed
@@ -108,6 +108,7 @@ class PipelineBackbone:
             shapes = cls.pipeline_class, configs["transformer"]
             adapter_file.check("model.adapter", model.adapter, *shapes)
         folder = pretrained.fetch(cls.pipeline_class, model.path, model.revision)
+        tensor_names.check(Path(folder))
         pipeline: Any = cls.pipeline_class.from_pretrained(
             folder,
             variant=checkpoint_files.variant(Path(folder)),

@@ -31,8 +31,7 @@ def server() -> Iterator[ServerProcess]:
 def running_endpoint() -> Iterator[Endpoint]:
     endpoint = Endpoint()
     yield endpoint
-    endpoint.server.should_exit = True
-    endpoint.thread.join()
+    endpoint.stop()
 
 
 @pytest.fixture

@@ -37,12 +37,17 @@ class Endpoint:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         end = time.monotonic() + 30
         while not self.server.started:
             assert time.monotonic() < end
             time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Do not wait for clients that keep their connections."""
+        self.server.should_exit = self.server.force_exit = True
+        self.thread.join(timeout=10)
 
     def forget(self) -> None:
         """Answer as a new one would."""

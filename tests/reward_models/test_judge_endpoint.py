@@ -157,7 +157,8 @@ UNSUPPORTED = "Unsupported parameter: '{}' is not supported with this model."
 def test_a_refused_field_is_left_out_and_the_choice_remembered(
     endpoint: Endpoint, refused: tuple[str, ...], sent: dict, param: bool
 ) -> None:
-    endpoint.answer = Picky(endpoint, *refused, words=UNSUPPORTED, param=param)
+    words = "Other than temperature, this is not supported." if param else UNSUPPORTED
+    endpoint.answer = Picky(endpoint, *refused, words=words, param=param)
     scorer = judge(endpoint)
     assert scorer(*numbered(1)).score.tolist() == [np.float32(0.8)]
     assert len(endpoint.bodies) == 1 + len(refused)

@@ -79,7 +79,7 @@ def test_spaces_and_case_of_a_token_do_not_matter(token: str) -> None:
 
 
 def test_of_two_tokens_for_a_level_the_likelier_counts() -> None:
-    alternatives = {"good": math.log(0.1), " good": math.log(0.6), "poor": math.log(0.2)}
+    alternatives = {" good": math.log(0.6), "good": math.log(0.1), "poor": math.log(0.2)}
     assert mean_level(alternatives, LEVELS).value == pytest.approx(3.5)
     assert mean_level(alternatives, LEVELS).mass == pytest.approx(0.8)
 

@@ -129,6 +129,10 @@ def test_a_server_that_comes_back_is_used_again(
     assert not servers[0].scored, "no images before it answered"
     check_scores(score(scorer, 4), 4)
     assert servers[0].scored == [[0, 1, 2, 3]]
+    servers[0].stop()
+    score(scorer, 4)
+    servers[0].start()
+    wait_for(lambda: score(scorer, 4) and scorer.servers[0].awake)  # each call probes
 
 
 def test_a_resting_server_is_asked_when_the_others_fail(servers: list[FakeServer]) -> None:
@@ -200,6 +204,7 @@ def test_a_server_that_is_dead_at_the_start_is_a_warning(
     (record,) = caplog.records
     assert f"no answer from the reward server at {dead}" in record.getMessage()
     assert record.getMessage().endswith("The run begins with the other 1 of 2 servers")
+    assert [server.awake for server in scorer.servers] == [False, True]
     check_scores(score(scorer, 9), 9)
     other = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(Unavailable, match=f"at {dead} .*; no answer .* at {other} "):

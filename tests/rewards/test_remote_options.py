@@ -69,6 +69,12 @@ def test_several_servers_can_be_written_in_a_recipe_and_in_a_command(
     assert urls_of(Settings.read(values.config).rewards.scorers) == urls
 
 
+@pytest.mark.parametrize("remote", [[], [A, 1]])
+def test_what_is_no_list_of_addresses_is_refused(remote: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"remote = \[.*\] is not the URL .* or a list of them"):
+        RewardSet({"shapes": {"remote": remote}})
+
+
 @pytest.fixture
 def servers() -> Iterator[list[FakeServer]]:
     fakes = [FakeServer(), FakeServer()]

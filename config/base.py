@@ -71,8 +71,8 @@ def _data(c: ConfigDict) -> None:
     c.rewards = ConfigDict()
     # Scorers, {name or "module:callable": {"weight": 1.0, options}}; weight 0: evaluations alone.
     # Every scorer takes batch_size (images per call, 0: all at once), placement (cuda, offload,
-    # cpu, remote), remote (URL of a reward server) and patience (seconds of retries while it is out
-    # of reach, 600).
+    # cpu, remote), remote (URL of a reward server, or of several) and patience (seconds of retries
+    # while it is out of reach, 600).
     c.rewards.scorers = ConfigDict(allow_dotted_keys=True)
     # Share of an epoch's images that may lack a score before the run stops.
     c.rewards.max_failed = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,3 +55,19 @@ def check_remote(name: str, option: str, url: str, example: str, **numbers: floa
     for number, value in numbers.items():
         if value <= 0:
             raise ValueError(f"{name}: {number} = {value} must be above 0")
+
+
+def addresses(name: str, option: str, url: str | Sequence[str], example: str) -> tuple[str, ...]:
+    """The addresses of a list, or of one text with commas, without slashes at their ends.
+
+    Raises ValueError, naming scorer and option, for none and for one that is named twice.
+    """
+    several = [url] if isinstance(url, str) else list(url)
+    found = [part.strip().rstrip("/") for each in several for part in str(each).split(",")]
+    found = [part for part in found if part]
+    if not found:
+        raise ValueError(f"{name}: {option} = {url!r} names no address, such as {example!r}")
+    for address in found:
+        if found.count(address) > 1:
+            raise ValueError(f"{name}: {option} = {url!r} names {address} twice")
+    return tuple(found)

@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from reward_models import build, client
+from reward_models import build
 from reward_models.base import Unavailable
 from reward_models.client import Refused, RemoteScorer
+from reward_models.remote import Busy, refusal
 from tests.reward_models.processes import (
     BRIGHTNESS,
     RAISES,
@@ -149,12 +150,12 @@ def test_threads_share_one_scorer_and_each_gets_its_answers(server: ServerProces
 def test_a_forked_child_opens_new_connections(server: ServerProcess) -> None:
     scorer = remote(server, BRIGHTNESS)
     scorer(*BATCH)
-    parent = scorer._connections.client()
+    parent = scorer.servers[0]._connections.client()
     child = os.fork()
     if child == 0:
         os._exit(
             0
-            if scorer._connections.client() is not parent
+            if scorer.servers[0]._connections.client() is not parent
             and scorer(*BATCH).score[0] == np.float32(0.2)
             else 1
         )
@@ -220,7 +221,7 @@ def test_another_kind_of_server_is_recognised(reply: bytes) -> None:
     [
         (500, None, Unavailable),  # a proxy's page, or uvicorn's
         (500, {"detail": "Internal Server Error"}, Unavailable),
-        (500, {"error": "stopping", "kind": "busy"}, Unavailable),
+        (500, {"error": "stopping", "kind": "busy"}, Busy),
         (520, None, Unavailable),
         (500, {"error": "no engine", "kind": "programming"}, Refused),
         (500, {"error": "odd image", "kind": "data"}, RuntimeError),
@@ -231,7 +232,7 @@ def test_another_kind_of_server_is_recognised(reply: bytes) -> None:
 def test_a_5xx_that_is_not_a_reward_servers_is_tried_again(
     status: int, reply: object, kind: type[Exception]
 ) -> None:
-    error = client._error("http://server", status, reply)
+    error = refusal("http://server", status, reply)
     assert type(error) is kind
     assert f"http://server answered {status}: " in str(error)
 
@@ -245,6 +246,11 @@ def test_a_5xx_that_is_not_a_reward_servers_is_tried_again(
         ),
         ({"url": "http://127.0.0.1:8090", "timeout": 0}, "timeout = 0"),
         ({"url": "http://127.0.0.1:8090", "batch_size": 0}, "batch_size = 0"),
+        ({"url": "http://127.0.0.1:8090", "in_flight": 0}, "in_flight = 0"),
+        ({"url": []}, r"remote = \[\] names no address"),
+        ({"url": " , "}, "names no address"),
+        ({"url": "http://a,http://b,http://a/"}, "names http://a twice"),
+        ({"url": ["http://a", "b:8090"]}, "remote = 'b:8090' must be an address"),
     ],
 )
 def test_bad_settings(arguments: dict, words: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +19,16 @@ REMOTE = "reward_models.client:RemoteScorer"
 class ScorerOptions:
     """The options that every scorer takes.
 
-    batch_size: images a call; 0: a whole batch.
+    batch_size: images a call; 0: a whole batch. With `remote`, images a request.
     placement: where its model is; `offload`: on the GPU while it scores; "": the GPU if any.
-    remote: URL of a reward server.
+    remote: URL of a reward server; several as a list, or in one text with commas.
     patience: seconds for which an unavailable scorer is retried; keep it below runtime.timeout_s,
         or the other ranks give up first.
     """
 
     batch_size: int = 0
     placement: str = ""
-    remote: str = ""
+    remote: str | Sequence[str] = ""
     patience: float = 600.0
 
     def check(self, name: str) -> None:
@@ -42,8 +42,9 @@ class ScorerOptions:
             yield f"{where}.batch_size = {size!r} is not a whole number of at least 0"
         if not is_number(self.patience) or self.patience < 0:
             yield f"{where}.patience = {self.patience!r} is not a number of seconds, of at least 0"
-        if not isinstance(remote, str):
-            yield f"{where}.remote = {remote!r} is not the URL of a reward server"
+        urls = [remote] if isinstance(remote, str) else remote
+        if not (isinstance(urls, list | tuple) and urls and all(isinstance(u, str) for u in urls)):
+            yield f"{where}.remote = {remote!r} is not the URL of a reward server or a list of them"
         placed = f"{where}.placement = {placement!r}"
         if placement and placement not in PLACEMENTS:
             yield f"{placed} is not one of {', '.join(PLACEMENTS)}"
@@ -83,6 +84,9 @@ class Entry(NamedTuple):
             if thread.placement and (device := scorer.get("device", "auto")) != "auto":
                 placed = f"{where}.placement = {thread.placement!r}"
                 raise ValueError(f"{where}.device = {device!r}, but {placed}: drop one")
+        if thread.remote and thread.batch_size and takes(REMOTE, "batch_size"):
+            # The client cuts whole batches itself, to have several requests under way at once.
+            scorer["batch_size"], thread = thread.batch_size, replace(thread, batch_size=0)
         return cls(float(weight), thread, scorer)
 
     def build(self, name: str) -> Scorer:

@@ -91,8 +91,8 @@ class RewardsSettings(Section):
     scorers: Mapping[str, Any] = setting(
         'Scorers, {name or "module:callable": {"weight": 1.0, options}}; weight 0: evaluations '
         "alone. Every scorer takes batch_size (images per call, 0: all at once), placement (cuda, "
-        "offload, cpu, remote), remote (URL of a reward server) and patience (seconds of retries "
-        "while it is out of reach, 600)."
+        "offload, cpu, remote), remote (URL of a reward server, or of several) and patience "
+        "(seconds of retries while it is out of reach, 600)."
     )
     max_failed: float = setting(
         "Share of an epoch's images that may lack a score before the run stops.", low=0, high=1

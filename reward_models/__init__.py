@@ -26,6 +26,7 @@ _FACTORIES: dict[str, str] = {
     "imagereward": "reward_models.imagereward:ImageReward",
     "jpeg": "reward_models.jpeg:Jpeg",
     "pickscore": "reward_models.pickscore:PickScore",
+    "pickscore_rank": "reward_models.pickscore_rank:PickScoreRank",
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }

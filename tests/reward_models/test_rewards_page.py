@@ -64,7 +64,7 @@ def test_every_scorer_is_in_the_table() -> None:
 
 def test_every_published_checkpoint_is_named() -> None:
     sources = [source for name in reward_models.names() for source in check_of(name).weights]
-    assert len(sources) == 10
+    assert len(sources) == 12
     for source in sources:
         assert source.repo in PAGE, source
         if len(source.files) == 1:

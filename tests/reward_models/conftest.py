@@ -1,4 +1,4 @@
-"""One reward server for all tests that leave it running."""
+"""One reward server and one judge's endpoint for all tests that leave them running."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.reward_models.judged import Endpoint
 from tests.reward_models.processes import (
     BRIGHTNESS,
     RAISES,
@@ -24,3 +25,18 @@ def server() -> Iterator[ServerProcess]:
     process = ServerProcess(scorers, "--max-body", "1", token=TOKEN)
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="session")
+def running_endpoint() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.server.should_exit = True
+    endpoint.thread.join()
+
+
+@pytest.fixture
+def endpoint(running_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    running_endpoint.forget()
+    return running_endpoint

@@ -55,6 +55,16 @@ def test_the_example_has_ten_lines() -> None:
     assert len(code) <= 10
 
 
+def test_the_example_of_a_judge_can_be_built() -> None:
+    (example,) = blocks("judge")
+    config = base.get_config()
+    with config.unlocked():
+        exec(compile(example, "docs/rewards.md", "exec"), {"c": config})
+    options = config.rewards.scorers["judge"]
+    judge: Any = reward_models.build("judge", **options)
+    assert judge.question == options["question"]
+
+
 def test_every_scorer_is_in_the_table() -> None:
     table = [line for line in PAGE.splitlines() if line.startswith("|")]
     assert all(

@@ -119,7 +119,7 @@ def test_a_model_with_a_device_of_its_own_is_left_there_and_its_batch_size_reach
     "name, options",
     [
         ("jpeg", {"remote": "http://127.0.0.1:9"}),
-        ("deqa", {"url": "http://127.0.0.1:9/v1", "model": "m"}),
+        ("judge", {"url": "http://127.0.0.1:9/v1", "model": "m"}),
     ],
 )
 def test_a_server_that_is_out_of_reach_is_named_before_the_run(name: str, options: dict) -> None:

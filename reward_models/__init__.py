@@ -26,6 +26,7 @@ _FACTORIES: dict[str, str] = {
     "imagereward": "reward_models.imagereward:ImageReward",
     "jpeg": "reward_models.jpeg:Jpeg",
     "judge": "reward_models.judge:Judge",
+    "pairwise": "reward_models.pairwise:Pairwise",
     "pickscore": "reward_models.pickscore:PickScore",
     "pickscore_rank": "reward_models.pickscore_rank:PickScoreRank",
     "shapes": "reward_models.shapes:ShapesScorer",

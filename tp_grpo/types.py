@@ -6,7 +6,7 @@ Legend: `B` samples, `K` SDE steps (the window), `*L` latent dims, `M` (sample, 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Step:
 class Trajectories:
     """B trajectories with K stochastic steps, as an update needs them."""
 
+    by_column: ClassVar = ("states", "velocities")
+
     cond: Any  # the backbone's own dataclass of tensors, leading dim B
     states: Tensor  # (B, K+1, *L) fp32; states[:, k+1] was drawn from the step at states[:, k]
     velocities: Tensor  # (B, K, *L) fp32, of states[:, :-1]
@@ -62,6 +64,8 @@ class SharedStates:
 @dataclass(frozen=True, eq=False)
 class NoisedImages:
     """B clean images, each noised afresh at n times."""
+
+    by_column: ClassVar = ("states", "sigmas")
 
     cond: Any  # leading dim B
     states: Tensor  # (B, n, *L) fp32, (1 - sigma) clean + sigma eps
@@ -122,11 +126,19 @@ def _even(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def index(batch: T, rows: Tensor | slice) -> T:
-    """The samples `rows` of a dataclass of tensors: int64 (M,), bool (B,) or a slice."""
+    """The samples `rows` of a dataclass of tensors: int64 (M,) in host memory, or a slice.
+
+    All of them in their order are the batch itself.
+    """
+    count = len(getattr(batch, dataclasses.fields(batch)[0].name))  # type: ignore[arg-type]
+    if isinstance(rows, Tensor) and torch.equal(rows, torch.arange(count)):
+        return batch
 
     def take(name: str) -> Tensor:
         tensor: Tensor = getattr(batch, name)
-        return tensor[rows if isinstance(rows, slice) else rows.to(tensor.device)]
+        if isinstance(rows, slice):
+            return tensor[rows]
+        return tensor[rows.to(tensor.device, non_blocking=tensor.device.type != "cpu")]
 
     return _rebuild(batch, take)
 
@@ -146,14 +158,46 @@ def to(batch: T, device: torch.device | str) -> T:
 
     Fields that the class names in `host` stay in host memory.
     """
+    ahead = torch.device(device).type != "cpu"  # the host need not wait for what it has sent
 
     def moved(name: str) -> Any:
         value = getattr(batch, name)
         if name in getattr(batch, "host", ()):
             return value
-        return value.to(device) if isinstance(value, Tensor) else to(value, device)
+        if not isinstance(value, Tensor):
+            return to(value, device)
+        return value.to(device, non_blocking=ahead)
 
     return _rebuild(batch, moved)
+
+
+def on_host(batch: T) -> T:
+    """A dataclass of tensors, and of such dataclasses, in host memory; see `host_copy`.
+
+    Fields that the class names in `by_column` lie there column by column.
+    """
+
+    def moved(name: str) -> Any:
+        value = getattr(batch, name)
+        if not isinstance(value, Tensor):
+            return on_host(value)
+        return host_copy(value, by_column=name in getattr(batch, "by_column", ()))
+
+    return _rebuild(batch, moved)
+
+
+def host_copy(values: Tensor, *, by_column: bool = False) -> Tensor:
+    """`values` in host memory; from a GPU in page-locked memory, while the GPU and the host go on.
+
+    Only the GPU may read it again, or the host once it has waited for the GPU. by_column: of values
+    (B, K, ...) each [:, k] is one piece of memory, which can be sent back without waiting.
+    """
+    if values.device.type != "cuda":
+        return values.to("cpu")
+    source = (values.transpose(0, 1) if by_column else values).contiguous()
+    copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    copy.copy_(source, non_blocking=True)
+    return copy.transpose(0, 1) if by_column else copy
 
 
 def _rebuild(batch: T, tensor: Callable[[str], Any]) -> T:

@@ -90,10 +90,13 @@ class Measured:
     sample_peak: int  # of the largest sampling call
 
 
-def estimate(config: Settings, world_size: int) -> Estimate:
-    """Raises ValueError for a config that does not plan, or an unknown architecture."""
+def estimate(config: Settings, world_size: int, shapes: Architecture | None = None) -> Estimate:
+    """shapes: of the model; None: of the checkpoint that the config names.
+
+    Raises ValueError for a config that does not plan, or an unknown architecture.
+    """
     plan = make_plan(config, world_size)
-    shapes = architecture.read(config.model)
+    shapes = shapes or architecture.read(config.model)
     backbone = architecture.build(shapes, config.model)
     plan = plan.at(_schedule(backbone, plan.steps))
     # Counted with a copy of the frozen model on the device; host memory has it without a KL term.

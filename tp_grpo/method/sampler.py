@@ -21,7 +21,10 @@ from tp_grpo.method import flow
 from tp_grpo.method.completion import Branch, Completion
 
 Velocity = Callable[[Tensor, int | Tensor, Tensor], Tensor]
-"""x (R, *L), step index or (R,), the sample of each row (R,) in [0, B) -> v (R, *L), any float."""
+"""x (R, *L), step index or (R,), the sample of each row (R,) in [0, B) -> v (R, *L), any float.
+
+The samples are in host memory, the rest on the device.
+"""
 
 
 class Sampled(NamedTuple):
@@ -61,8 +64,8 @@ def staircase(
     kind, noise_level: of the SDE steps, see `flow.transition`.
     max_rows: most branch rows in a call. The main rows always make a call of their own, in the
         shape of training, so that an unchanged policy repeats them bit for bit.
-    origin (B,) int64: the index of a row with the same x and condition; rows of one origin share
-        the completion of state 0. None: nothing is shared.
+    origin (B,) int64, in host memory: the index of a row with the same x and condition; rows of one
+        origin share the completion of state 0. None: nothing is shared.
 
     All arithmetic is in the dtype of x; the velocity is cast to it. Raises ValueError for a
     schedule or noise of another length, max_rows < 1 or an unknown kind. Source: TP-GRPO, arXiv
@@ -70,10 +73,11 @@ def staircase(
     """
     window, T, solver = completion.window, len(sigmas) - 1, completion.solver
     _check(x, T, noise, completion, max_rows)
-    sigmas, noise, rows = sigmas.to(x), noise.to(x), torch.arange(len(x), device=x.device)
-    first, back = rows, rows
+    sigmas, noise, rows = sigmas.to(x), noise.to(x), torch.arange(len(x))
+    first, here, back = rows, slice(None), slice(None)
     if origin is not None:
-        first, back = origin.to(x.device).unique(return_inverse=True)
+        first, inverse = origin.unique(return_inverse=True)
+        here, back = first.to(x.device), inverse.to(x.device)
 
     x = _glide(velocity, x, sigmas, range(window.start))
     states, velocities = [x], []
@@ -82,9 +86,9 @@ def staircase(
         v = velocity(x, i, rows).to(x.dtype)
         advance(velocity, branches, sigmas, i, max_rows)
         if k in completion.evaluated:
-            leaving = first if k == 0 else rows
-            branch = Branch(x[leaving], leaving, i, completion.evaluated[k], solver)
-            branch.follow(v[leaving], sigmas)
+            owners, start, slope = (first, x[here], v[here]) if k == 0 else (rows, x, v)
+            branch = Branch(start, owners, i, completion.evaluated[k], solver)
+            branch.follow(slope, sigmas)
             branches.append(branch)
         step = flow.transition(kind, x, v, sigmas, i, noise_level=noise_level)
         x = step.mean + step.std * noise[:, k]
@@ -105,7 +109,7 @@ def staircase(
 
 def _glide(velocity: Velocity, x: Tensor, sigmas: Tensor, steps: range) -> Tensor:
     """Euler steps of x (B, *L)."""
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(x))
     for i in steps:
         x = flow.ode_step(x, velocity(x, i, rows).to(x.dtype), sigmas[i], sigmas[i + 1])
     return x

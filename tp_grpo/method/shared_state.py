@@ -43,7 +43,7 @@ def shared_states(
     noise_level: float,
     max_rows: int,
 ) -> Forked:
-    """Sample B groups that fork at `steps` (B,) int64, each in [0, T - 1).
+    """Sample B groups that fork at `steps` (B,) int64, in host memory, each in [0, T - 1).
 
     x (B, *L): unit noise, a group's common start. noise (B, G, *L): of the candidates.
     completion: how candidates are completed; its window and branches are not used.
@@ -55,16 +55,19 @@ def shared_states(
     """
     T = len(sigmas) - 1
     _check(x, T, noise, steps, max_rows)
-    sigmas, noise, steps = sigmas.to(x), noise.to(x), steps.to(x.device)
-    numbers = steps.tolist()  # one copy to the host; the loops below ask it alone
-    for i in range(max(numbers)):
-        rows = torch.tensor([b for b, s in enumerate(numbers) if s > i], device=x.device)
-        moved = flow.ode_step(x[rows], velocity(x[rows], i, rows).to(x), sigmas[i], sigmas[i + 1])
-        x = x.index_copy(0, rows, moved)
-    v = velocity(x, steps, torch.arange(len(x), device=x.device)).to(x.dtype)
+    sigmas, noise = sigmas.to(x), noise.to(x)
+    forks: list[int] = steps.unique().tolist()
+    moving = _together([steps > i for i in range(forks[-1])], x.device)
+    forked = _together([steps == s for s in forks], x.device)
+    steps = steps.to(x.device)
+    for i, (rows, here) in enumerate(moving):
+        moved = flow.ode_step(x[here], velocity(x[here], i, rows).to(x), sigmas[i], sigmas[i + 1])
+        x = x.index_copy(0, here, moved)
+    v = velocity(x, steps, torch.arange(len(x))).to(x.dtype)
     step = flow.transition(kind, x, v, sigmas, steps, noise_level=noise_level)
     candidates = step.mean[:, None] + step.std[:, None] * noise
-    clean = _complete(velocity, candidates, v, sigmas, numbers, completion, max_rows)
+    places = dict(zip(forks, forked, strict=True))
+    clean = _complete(velocity, candidates, v, sigmas, places, completion, max_rows)
     return Forked(x, v, candidates, clean)
 
 
@@ -73,27 +76,37 @@ def _complete(
     candidates: Tensor,
     v: Tensor,
     sigmas: Tensor,
-    steps: list[int],
+    places: dict[int, tuple[Tensor, Tensor]],
     completion: Completion,
     max_rows: int,
 ) -> Tensor:
-    """The candidates (B, G, *L) at `steps + 1` along the ODE -> their clean images (B, G, *L)."""
-    device, G = candidates.device, candidates.shape[1]
-    branches, places = [], []
-    for s in sorted(set(steps)):
-        groups = torch.tensor([b for b, at in enumerate(steps) if at == s], device=device)
+    """The candidates (B, G, *L) along the ODE -> their clean images (B, G, *L).
+
+    places: the groups that forked at each step, see `_together`, by ascending steps.
+    """
+    G, branches = candidates.shape[1], []
+    for s, (groups, here) in places.items():
         how, rows = completion.forked(s), groups.repeat_interleave(G)
-        branch = Branch(candidates[groups].flatten(0, 1), rows, s + 1, how.evaluated[1], how.solver)
+        branch = Branch(candidates[here].flatten(0, 1), rows, s + 1, how.evaluated[1], how.solver)
         if not branch.waits_at(s + 1):
-            branch.follow(v[rows], sigmas)
+            branch.follow(v[here].repeat_interleave(G, 0), sigmas)
         branches.append(branch)
-        places.append(groups)
-    for i in range(min(steps) + 1, len(sigmas) - 1):
+    for i in range(min(places) + 1, len(sigmas) - 1):
         advance(velocity, branches, sigmas, i, max_rows)
     clean = torch.empty_like(candidates)
-    for branch, groups in zip(branches, places, strict=True):
-        clean[groups] = branch.x.unflatten(0, (len(groups), G))
+    for branch, (groups, here) in zip(branches, places.values(), strict=True):
+        clean[here] = branch.x.unflatten(0, (len(groups), G))
     return clean
+
+
+def _together(chosen: list[Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The indices of masks (B,), in host memory and, by a single copy, on the device."""
+    rows = [mask.nonzero()[:, 0] for mask in chosen]
+    if not rows:
+        return []
+    return list(
+        zip(rows, torch.cat(rows).to(device).split([len(part) for part in rows]), strict=True)
+    )
 
 
 def fork_probabilities(spread: Tensor, window: range, *, least: float = 0.05) -> Tensor:

@@ -75,7 +75,7 @@ class QwenImage(PipelineBackbone):
             hidden_states=x.to(cond.embeds.dtype),
             timestep=sigma,
             encoder_hidden_states=cond.embeds,
-            encoder_hidden_states_mask=None if own.all() else own.to(x.device),
+            encoder_hidden_states_mask=None if own.all() else own.to(x.device, non_blocking=True),
             img_shapes=[[(1, self.rows, self.columns)]] * len(x),
             return_dict=False,
         )[0]

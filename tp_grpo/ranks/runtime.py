@@ -50,13 +50,16 @@ class Runtime:
         cuda = torch.cuda.is_available()
         # fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if cuda or dtype != "fp16" else "no"
+        self.gpu_is_shared = cuda and environment.gpu_is_shared(os.environ)
+        backend = "gloo" if self.gpu_is_shared else "nccl"  # which a CPU's ranks do not use
+        group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))
         with patch_environment(**environment.FOR_ACCELERATE):
             self.accelerator = Accelerator(
                 cpu=not cuda,
                 mixed_precision=precision,
                 log_with=list(trackers) or None,
                 project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tensorboard"),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+                kwargs_handlers=[group],
             )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -78,7 +81,10 @@ class Runtime:
     ) -> tuple[nn.Module, Any]:
         """The transformer and the optimizer of `trained`, ready for several processes."""
         if not self.shard:
-            prepared: tuple[nn.Module, Any] = self.accelerator.prepare(transformer, optimizer)
+            # DDP takes the module's own device, where accelerate would take the rank's number.
+            own = {"ACCELERATE_BYPASS_DEVICE_MAP": "true"} if self.gpu_is_shared else {}
+            with patch_environment(**own):
+                prepared: tuple[nn.Module, Any] = self.accelerator.prepare(transformer, optimizer)
             return prepared
         sharding.shard(transformer, trained, self.device)
         # evaluation_mode: autocast alone, since `average_gradients` averages the gradients.

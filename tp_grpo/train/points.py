@@ -78,8 +78,8 @@ class PointReader:
         alone = len(entries) == 1 and self.plan.points == "trajectories"
         step: Any = self.plan.window[entries[0][1]] if alone else steps
         if group is not None:  # at another time a prompt's images are another group
-            entry = torch.arange(len(entries)).repeat_interleave(rows).to(group)
-            group = torch.stack([entry, group], 1).unique(dim=0, return_inverse=True)[1]
+            entry = torch.arange(len(entries), device=group.device).repeat_interleave(rows)
+            group = group + (entry << 32)
         weight = None
         if self.weights is not None and steps is not None:
             weight = self.weights[steps - self.window[0]]
@@ -95,7 +95,9 @@ class PointReader:
             group=group,
             lost=~kept,
         )
-        cond = to(cat([rollouts[batch].cond for batch, _ in entries]), self.device)
+        batches = dict.fromkeys(batch for batch, _ in entries)
+        conds = {batch: to(rollouts[batch].cond, self.device) for batch in batches}
+        cond = cat([conds[batch] for batch, _ in entries])
         return Look(points, cond, _where(usable[:, 0], stored))
 
     def _column(self, rollout: Rollout, column: int) -> Column:
@@ -121,7 +123,8 @@ class PointReader:
         return advantages[:, credited].reshape(rows, -1).to(self.device)
 
     def _stacked(self, parts: Sequence[Tensor | None]) -> Tensor | None:
-        tensors = [part.to(self.device) for part in parts if part is not None]
+        ahead = self.device.type != "cpu"
+        tensors = [part.to(self.device, non_blocking=ahead) for part in parts if part is not None]
         return torch.cat(tensors) if tensors else None
 
 

@@ -21,7 +21,15 @@ from tp_grpo.rewards.reward_set import Rewards, RewardSet
 from tp_grpo.settings import Settings
 from tp_grpo.settings.learning import ObjectiveSettings, SampleSettings
 from tp_grpo.train.whole_groups import WholeGroups
-from tp_grpo.types import NoisedImages, PromptBatch, Rollout, SharedStates, Trajectories, index, to
+from tp_grpo.types import (
+    NoisedImages,
+    PromptBatch,
+    Rollout,
+    SharedStates,
+    Trajectories,
+    index,
+    on_host,
+)
 
 # The noise of each purpose has keys of its own.
 TRAINING, EVALUATION, COMMON, TIMES, AGAIN = 0, 1, 2, 4, 5
@@ -223,7 +231,7 @@ def roll_out(
     )
     rollout, clean, entries = sample(batch, cond, torch.empty(0) if forks is None else forks)
     if config.sample.store_on_cpu:
-        rollout = to(rollout, "cpu")
+        rollout = on_host(rollout)
     distinct = entries.unique()
     with clock.phase("decode"):
         decoded = backbone.decode(clean.flatten(0, 1)[distinct.to(clean.device)])

@@ -25,7 +25,7 @@ from tp_grpo.settings import Settings
 from tp_grpo.train.learner import Learner
 from tp_grpo.train.old_policy import OldPolicy
 from tp_grpo.train.points import Entry, PointReader
-from tp_grpo.types import Loss, MustStop, Rollout
+from tp_grpo.types import Loss, MustStop, Rollout, host_copy
 
 
 class RatioError(MustStop):
@@ -93,7 +93,7 @@ class Updater:
         first = number % self.plan.updates * self.plan.batches_per_update
         part = slice(first, first + self.plan.batches_per_update)
         rows = self.plan.rows(self.learner.runtime.rank)[part]
-        mine = [advantages[r.start : r.stop].to(self.backbone.device) for r in rows]
+        mine = [advantages[r.start : r.stop] for r in rows]
         return self.step(rollouts[part], mine, fresh=number == 0)
 
     def step(
@@ -110,6 +110,7 @@ class Updater:
         losses: list[Loss] = []
         deviations: list[Tensor] = []
         parts = self._parts(advantages)
+        advantages = [each.to(self.backbone.device) for each in advantages]
         shares = [len(part) / (len(rollouts) * self.plan.columns) for part in parts]
         passed = 0  # rollout batches whose boundary has been called
         for part, share in zip(parts, shares, strict=True):
@@ -248,7 +249,6 @@ class Updater:
         with torch.no_grad(), self.learner.policy.reference():
             v = velocity()
         if self.train.inner_epochs > 1:
-            where = "cpu" if self.sample.store_on_cpu else v.device
             for (cache, column), part in zip(places, v.split(self.plan.batch_size), strict=True):
-                cache[column] = part.to(where)
+                cache[column] = host_copy(part) if self.sample.store_on_cpu else part
         return v

@@ -22,11 +22,10 @@ def dgpo(
     assert points.group is not None
     error, advantage = points.velocity_error(v.policy), points.advantage
     gain = advantage * dgpo_sharpness * (error.detach() - points.velocity_error(v.reference))
-    group = points.group.unique(return_inverse=True)[1]
+    same = (points.group[:, None] == points.group).to(gain)  # (R, R)
     known = torch.ones_like(gain) if points.lost is None else (~points.lost).to(gain)
-    size = torch.zeros_like(gain).index_add(0, group, known)
-    total = torch.zeros_like(gain).index_add(0, group, gain)
-    weight = torch.sigmoid((total / size.clamp(min=1))[group])
+    total, size = ((same * each.T).sum(1, keepdim=True) for each in (gain, known))
+    weight = torch.sigmoid(total / size.clamp(min=1))
     deviation = torch.expm1(points.velocity_error(v.old) - error).detach()
     outside = (deviation.abs() > dgpo_clip) & (deviation * advantage > 0)
     policy = (weight * advantage * torch.where(outside, error.detach(), error)).mean()

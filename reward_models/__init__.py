@@ -26,7 +26,9 @@ _FACTORIES: dict[str, str] = {
     "imagereward": "reward_models.imagereward:ImageReward",
     "jpeg": "reward_models.jpeg:Jpeg",
     "judge": "reward_models.judge:Judge",
+    "pairwise": "reward_models.pairwise:Pairwise",
     "pickscore": "reward_models.pickscore:PickScore",
+    "pickscore_rank": "reward_models.pickscore_rank:PickScoreRank",
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }
@@ -78,8 +80,8 @@ def build(name: str, /, **options: Any) -> Scorer:
     A class, or a function that builds a scorer, is called with the options. A function that takes
     the images, prompts and metadata is the scorer itself; its options are further arguments of it.
 
-    Raises ValueError as `factory` does, for options that the scorer does not take, and if what is
-    built cannot be called.
+    Raises ValueError as `factory` does, for options that the scorer does not take, if what is built
+    cannot be called, and if it scores groups but does not take their ids.
     """
     make = factory(name)
     if not callable(make):
@@ -87,7 +89,7 @@ def build(name: str, /, **options: Any) -> Scorer:
         raise ValueError(f"rewards: {target(name)!r} is of type {kind}, no class or function")
     try:
         if _scores(make, options):
-            inspect.signature(make).bind(*_BATCH, **options)
+            inspect.signature(make).bind(*_batch(make), **options)
             scores = functools.partial(make, **options) if options else make
             return functools.update_wrapper(scores, make) if options else scores
         scorer: Scorer = make(**options)
@@ -101,21 +103,40 @@ def build(name: str, /, **options: Any) -> Scorer:
             f"rewards: {name!r} built an object of type {type(scorer).__name__}, which cannot be "
             f"called, so it is no scorer{_advice(make)}"
         )
+    try:
+        if compares(scorer):
+            inspect.signature(scorer).bind(*_batch(scorer))
+    except TypeError as error:
+        raise ValueError(
+            f"rewards: {name!r} declares scores_groups = True, so its call must have the arguments "
+            f"{', '.join(_batch(scorer))}: {error}"
+        ) from error
     return scorer
 
 
 _BATCH = ("images", "prompts", "metadata")
 
 
+def compares(scorer: Any) -> bool:
+    """Whether a scorer, or its class, declares `scores_groups`: see `base.Scorer`."""
+    return bool(getattr(scorer, "scores_groups", False))
+
+
+def _batch(scorer: Any) -> tuple[str, ...]:
+    """The arguments of its call."""
+    return (*_BATCH, "groups") if compares(scorer) else _BATCH
+
+
 def _scores(make: Any, options: Iterable[str]) -> bool:
-    """Whether it is itself a scorer: no class, with three required arguments besides options."""
+    """Whether it is itself a scorer: no class, and besides options it requires a batch alone."""
     required = [
         parameter.name
         for parameter in _parameters(make).values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    return not inspect.isclass(make) and len([p for p in required if p not in options]) == 3
+    batch = [name for name in required if name not in options]
+    return not inspect.isclass(make) and len(batch) == len(_batch(make))
 
 
 def _parameters(make: Any) -> Mapping[str, inspect.Parameter]:
@@ -129,15 +150,28 @@ def _advice(make: Any) -> str:
     """What a function must look like; "" for a class."""
     if inspect.isclass(make):
         return ""
+    count = {3: "three", 4: "four"}[len(_batch(make))]
     return (
-        ". A function that scores has three arguments without a default, "
-        f"{', '.join(_BATCH)}; any other must return a scorer"
+        f". A function that scores has {count} arguments without a default, "
+        f"{', '.join(_batch(make))}; any other must return a scorer"
     )
 
 
 def takes(name: str, option: str) -> bool:
     """Whether the scorer has an option of that name. Raises ValueError as `factory` does."""
     return option in _parameters(factory(name))
+
+
+def compares_groups(names: Iterable[str]) -> list[str]:
+    """Those of the scorers whose class or function declares `scores_groups`; none is built."""
+
+    def declared(name: str) -> bool:
+        try:
+            return compares(factory(name))
+        except ValueError:  # unknown here, as one of a reward server may be
+            return False
+
+    return [name for name in names if declared(name)]
 
 
 def macros(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -96,6 +96,10 @@ class Scorer(Protocol):
     close(): release connections and processes.
     macros = {name: extras}: figures to report too, each the mean of the means of those extras.
     doctor = Check(...): what `python -m reward_models.doctor` needs to know.
+    scores_groups = True: the score of an image depends on the other images of its group. Each call
+      then holds every image of one or several groups, and has a fourth argument: groups (B,) int64,
+      equal for the images of one group. A group has at least two images; its images need not be
+      consecutive. After an exception the caller separates groups but splits none.
     """
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from reward_models import Scorer, Scores, build, factory, names, target
+from reward_models import Scorer, Scores, build, compares, factory, names, target
 from reward_models.check import Case, Check
 
 OK, MISSING, FAILED = "ok", "missing", "FAILED"
@@ -118,7 +118,9 @@ def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tupl
     before = process.memory_info().rss
     scorer = build(where, **options)
     images, n = np.stack([case.image for case in cases]), len(cases)
-    batch = (images, [case.prompt for case in cases], [case.metadata for case in cases])
+    batch: tuple[Any, ...] = images, [c.prompt for c in cases], [c.metadata for c in cases]
+    if compares(scorer):  # the golden images are one group
+        batch += (np.zeros(n, np.int64),)
     cuda = _to_gpu(scorer)
     scores = Scores.read(scorer(*batch), n).score
     base = cuda.memory_allocated() if cuda else process.memory_info().rss

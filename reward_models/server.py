@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models import build
+from reward_models import build, compares, compares_groups
 from reward_models.wire import MEBIBYTE
 
 TOKEN_VARIABLE = "REWARD_TOKEN"
@@ -75,6 +75,15 @@ def read_scorers(text: str) -> dict[str, dict[str, Any]]:
     return scorers
 
 
+def check_single(compared: Sequence[str]) -> None:
+    """Raises ValueError for the scorers that compare the images of a group, by name."""
+    if compared:
+        raise ValueError(
+            f"--scorers: {compared[0]!r} compares the images of a group, and requests name no "
+            "groups; such a scorer runs in the process of the training, without `remote`"
+        )
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     program, summary = "python -m reward_models.server", "Serve scorers over HTTP."
     parser = argparse.ArgumentParser(prog=program, description=summary)
@@ -109,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             install = "pip install 'tp_grpo[server]'"
             raise ValueError(f"the server's packages are missing ({error}): {install}") from error
+        check_single(compares_groups(options))
         scorers = {name: build(name, **chosen) for name, chosen in options.items()}
+        check_single([name for name, scorer in scorers.items() if compares(scorer)])
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

@@ -60,6 +60,7 @@ def measure(
     config: Settings,
 ) -> tuple[dict[str, list[Tensor]], dict[str, list[float]], dict[str, Plan]]:
     """By variant: each batch's ladders (B, J), all timings, the plan. The variants take turns."""
+    from reward_models import compares_groups
     from tp_grpo.data import prompts
     from tp_grpo.evaluate import policy_on_base
     from tp_grpo.models.conditions import conditions_of, encode_once
@@ -71,6 +72,11 @@ def measure(
     policy = policy_on_base.find(_CHECKPOINT.value)
     plan = make_plan(config, 1, branches=True)
     known = prompts.load(config.prompts.train, field="prompts.train")
+    for name in compares_groups(config.rewards.scorers):
+        raise ValueError(
+            f"rewards.scorers.{name} compares the images of a prompt; this script scores each "
+            "image by itself"
+        )
     rewards = RewardSet(config.rewards.scorers)
     runtime = Runtime(config.model.dtype, (), config.output_dir)
     backbone = policy_on_base.PolicyOnBase(config.model, runtime, policy).backbone

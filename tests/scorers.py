@@ -138,3 +138,51 @@ def builds_nothing() -> Any:
 def two_prompts() -> list[tuple[str, dict]]:
     """A source of prompts, as "tests.scorers:two_prompts"."""
     return [("a red circle", {}), ("a blue square", {})]
+
+
+class Contrast:
+    """How much brighter an image is than the others of its group, in [-1, 1]; knows its calls.
+
+    size: images of a group; another number is a bug, 0 allows any. score = the image's brightness
+    minus the mean of its group's, and the extra `share` is 1 / the size of its group.
+    """
+
+    scores_groups = True
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+        self.calls: list[list[int]] = []
+
+    def __call__(
+        self, images: np.ndarray, prompts: list[str], metadata: list[dict], groups: np.ndarray
+    ) -> Scores:
+        self.calls.append(groups.tolist())
+        score = images.mean(axis=(1, 2, 3)) / 255
+        share = np.zeros(len(images))
+        for group in np.unique(groups):
+            rows = groups == group
+            if self.size not in (0, rows.sum()):
+                raise TypeError(f"a group of {rows.sum()} images, not of {self.size}")
+            score[rows] -= score[rows].mean()
+            share[rows] = 1 / rows.sum()
+        return Scores(score, {"share": share})
+
+
+def contrast(images: Any, prompts: Any, metadata: Any, groups: Any, *, scale: float = 1.0) -> Any:
+    """A function that scores groups."""
+    return scale * Contrast()(images, prompts, metadata, groups).score
+
+
+contrast.scores_groups = True  # type: ignore[attr-defined]
+
+
+def make_contrast() -> Contrast:
+    """A function that builds a scorer of groups."""
+    return Contrast()
+
+
+class Forgetful(Contrast):
+    """Declares that it scores groups, and takes no ids."""
+
+    def __call__(self, images: Any, prompts: Any, metadata: Any) -> Any:  # type: ignore[override]
+        return [0.0] * len(images)

@@ -25,7 +25,7 @@ from tp_grpo.trainer import Trainer
 
 
 def main(runs: list[dict[str, Any]]) -> int:
-    """A run: name, ranks, scorer, fields {dotted name: value}, env, sharding or not."""
+    """A run: name, ranks, fields {dotted name: value}, env, sharded or not; scorer and options."""
     torch.set_num_threads(1)
     for library, name in (
         (diffusers, "StableDiffusion3Pipeline"),
@@ -71,7 +71,7 @@ def train(run: dict[str, Any]) -> None:
     if "scorer" in run:
         with config.unlocked():
             del config.rewards.scorers["shapes"]
-            config.rewards.scorers[run["scorer"]] = 1.0
+            config.rewards.scorers[run["scorer"]] = run.get("options", 1.0)
     trainer = Trainer(config)
     shares = [
         hasattr(parameter, "to_local") for parameter in trainer.backbone.transformer.parameters()

@@ -148,11 +148,15 @@ class Plan:
         return self.images * self.ladder - self._shared
 
     @property
+    def shares_baseline(self) -> bool:
+        """Whether all ladders of a group begin with one image, made once in each rollout batch."""
+        branched = self.points == "trajectories" and 0 in self.completion.states[:-1]
+        return self.same_latent and branched
+
+    @property
     def _shared(self) -> int:
         """Baselines an epoch that another member of the group in the same batch has made."""
-        if not (
-            self.same_latent and self.points == "trajectories" and 0 in self.completion.states[:-1]
-        ):
+        if not self.shares_baseline:
             return 0
         batches = [batch for rank in range(self.world_size) for batch in self.batches(rank)]
         return sum(len(batch) - len({group for group, _ in batch}) for batch in batches)

@@ -40,6 +40,7 @@ from tp_grpo.train.gather import gather
 from tp_grpo.train.learner import Learner, check_learner
 from tp_grpo.train.rollout import Pending, roll_out
 from tp_grpo.train.update import Updater, mean_report
+from tp_grpo.train.whole_groups import WholeGroups
 from tp_grpo.types import MustStop, PromptBatch, Rollout
 
 
@@ -78,7 +79,7 @@ class Trainer:
         self.prompts = prompts.load(config.prompts.train, field="prompts.train")
         self.eval_prompts = prompts.load(config.prompts.eval, field="prompts.eval")
         prompts.epoch_groups(len(self.prompts), seed=0, epoch=0, groups=self.plan.groups)
-        self.rewards = RewardSet(config.rewards.scorers)
+        self.rewards = RewardSet(config.rewards.scorers, config.group_sizes)
         for known in self._prompt_sets().values():
             self.rewards.check_prompts(known.prompts, known.metadata)
         self.contents = contents.of(config, self._prompt_sets())
@@ -142,8 +143,7 @@ class Trainer:
             return self._finish()
 
     def _train(self) -> None:
-        start = self._resume()
-        epochs = self.runtime.epochs(start, self.config.epochs)
+        epochs = self.runtime.epochs(self._resume(), self.config.epochs)
         for epoch in epochs:
             with self.preemption.epoch(evaluates=self._evaluation_due(epoch + 1)):
                 epochs.set_postfix_str(f"reward {self._epoch(epoch):.3f}")
@@ -238,26 +238,26 @@ class Trainer:
         self, epoch: int, groups: list[int], forks: Sequence[int] = (), *, keep_images: bool
     ) -> list[Pending]:
         """This rank's share of the epoch; scoring runs at the same time. forks: by group."""
-        c, batches = self.config, self._batches(groups)
+        c, plan, batches = self.config, self.plan, self._batches(groups)
         fork_of = dict(zip(groups, forks, strict=False))
+        whole = WholeGroups(self.runtime, plan, self.rewards)
         with self.clock.phase("encode"):
-            texts = [prompt for batch in batches for prompt in batch.prompts]
-            conditions = self.conditions.of(texts)
-        members = self.plan.members
-        each = self.plan.batch_size * members * self.plan.world_size
+            conditions = self.conditions.of([text for b in batches for text in b.prompts])
+        each = plan.batch_size * plan.members * plan.world_size
         bar = self.runtime.bar(batches, "sample", unit="images", each=each)
         return [
             roll_out(
                 self.backbone,
                 self.rewards,
                 batch,
-                conditions_of(conditions, batch.prompts[::members], self.backbone.device),
-                plan=self.plan,
+                conditions_of(conditions, batch.prompts[:: plan.members], self.backbone.device),
+                plan=plan,
                 config=c,
                 key=(c.seed, epoch),
                 keep_images=keep_images,
                 forks=torch.tensor([fork_of.get(group, 0) for group in batch.group_id.tolist()]),
                 clock=self.clock,
+                whole=whole,
             )
             for batch in self.preemption.between(bar)
         ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
@@ -77,3 +79,31 @@ def test_a_broken_scorer_ends_a_standing_evaluation_at_its_batch(setting: tuple[
     with pytest.raises(RewardError, match="failed with TypeError"):
         evaluate(runtime, backbone, rewards, known, config=config, keep=keep)
     assert kept == [4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_a_scorer_of_groups_gets_a_prompt_s_images_for_any_batch_size(
+    setting: tuple[Any, ...], batch_size: int
+) -> None:
+    runtime, backbone, known, config = setting
+    single = RewardSet({BRIGHTNESS: 1.0})
+    plain = evaluate(runtime, backbone, single, known, config=config)
+    brightness = plain.scores["total"].reshape(2, 3)  # members x prompts
+    contrast = "tests.scorers:Contrast"
+    rewards = RewardSet({BRIGHTNESS: 1.0, contrast: {"weight": 1.0, "size": 2}})
+    config = replace(config, eval=replace(config.eval, batch_size=batch_size))
+    kept: list[tuple[int, int]] = []
+
+    def keep(batch: PromptBatch, scored: Rewards) -> None:
+        kept.extend(zip(batch.group_id.tolist(), batch.member.tolist(), strict=True))
+
+    result = evaluate(runtime, backbone, rewards, known, config=config, keep=keep)
+    torch.testing.assert_close(
+        result.scores[BRIGHTNESS], plain.scores[BRIGHTNESS], rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(
+        result.scores[contrast], (brightness - brightness.mean(0)).flatten(), rtol=0, atol=1e-3
+    )
+    assert result.prompts == plain.prompts and kept == [(p, m) for p in range(3) for m in range(2)]
+    assert result.images.shape == plain.images.shape
+    assert np.abs(result.images.astype(int) - plain.images).max() <= 1, "the same, in one order"

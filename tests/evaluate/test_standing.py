@@ -92,3 +92,27 @@ def test_evaluate_refuses_with_a_sentence(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_comparison_is_resumed_by_whole_prompts(options: tuple[str, ...], tmp_path: Path) -> None:
+    group = ("--rewards=tests.scorers:Contrast", "--config.eval.members=2")
+    arguments = (options[0], *options[2:], *group)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    printed("evaluate", *arguments, f"--out={whole}", "--config.eval.batch_size=12")
+    shutil.copytree(whole, cut)
+    file = cut / "scores-0.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 12
+    file.write_text("\n".join(lines[:3]) + "\n")  # both of a prompt, and one of another
+    text = printed("evaluate", *arguments, f"--out={cut}", "--config.eval.batch_size=3")
+    assert "3 of 12 images are scored already" in text
+    assert len(file.read_text().splitlines()) == 3 + 10, "two images of the other five prompts"
+    assert scores(cut) == pytest.approx(scores(whole), abs=1e-3)
+    assert max(map(abs, scores(cut).values())) > 1e-3
+
+
+def test_a_comparison_of_one_image_is_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+    group = ("--rewards=tests.scorers:Contrast", f"--out={tmp_path}")
+    done = script("evaluate", options[0], *options[2:], *group)
+    assert done.returncode == 2, done.stderr
+    assert "eval.members = 1: rewards.scorers.tests.scorers:Contrast compares" in done.stderr

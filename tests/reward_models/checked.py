@@ -12,6 +12,7 @@ from PIL import Image
 from reward_models import Scores
 from reward_models.check import Check, golden_cases
 from reward_models.loading import Source
+from reward_models.pickscore_rank import mean_ranks
 
 
 class Undeclared:
@@ -31,6 +32,18 @@ class Undeclared:
 
 class Jpeg(Undeclared):
     doctor = Check(cases=lambda: golden_cases(side=64, plain=2, text=1))
+
+
+class Rank(Jpeg):
+    """The rank of the score in its group."""
+
+    scores_groups = True
+
+    def __call__(  # type: ignore[override]
+        self, images: np.ndarray, prompts: list[str], metadata: list[dict], groups: np.ndarray
+    ) -> Scores:
+        assert (groups == groups[0]).all()
+        return Scores(mean_ranks(super().__call__(images, prompts, metadata).score))
 
 
 class Blind(Jpeg):

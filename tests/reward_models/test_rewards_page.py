@@ -12,6 +12,7 @@ import pytest
 import reward_models
 from config import base, recipes
 from reward_models.doctor import OK, check_of, examine
+from reward_models.pairwise import pairs
 from tp_grpo.rewards.reward_set import RewardSet
 from tp_grpo.settings import Settings
 
@@ -65,6 +66,26 @@ def test_the_example_of_a_judge_can_be_built() -> None:
     assert judge.question == options["question"]
 
 
+def test_the_example_that_compares_images_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (module,) = blocks("Scorers that compare images")
+    (tmp_path / "my_groups.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 255, 51, 51)])
+    rewards = RewardSet({"my_groups:Contrast": 1.0}).score(images, list("aabb"), [{}] * 4)
+    assert rewards.total.tolist() == [-0.5, 0.5, 0, 0]
+
+
+def test_the_example_of_a_pairwise_judge_can_be_built() -> None:
+    (example,) = blocks("pairwise")
+    config = base.get_config()
+    with config.unlocked():
+        exec(compile(example, "docs/rewards.md", "exec"), {"c": config})
+    scorer: Any = reward_models.build("pairwise", **config.rewards.scorers["pairwise"])
+    assert scorer.opponents == 6 and len(pairs(24, 6)) == 72 and len(pairs(24)) == 276
+
+
 def test_every_scorer_is_in_the_table() -> None:
     table = [line for line in PAGE.splitlines() if line.startswith("|")]
     assert all(
@@ -74,7 +95,7 @@ def test_every_scorer_is_in_the_table() -> None:
 
 def test_every_published_checkpoint_is_named() -> None:
     sources = [source for name in reward_models.names() for source in check_of(name).weights]
-    assert len(sources) == 10
+    assert len(sources) == 12
     for source in sources:
         assert source.repo in PAGE, source
         if len(source.files) == 1:

@@ -60,3 +60,10 @@ def test_bad_settings(arguments: list[str], words: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(arguments)
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Contrast", "make_contrast"])
+def test_a_scorer_of_groups_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--scorers", f'{{"tests.scorers:{name}": {{}}}}'])
+    assert "compares the images of a group, and requests name no groups" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tp_grpo.data.prompts import PromptSet
+from tp_grpo.evaluate.sharing import Sample, Sampled, deal, whole_groups
 from tp_grpo.images import finite_images, to_uint8
 from tp_grpo.method.stats import summarise
 from tp_grpo.models.base import Backbone
@@ -22,8 +23,6 @@ from tp_grpo.settings import Settings
 from tp_grpo.train.gather import gather_rows
 from tp_grpo.train.rollout import ode_images
 from tp_grpo.types import PromptBatch
-
-Sample = tuple[int, int]  # (prompt index, member)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def sample_images(
     chosen: Sequence[Sample],
     *,
     config: Settings,
-) -> Iterator[tuple[PromptBatch, np.ndarray, np.ndarray]]:
+) -> Iterator[Sampled]:
     """The samples' ODE images by batch: pixels (b, H, W, 3) uint8, and which are finite (b,)."""
     conditions = encode_once(backbone, [prompts.prompts[i] for i, _ in chosen])
     size = config.eval.batch_size
@@ -88,17 +87,20 @@ def evaluate(
 ) -> Evaluation:
     """Sample and score images; called by all ranks, which share the work.
 
-    chosen: the images; None: `eval.members` of each of the first `eval.prompts` prompts.
+    chosen: the images; None: `eval.members` of each of the first `eval.prompts` prompts. Where a
+    scorer compares the images of a prompt, it must have equally many of each prompt.
     boundary: called after each sampled batch; all ranks have equally many.
     keep: called with each scored batch of this rank.
     """
     if chosen is None:
         chosen = samples(len(prompts.prompts[: config.eval.prompts or None]), config.eval.members)
     count, world = len(chosen), runtime.world_size
-    # Ranks take every `world`-th sample; the surplus repeats the last one.
-    places = torch.arange(-(-count // world) * world).reshape(-1, world)
-    share = [chosen[min(i, count - 1)] for i in places[:, runtime.rank].tolist()]
-    shown = places[: -(-min(config.eval.images, count) // world)]
+    # Images that a scorer compares stay on one rank, and reach it together.
+    size = count // len({prompt for prompt, _ in chosen}) if rewards.grouped else 1
+    places, sources = deal(chosen, world, size)
+    share = [chosen[i] for i in sources[:, runtime.rank].tolist()]
+    shown = (places < config.eval.images).any(1).numpy()
+    done = 0
     pictures: list[np.ndarray] = []
     waiting: deque[tuple[PromptBatch, Future[Rewards]]] = deque()
     scored: list[Rewards] = []
@@ -108,10 +110,13 @@ def evaluate(
         scored.append(future.result())
         keep(batch, scored[-1])
 
-    for batch, pixels, finite in sample_images(runtime, backbone, prompts, share, config=config):
-        waiting.append((batch, rewards.submit(pixels, batch.prompts, batch.metadata, finite)))
-        if not pictures or sum(map(len, pictures)) < len(shown):
-            pictures.append(pixels)
+    sampled = sample_images(runtime, backbone, prompts, share, config=config)
+    for batch, pixels, finite in whole_groups(sampled, size):
+        groups = batch.group_id.numpy()
+        future = rewards.submit(pixels, batch.prompts, batch.metadata, finite, groups=groups)
+        waiting.append((batch, future))
+        pictures.append(pixels[shown[done : done + len(pixels)]])
+        done += len(pixels)
         boundary()
         if len(waiting) > 1:  # one batch is scored while the next is sampled
             finish()
@@ -121,10 +126,11 @@ def evaluate(
     columns = [batch.columns(rewards.extras) for batch in scored]
     rows = torch.cat([torch.stack(list(batch.values()), 1) for batch in columns])
     table = gather_rows(runtime, rows, places.T.flatten())[:count]
-    images = torch.from_numpy(np.concatenate(pictures)[: len(shown)])
+    images = torch.from_numpy(np.concatenate(pictures))
+    order = places[shown].T.flatten().argsort().argsort()  # the places alone may have gaps
     return Evaluation(
         {name: column.clone() for name, column in zip(columns[0], table.unbind(1), strict=True)},
-        gather_rows(runtime, images, shown.T.flatten())[: min(config.eval.images, count)].numpy(),
+        gather_rows(runtime, images, order)[: min(config.eval.images, count)].numpy(),
         [prompts.prompts[i] for i, _ in chosen],
         rewards.macros,
     )

@@ -45,7 +45,11 @@ def assess(
         scored = len(chosen) - len(missing)
         runtime.say(f"{scored} of {len(chosen)} images are scored already")
     if missing:
-        with contextlib.closing(RewardSet(scorers)) as rewards:
+        sizes = {"eval.members": config.eval.members}
+        with contextlib.closing(RewardSet(scorers, sizes)) as rewards:
+            if rewards.grouped:  # what is compared is sampled together again
+                lacking = {prompt for prompt, _ in missing}
+                missing = [sample for sample in chosen if sample[0] in lacking]
             rewards.check_prompts(prompts.prompts, prompts.metadata)
             backbone = policy_on_base.PolicyOnBase(config.model, runtime, policy).backbone
 

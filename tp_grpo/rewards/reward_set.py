@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models import Metadata, Scorer, Scores, macros
+from reward_models import Metadata, Scorer, Scores, compares, compares_groups, macros
+from tp_grpo.rewards.batch import Batch
 from tp_grpo.rewards.scorer_options import Entry
-from tp_grpo.rewards.scorer_thread import UNAVAILABLE, Batch, ScorerThread, State
+from tp_grpo.rewards.scorer_thread import UNAVAILABLE, ScorerThread, State
 from tp_grpo.types import MustStop
 
 States = dict[str, State]
@@ -51,15 +52,21 @@ class RewardSet:
     the options of `ScorerOptions`. One of weight 0 judges evaluations alone: what is not trained
     on tells whether the reward is earned (`alarms`). `ScorerThread` says what failures cost.
 
+    A scorer that declares `scores_groups` compares the images of a prompt: `grouped` names them,
+    and `group_sizes` are the sizes of the groups that the run will make, by setting.
+
     `settle` updates `extras`, the names of all ranks' extras, and `errors` and `first_errors`, the
     last and the first error of each scorer that failed. `macros`: the macro means of the extras,
     see `method.stats.score_means`.
 
-    Raises ValueError for no scorer, an unknown name or option, or a value out of range. All checks
-    that need no weights run before any scorer is built.
+    Raises ValueError for no scorer, an unknown name or option, a value out of range, or groups of
+    one image where a scorer compares them. All checks that need no weights run before any scorer is
+    built.
     """
 
-    def __init__(self, scorers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, scorers: Mapping[str, Any], group_sizes: Mapping[str, int] | None = None
+    ) -> None:
         if not scorers:
             example = "{'shapes': {'weight': 1.0}}"
             raise ValueError(f"rewards.scorers is empty: name at least one scorer, as in {example}")
@@ -71,13 +78,21 @@ class RewardSet:
         self.extras: list[str] = []
         self.errors: dict[str, str] = {}
         self.first_errors: dict[str, str] = {}
+        _check_sizes(compares_groups(entries), group_sizes or {}, self.weights)
         for name, entry in entries.items():
             self.scorers[name] = entry.build(name)
             self.threads[name] = ScorerThread(name, entry.thread)
             if entry.scorer.get("device", "auto") == "auto":  # else the user has placed it
                 self.threads[name].place(self.scorers[name])
+        self.grouped = [name for name, scorer in self.scorers.items() if compares(scorer)]
+        _check_sizes(self.grouped, group_sizes or {}, self.weights)
         # One thread: results are added up in the order of their batches.
         self._adder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+
+    @property
+    def trains_groups(self) -> bool:
+        """Whether a scorer of groups has a weight."""
+        return any(self.weights[name] for name in self.grouped)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """Raises ValueError if a scorer could never score one of them, or is out of reach."""
@@ -96,21 +111,40 @@ class RewardSet:
         finite: np.ndarray | None = None,
         *,
         trained_only: bool = False,
+        groups: np.ndarray | None = None,
+        grouped: bool | None = None,
     ) -> Future[Rewards]:
         """Start scoring images (n, H, W, 3) uint8; a failed score is NaN, and `settle` reports it.
 
         finite (n,) bool, from `finite_images`: the others are not scored, and count as failed.
         trained_only: leave out the scorers of weight 0.
+        groups (n,) int: equal for the images that `grouped` scorers compare; each group is whole.
+        None: the images of one prompt are a group.
+        grouped: True for these scorers alone, False for all but them, None for all.
         """
         rows = np.arange(len(images)) if finite is None else np.flatnonzero(finite)
-        batch = Batch(images, prompts, metadata)
-        names = [name for name in self.scorers if self.weights[name] or not trained_only]
+        if groups is None:
+            number = {prompt: i for i, prompt in enumerate(prompts)}
+            groups = np.array([number[prompt] for prompt in prompts])
+        single = Batch(images, prompts, metadata)
+        whole = Batch(images, prompts, metadata, np.asarray(groups, np.int64))
+        names = [
+            name
+            for name in self.scorers
+            if (self.weights[name] or not trained_only)
+            and (grouped is None or grouped == (name in self.grouped))
+        ]
         if lost := len(images) - len(rows):
-            batch = Batch(*batch.take(rows))
+            single, whole = Batch(*single.take(rows)), Batch(*whole.take(rows))
             reason = "images that are NaN or infinite: the model or its VAE overflowed"
             for name in names:
                 self.threads[name].report(reason, lost)
-        parts = {name: self.threads[name].submit(self.scorers[name], batch) for name in names}
+        parts = {
+            name: self.threads[name].submit(
+                self.scorers[name], whole if name in self.grouped else single
+            )
+            for name in names
+        }
         return self._adder.submit(self._add_up, parts, torch.from_numpy(rows), len(images))
 
     def score(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Rewards:
@@ -181,3 +215,18 @@ class RewardSet:
             if self.weights[name]:  # 0 x NaN would spoil the total
                 total = total + self.weights[name] * scores[name]
         return Rewards(total, scores, extras)
+
+
+def _check_sizes(
+    names: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, float]
+) -> None:
+    """Raises ValueError where a scorer of groups gets groups of one image; sizes: by setting."""
+    for name in names:
+        # A scorer of weight 0 is asked in evaluations alone.
+        asked = {s: n for s, n in sizes.items() if weights[name] or s.startswith("eval.")}
+        for setting, size in asked.items():
+            if size < 2:
+                raise ValueError(
+                    f"{setting} = {size}: rewards.scorers.{name} compares the images of a prompt, "
+                    "so it needs at least 2"
+                )

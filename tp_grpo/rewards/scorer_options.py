@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from reward_models import Scorer, build, takes, target
+from reward_models import Scorer, build, compares_groups, takes, target
 
 PLACEMENTS = ("cuda", "offload", "cpu", "remote")
 REMOTE = "reward_models.client:RemoteScorer"
@@ -79,6 +79,11 @@ class Entry(NamedTuple):
         if not is_number(weight):
             raise ValueError(f"{where}.weight = {weight!r} is not a number")
         thread.check(name)
+        if thread.remote and compares_groups([name]):
+            raise ValueError(
+                f"{where}.remote = {thread.remote!r}: {name} compares the images of a group, and a "
+                "reward server is sent no groups; drop remote, to score in this process"
+            )
         if not thread.remote:
             target(name)
             if thread.placement and (device := scorer.get("device", "auto")) != "auto":

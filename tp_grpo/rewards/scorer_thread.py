@@ -12,11 +12,14 @@ What an exception of the scorer costs:
 - Any other, `ValueError` too: the call is halved until the images that cause it are found; they are
   NaN. Libraries raise ValueError for one odd image, and a run that stopped there would stop there
   again on every resume. The user's mistakes are ValueErrors when the scorer is built or checked.
+
+Equal images of a batch are scored once. A scorer of groups gets every image, and whole groups: a
+call is halved between groups, and where one fails all of its images are NaN. The one image of a
+group without others is NaN too, for there is nothing to compare it with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import random
@@ -26,51 +29,25 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from reward_models import Metadata, NotScores, Scorer, Scores, Unavailable
+from reward_models import NotScores, Scorer, Scores, Unavailable
 from tp_grpo.rewards import scorer_options
+from tp_grpo.rewards.batch import Batch
 from tp_grpo.rewards.scorer_options import ScorerOptions
 
 UNAVAILABLE = (Unavailable, ConnectionError, TimeoutError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 PROGRAMMING = (TypeError, AttributeError, NameError, ImportError, NotImplementedError, NotScores)
 NO_NUMBER = "the scorer itself gave NaN or infinity as the score"
+ALONE = "it compares the images of a group, and this image is the only one of its group"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, before jitter
 # Ranks share the global seed, and would all retry at the same moment.
 _RANDOM = random.SystemRandom()
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images (n, H, W, 3) uint8, prompts and metadata of length n."""
-
-    images: np.ndarray
-    prompts: list[str]
-    metadata: list[Metadata]
-
-    @cached_property
-    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first row of each distinct sample (m,), and which of them each row equals (n,)."""
-        samples = zip(self.images, self.prompts, self.metadata, strict=True)
-        number: dict[bytes, int] = {}
-        equals = [number.setdefault(_key(*sample), len(number)) for sample in samples]
-        inverse = np.array(equals, dtype=np.int64)
-        return np.unique(inverse, return_index=True)[1], inverse
-
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, list[str], list[Metadata]]:
-        """The rows' images, prompts and metadata."""
-        return self.images[rows], [self.prompts[i] for i in rows], [self.metadata[i] for i in rows]
-
-
-def _key(image: np.ndarray, prompt: str, metadata: Metadata) -> bytes:
-    rest = hashlib.blake2b(repr((image.shape, prompt, metadata)).encode()).digest()
-    return hashlib.blake2b(np.ascontiguousarray(image).data, key=rest).digest()
 
 
 @dataclass(frozen=True)
@@ -186,12 +163,19 @@ class ScorerThread:
 
     def _fill(self, scorer: Scorer, batch: Batch, first: np.ndarray, columns: Columns) -> None:
         """Score the rows `first` of the batch into the columns, halving the calls that fail."""
-        todo = [np.arange(len(first))]
+        units = batch.units
+        if batch.groups is not None:
+            if alone := sum(len(unit) == 1 for unit in units):
+                self.report(ALONE, alone)
+            units = [unit for unit in units if len(unit) > 1]
+        todo = [units] if units else []
         while todo and not self.broken and not self._stop.is_set():
-            rows = todo.pop()
-            rows, later = rows[: self.largest], rows[self.largest :]
-            if len(later):
+            units = todo.pop()
+            fitting = max(1, int((np.cumsum([len(u) for u in units]) <= self.largest).sum()))
+            units, later = units[:fitting], units[fitting:]
+            if later:
                 todo.append(later)
+            rows = np.concatenate(units)
             try:
                 scores = self._call(scorer, batch.take(first[rows]))
             except PROGRAMMING as error:
@@ -200,18 +184,18 @@ class ScorerThread:
                 self.report(_words(error), len(rows))
             except Exception as error:
                 if isinstance(error, OUT_OF_MEMORY):
-                    self._shrink(len(rows))
-                if len(rows) == 1:
-                    self.report(_words(error), 1)
+                    self._shrink(len(rows), len(units[0]))
+                if len(units) == 1:
+                    self.report(_words(error), len(rows))
                 else:
-                    todo += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+                    todo += [units[len(units) // 2 :], units[: len(units) // 2]]
             else:
                 if missing := columns.fill(rows, scores):
                     self.report(scores.reason or NO_NUMBER, missing)
         if todo and self._stop.is_set():
             self._keep("the run closed its scorers before these images were scored")
 
-    def _call(self, scorer: Scorer, part: tuple[np.ndarray, list[str], list[Metadata]]) -> Scores:
+    def _call(self, scorer: Scorer, part: tuple[Any, ...]) -> Scores:
         """One call, retried while the scorer is unavailable."""
         end = self._now() + (self.options.patience if self._reachable else 0)
         for attempt in itertools.count():
@@ -241,8 +225,9 @@ class ScorerThread:
             scorer.to("cpu")  # type: ignore[attr-defined]
             self._empty_cache()
 
-    def _shrink(self, failed: int) -> None:
-        self.largest = max(1, failed // 2)
+    def _shrink(self, failed: int, least: int) -> None:
+        """least: images that no call may split."""
+        self.largest = max(least, failed // 2)
         self._empty_cache()
         message = "rewards.scorers.%s: out of memory with %d images a call; continuing with %d"
         _LOG.warning(message, self.name, failed, self.largest)

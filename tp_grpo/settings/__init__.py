@@ -72,6 +72,11 @@ class Settings(Section):
     runtime: RuntimeSettings
     tracking: TrackingSettings
 
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """Images of a prompt in training and in evaluations, by setting."""
+        return {"sample.group_size": self.sample.group_size, "eval.members": self.eval.members}
+
     @classmethod
     def read(cls, config: ConfigDict) -> Settings:
         """Raises ValueError that lists all mistakes of the config, one per line."""

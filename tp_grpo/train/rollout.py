@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from tp_grpo.ranks.clock import Clock
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
 from tp_grpo.settings import Settings
 from tp_grpo.settings.learning import ObjectiveSettings, SampleSettings
+from tp_grpo.train.whole_groups import WholeGroups
 from tp_grpo.types import (
     NoisedImages,
     PromptBatch,
@@ -55,12 +56,21 @@ def velocity_of(
 
 
 @dataclass(frozen=True)
+class Ladders(Rewards):
+    """Scores (B, J) of a batch's ladders; compared: as `Pending.compared`, not in these scores."""
+
+    compared: Mapping[int, Rewards] | None = None
+
+
+@dataclass(frozen=True)
 class Pending:
     """A rollout whose scores are still being computed on the scorers' threads.
 
     place (B, J), J the ladder's length: the scored image of each of the ladder's entries.
     coarse (B, h, w, 3), detail (B,): of the trajectories' own images, see `images`.
     images (B, J, H, W, 3) uint8, if they are to be kept.
+    compared: of scorers of groups, the scores (G x J,) of the groups that this batch completed on
+    this rank, by their place in the epoch; None without such scorers.
     """
 
     rollout: Rollout
@@ -69,13 +79,18 @@ class Pending:
     coarse: Tensor
     detail: Tensor
     images: np.ndarray | None
+    compared: dict[int, Future[Rewards]] | None = None
 
-    def finish(self) -> Rewards:
-        """Wait for the scores -> ladders (B, J)."""
+    def finish(self) -> Ladders:
+        """Wait for the scores."""
         place, scored = self.place, self.rewards.result()
         scores = {name: score[place] for name, score in scored.scores.items()}
         extras = {name: extra[place] for name, extra in scored.extras.items()}
-        return Rewards(scored.total[place], scores, extras)
+        ladders = Ladders(scored.total[place], scores, extras)
+        if self.compared is None:
+            return ladders
+        groups = {group: future.result() for group, future in self.compared.items()}
+        return replace(ladders, compared=groups)
 
 
 @dataclass(frozen=True)
@@ -195,12 +210,14 @@ def roll_out(
     keep_images: bool,
     forks: Tensor | None = None,
     clock: Clock | None = None,
+    whole: WholeGroups | None = None,
 ) -> Pending:
     """Sample a batch with its branches, decode every completion, and start scoring the images.
 
     cond: the condition of each row of the rollout (the batch's images, or groups), on the device.
     key: seeds the noise, together with prompt and member. forks (B,): of shared states, the step
     that each image's group forks at. clock: counts rows evaluated, images decoded and scored.
+    whole: brings groups together; needed by scorers of groups.
     """
     clock, sigmas = clock or Clock(), backbone.sigmas(plan.steps)
     velocity = velocity_of(backbone, sigmas, cond, config.sample.guidance_scale)
@@ -222,11 +239,15 @@ def roll_out(
     clock.count("images_decode", len(images))
     owners = (distinct // clean.shape[1]).tolist()
     prompts, metadata = [batch.prompts[i] for i in owners], [batch.metadata[i] for i in owners]
-    scores = rewards.submit(images, prompts, metadata, finite_images(decoded), trained_only=True)
-    place = torch.searchsorted(distinct, entries)
-    final = images[place[:, -1].numpy()]
-    kept = images[place.numpy()] if keep_images else None
-    return Pending(rollout, scores, place, coarse(final), detail(final), kept)
+    finite, place = finite_images(decoded), torch.searchsorted(distinct, entries)
+    scores = rewards.submit(images, prompts, metadata, finite, trained_only=True, grouped=False)
+    compared, ladder = None, place.numpy()
+    if rewards.trains_groups:
+        assert whole is not None
+        compared = whole.add(batch, images[ladder], finite[ladder])
+    final = images[ladder[:, -1]]
+    kept = images[ladder] if keep_images else None
+    return Pending(rollout, scores, place, coarse(final), detail(final), kept, compared)
 
 
 def draw_steps(key: Sequence[int], batch: PromptBatch, count: int, among: int) -> Tensor:

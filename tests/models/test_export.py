@@ -144,6 +144,11 @@ def test_what_is_saved_loads_back_and_a_foreign_one_is_refused(
         ValueError, match=r"trained on another model|no module of the transformer is called"
     ):
         export.load(foreign.transformer, tmp_path)
+    export.check_base(tmp_path, backbone.transformer.config)
+    with pytest.raises(
+        ValueError, match=r"trained on another model|no module of the transformer is called"
+    ):
+        export.check_base(tmp_path, foreign.transformer.config)
     with pytest.raises(ValueError, match="holds no trained policy"):
         export.load(load().transformer, tmp_path / "none")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.tiny_families import FAMILIES
 from tests.tiny_models import settings
 from tp_grpo import models
-from tp_grpo.models import checkpoint_files, families, tensor_names
+from tp_grpo.models import architecture, checkpoint_files, families, tensor_names
 
 EMBEDDED = Path(__file__).parents[2] / "tp_grpo" / "shapes" / "weights"
 Tensors = dict[str, Tensor]
@@ -167,3 +167,10 @@ def test_a_config_or_a_class_that_is_none_is_named(sd3: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": "four"}))
     with pytest.raises(ValueError, match=r"transformer/config\.json describes no SD3Transformer2D"):
         tensor_names.check(sd3)
+
+
+def test_a_folder_that_lacks_a_tensor_has_no_architecture(sd3: Path) -> None:
+    """What `estimate.py` and `gpu_check.py` say of it, before they count anything."""
+    rewrite(sd3 / "transformer", without("proj_out.bias"))
+    with pytest.raises(ValueError, match=r"transformer lacks 1 of .*: proj_out.bias"):
+        architecture.read(settings(sd3, "sd3"))

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tp_grpo import models
-from tp_grpo.models import export
+from tp_grpo.models import export, families, pretrained
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import ModelSettings
 from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
@@ -42,9 +42,13 @@ class PolicyOnBase:
     """A backbone with a trained policy, or the base model alone."""
 
     def __init__(self, model: ModelSettings, runtime: Runtime, folder: Path | None) -> None:
-        """Raises ValueError as `models.load` and `export.load` do."""
+        """Raises ValueError as `models.load` and, before any weights load, as `export.load` do."""
         if folder:
             export.check(folder)
+            pipeline = families.adapter(model.type).pipeline_class
+            pretrained.check_file(model.path, pipeline)
+            configs = pretrained.read_configs(model.path, model.revision, pipeline.__name__)
+            export.check_base(folder, configs["transformer"])
         self.backbone = models.load(model, runtime.device)
         self.policy = export.load(self.backbone.transformer, folder) if folder else None
         self.backbone.transformer = runtime.accelerator.prepare_model(

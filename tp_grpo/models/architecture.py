@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from tp_grpo.models import checkpoint_files, families, pretrained
+from tp_grpo.models import checkpoint_files, families, pretrained, tensor_names
 from tp_grpo.models.base import DTYPES
 from tp_grpo.models.pipeline import apply_options
 from tp_grpo.settings import ModelSettings
@@ -44,6 +44,7 @@ def read(model: ModelSettings) -> Architecture:
     folder = pretrained.local_folder(model.path)
     if folder is not None:
         pretrained.check_folder(folder, family.pipeline_class.__name__)
+        tensor_names.check(folder)
         shapes = _of_folder(folder, model.type)
     else:
         shapes = _of_hub(model)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from huggingface_hub import save_torch_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tp_grpo.models import checkpoint_files, peft_config
 from tp_grpo.models.policy import Policy
@@ -43,7 +44,7 @@ def check(folder: Path) -> None:
     """Raises ValueError for a folder that `load` cannot read, before the model's weights load."""
     if (folder / "transformer").is_dir():
         for file in _shards(folder):
-            checkpoint_files.shapes(file, FIELD)
+            _shapes(file)
     elif (folder / PEFT_WEIGHTS).is_file():
         peft_config.read(folder / peft_config.CONFIG, FIELD)
         _adapted(folder)
@@ -51,6 +52,21 @@ def check(folder: Path) -> None:
         raise ValueError(
             f"{FIELD}: {folder} holds no trained policy: no {PEFT_WEIGHTS}, no transformer/"
         )
+
+
+def check_base(folder: Path, transformer: Mapping[str, Any]) -> None:
+    """Raises ValueError for a policy of another model, before any weights load.
+
+    transformer: its config; names and shapes are compared on the meta device.
+    """
+    with torch.device("meta"):
+        empty = getattr(diffusers, transformer["_class_name"]).from_config(dict(transformer))
+        if (folder / "transformer").is_dir():
+            shapes = {n: s for file in _shards(folder) for n, s in _shapes(file).items()}
+            values = {name: torch.empty(shape) for name, shape in shapes.items()}
+            _fill(dict(empty.named_parameters()), values, folder)
+            return
+    load(empty, folder)
 
 
 def load(transformer: Any, folder: Path) -> Policy:
@@ -62,7 +78,7 @@ def load(transformer: Any, folder: Path) -> Policy:
     if (folder / "transformer").is_dir():
         policy = Policy(transformer, rank=0, alpha=1, targets=(), kl=False)
         values = {k: v for file in _shards(folder) for k, v in load_file(file).items()}
-        _fill(policy, values, folder)
+        _fill(policy.parameters, values, folder)
         return policy
     rank, scale = peft_config.read(folder / peft_config.CONFIG, FIELD)
     modules, known = _adapted(folder), dict(transformer.named_modules())
@@ -73,8 +89,13 @@ def load(transformer: Any, folder: Path) -> Policy:
     policy = Policy(transformer, rank=rank, alpha=scale * rank, targets=tuple(modules), kl=False)
     saved = load_file(folder / PEFT_WEIGHTS)
     keys = {n: _PEFT + n.replace(".default.weight", ".weight") for n in policy.parameters}
-    _fill(policy, {name: saved[key] for name, key in keys.items() if key in saved}, folder)
+    values = {name: saved[key] for name, key in keys.items() if key in saved}
+    _fill(policy.parameters, values, folder)
     return policy
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    return checkpoint_files.shapes(file, FIELD)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -87,7 +108,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _adapted(folder: Path) -> list[str]:
     """The modules that a LoRA of peft adapts. Raises ValueError for tensors of another kind."""
-    names = sorted(checkpoint_files.shapes(folder / PEFT_WEIGHTS, FIELD))
+    names = sorted(_shapes(folder / PEFT_WEIGHTS))
     modules = {}
     for name in names:
         module, _, factor = name.removeprefix(_PEFT).rpartition(".lora_")
@@ -100,8 +121,10 @@ def _adapted(folder: Path) -> list[str]:
     return list(modules)
 
 
-def _fill(policy: Policy, values: Mapping[str, Tensor], folder: Path) -> None:
-    for name, parameter in policy.parameters.items():
+def _fill(
+    parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], folder: Path
+) -> None:
+    for name, parameter in parameters.items():
         shape = tuple(values[name].shape) if name in values else "nothing"
         if shape != tuple(parameter.shape):
             raise ValueError(

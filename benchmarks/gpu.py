@@ -1,12 +1,13 @@
-"""All that waits for a GPU, in one command: python benchmarks/gpu.py --minutes 8 --out FOLDER
+"""Every measurement that needs a GPU: python benchmarks/gpu.py --minutes 8 --out FOLDER
 
 Jobs in order of worth, each of cases in processes of their own; weights are random ones of the
 full sizes, so that nothing is downloaded. Every figure is written to FOLDER/results.jsonl and
-FOLDER/report.md as soon as it is there; what did not fit or failed is said at the end. --list shows
-the jobs with their estimated seconds, --only NAME runs one, and --tiny runs all of them at a size
-for a CPU. Exit code 1 if a case failed.
+FOLDER/report.md as soon as it is measured; what did not fit or failed is said at the end. A second
+session adds to the first. --list shows the jobs with their estimated seconds, --only NAME runs
+some, and --tiny runs all of them at a size for a CPU. Exit code 1 if a case failed.
 """
 
+# ruff: noqa: E402 - what must be so before the imports stands before them
 from __future__ import annotations
 
 import argparse
@@ -17,14 +18,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# The number of GPUs is asked of the driver's library: CUDA itself could not be used after a fork.
+# A process that has used CUDA cannot share it with its forks. So the driver's library is asked for
+# the number of GPUs, and bitsandbytes, which peft imports, stays away: it asks CUDA.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from gpu_jobs import JOBS
-from gpu_jobs.case import Case, CaseError, Figures, Job, run
+from gpu_jobs.case import Case, CaseError, Job, run
 from gpu_jobs.table import markdown
 
+from tp_grpo.store import files
+
+del sys.modules["bitsandbytes"]  # a case may use it
 SLOWER = 4  # a case may take so many times its estimate, and half a minute
 
 
@@ -48,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def listed(jobs: Sequence[Job], *, tiny: bool) -> str:
-    """A line for each job, and the sum."""
+    """A line for each job, and one for all of them."""
     seconds = {job.name: sum(case.seconds for case in job.cases(tiny)) for job in jobs}
     lines = [f"{job.name:<14}{seconds[job.name]:>5.0f} s  {job.title}" for job in jobs]
     return "\n".join([*lines, f"{'all':<14}{sum(seconds.values()):>5.0f} s"])
@@ -60,47 +67,49 @@ class Session:
     def __init__(self, folder: Path, seconds: float, *, tiny: bool) -> None:
         self.folder, self.tiny = folder, tiny
         self.end = time.monotonic() + seconds
+        self.results = folder / "results.jsonl"
         self.rows: list[dict[str, object]] = []
+        if self.results.is_file():
+            self.rows = files.read_lines(self.results)
         self.missing: list[str] = []
 
     def run(self, jobs: Sequence[Job]) -> int:
+        """Exit code."""
+        if torch.cuda.is_initialized():
+            print("CUDA is in use already: its processes could not be forked", file=sys.stderr)
+            return 2
         self.folder.mkdir(parents=True, exist_ok=True)
         failed = 0
         for job in jobs:
             for case in job.cases(self.tiny):
                 failed += not self.case(job, case)
-        self.write()
-        print(f"\n{self.folder / 'report.md'}")
+                self.write()
+        print(f"\n{(self.folder / 'report.md').read_text()}")
         return int(failed > 0)
 
     def case(self, job: Job, case: Case) -> bool:
         """Measure one; False if it failed. What does not fit in the time that is left is noted."""
-        left, name = self.end - time.monotonic(), f"{job.name}: {case.name}"
+        begun, name = time.monotonic(), f"{job.name}: {case.name}"
+        left = self.end - begun
         if left < (1 if self.tiny else case.seconds):
-            self.missing.append(f"{name}: did not fit, {case.seconds:.0f} s of {max(left, 0):.0f}")
-            print(self.missing[-1], flush=True)
+            words = f"did not fit, {case.seconds:.0f} s of {max(left, 0):.0f} that were left"
+            self.missing.append(f"{name}: {words}")
+            print(f"{name}: {words}", flush=True)
             return True
-        begun = time.monotonic()
         try:
-            limit = min(left, SLOWER * case.seconds + 30)
-            self.keep(job, case, run(case, self.folder / job.name, limit))
+            figures = run(case, self.folder / job.name, min(left, SLOWER * case.seconds + 30))
         except CaseError as error:
             self.missing.append(f"{name}: {error}")
-        words = self.missing[-1] if self.failed(name) else f"{name}: done"
-        print(f"{words} ({time.monotonic() - begun:.0f} s)", flush=True)
-        self.write()
-        return not self.failed(name)
-
-    def failed(self, name: str) -> bool:
-        return bool(self.missing) and self.missing[-1].startswith(f"{name}: ")
-
-    def keep(self, job: Job, case: Case, figures: Figures) -> None:
-        row = {"job": job.name, "case": case.name, **figures}
-        self.rows.append(row)
-        with (self.folder / "results.jsonl").open("a") as results:
-            results.write(json.dumps(row) + "\n")
+            print(f"{name}: {error} ({time.monotonic() - begun:.0f} s)", flush=True)
+            return False
+        key = {"job": job.name, "case": case.name}
+        self.rows = [row for row in self.rows if key.items() - row.items()]
+        self.rows.append({**key, **figures})
+        print(f"{name}: done ({time.monotonic() - begun:.0f} s)", flush=True)
+        return True
 
     def write(self) -> None:
+        self.results.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         titles = {name: job.title for name, job in JOBS.items()}
         text = markdown(self.rows, titles, self.missing, tiny=self.tiny)
         (self.folder / "report.md").write_text(text)

@@ -227,6 +227,8 @@ def _run(c: ConfigDict) -> None:
 
     c.runtime = ConfigDict()
     c.runtime.timeout_s = 1800.0  # Seconds that a rank waits for the others before the run stops.
+    # Several ranks on one GPU. They communicate by gloo, which is slow.
+    c.runtime.share_gpus = False
 
     c.tracking = ConfigDict()
     # Trackers besides metrics.jsonl. Any of: tensorboard, wandb.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu
 from gpu_jobs import JOBS, case, options, table
 from gpu_jobs.case import Case, CaseError, Child, Job
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows(folder: Path) -> list[dict]:
@@ -47,7 +53,8 @@ def test_the_jobs_are_listed_with_their_seconds(capsys: pytest.CaptureFixture[st
 def test_an_option_whose_package_is_not_installed_is_left_out() -> None:
     names = {each.name for each in options.cases(False)}
     assert "as the recipe" in names
-    assert "model.attention_backend = flash" not in names, "flash_attn is in no requirements"
+    flash = "FLUX.1-dev, model.attention_backend = flash"
+    assert flash not in names, "flash_attn is in no requirements"
 
 
 def jobs(*cases: Case) -> list[Job]:
@@ -59,11 +66,11 @@ def fails() -> case.Figures:
     raise ValueError("no such thing")
 
 
-def sleeps() -> case.Figures:
-    """With a process of its own, which must end with it."""
+def starts(then: Callable[[], object]) -> case.Figures:
+    """A process of its own, which must end with it."""
     child = Child(lambda: time.sleep(60), Path("child.log"))
     Path("pid").write_text(str(child.pid))
-    time.sleep(60)
+    then()
     return {}
 
 
@@ -77,24 +84,57 @@ def test_what_fails_is_said_and_the_rest_is_measured(
     assert rows(tmp_path)[0] | {"case": "good", "seconds, s": 1.23456} == rows(tmp_path)[0]
     report = (tmp_path / "report.md").read_text()
     assert "| good | 1.23 | yes |" in report
-    assert "- fake: bad: ValueError: no such thing" in report
+    assert "- fake: bad: ended with code 1: ValueError: no such thing" in report
     assert "- fake: long: did not fit, 1000 s of " in report
     assert "some words" in (tmp_path / "fake/bad.log").read_text()
+    again = Case("good", 1, lambda: {"seconds, s": 2.0})
+    assert gpu.Session(tmp_path, 60, tiny=False).run(jobs(again, Case("next", 1, dict))) == 0
+    assert [(row["case"], row.get("seconds, s")) for row in rows(tmp_path)] == [
+        ("good", 2.0),
+        ("next", None),
+    ]
 
 
-def test_a_case_that_takes_too_long_is_stopped_with_its_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "then, words",
+    [
+        (lambda: time.sleep(60), "stopped after 1 s"),
+        (fails, "ended with code 1: ValueError: no such thing"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by signal 9: it printed nothing"),
+    ],
+)
+def test_a_case_that_fails_ends_with_its_processes(
+    then: Callable[[], object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     begun = time.monotonic()
-    with pytest.raises(CaseError, match="stopped after 1 s"):
-        case.run(Case("slow", 1, sleeps), tmp_path, 1)
+    with pytest.raises(CaseError, match=words):
+        case.run(Case("slow", 1, lambda: starts(then)), tmp_path, 1 if "stopped" in words else 30)
     assert time.monotonic() - begun < 30
     started = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 10
     while state_of(started) not in ("", "Z"):
         assert time.monotonic() < until, "it lives on"
         time.sleep(0.05)
+
+
+IMPORT = """
+import sys, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+def used(*_): raise AssertionError("the GPU is used at import")
+torch.cuda._lazy_init = used
+sys.path.insert(0, "benchmarks")
+import gpu
+print("imported")
+"""
+
+
+def test_importing_it_does_not_use_the_gpu() -> None:
+    """A pretended one: what has used CUDA cannot be forked."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith("imported"), done.stderr
 
 
 def state_of(pid: int) -> str:

@@ -55,8 +55,8 @@ class Trainer:
             settings.model.dtype,
             settings.tracking.trackers,
             str(self.folder),
-            timeout_s=settings.runtime.timeout_s,
             shard=sharding.asked(os.environ, settings),
+            **vars(settings.runtime),
         )
         self.runtime.together(self._read)  # what is missing may be missing on one node alone
         stored = settings.as_dict()

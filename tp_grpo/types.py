@@ -41,7 +41,7 @@ class Step:
 class Trajectories:
     """B trajectories with K stochastic steps, as an update needs them."""
 
-    by_column: ClassVar = ("states", "velocities")
+    by_column: ClassVar = ("states", "velocities", "clean")
 
     cond: Any  # the backbone's own dataclass of tensors, leading dim B
     states: Tensor  # (B, K+1, *L) fp32; states[:, k+1] was drawn from the step at states[:, k]
@@ -187,7 +187,7 @@ def on_host(batch: T) -> T:
 
 
 def host_copy(values: Tensor, *, by_column: bool = False) -> Tensor:
-    """`values` in host memory; from a GPU in page-locked memory, while the GPU and the host go on.
+    """`values` in host memory; from a GPU in page-locked memory, while both keep working.
 
     Only the GPU may read it again, or the host once it has waited for the GPU. by_column: of values
     (B, K, ...) each [:, k] is one piece of memory, which can be sent back without waiting.

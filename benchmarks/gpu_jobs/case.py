@@ -15,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
+import torch
+
 Figures = dict[str, float | str | None]
-"""Of a row: column, with its unit -> a number, words, or None where there is none."""
+"""A row of a table: column, with its unit -> a number, words, or None for an empty cell."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class CaseError(RuntimeError):
 
 
 class Child:
-    """`work` in a forked process, which must not be made where the GPU has been used already."""
+    """`work` in a forked process. Do not create one where the GPU has been used already."""
 
     def __init__(
         self,
@@ -63,26 +65,29 @@ class Child:
     def wait(self, limit: float) -> None:
         """Raises CaseError with its last words if it fails, or is not done in `limit` seconds."""
         end = time.monotonic() + limit
-        while time.monotonic() < end:
+        ended = status = 0
+        while not ended and time.monotonic() < end:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                self._check(os.waitstatus_to_exitcode(status))
-                return
-            time.sleep(0.02)
-        self.stop()
-        raise CaseError(f"stopped after {limit:.0f} s")
+            time.sleep(0 if ended else 0.02)
+        self._stop(alive=not ended)
+        if not ended:
+            raise CaseError(f"stopped after {limit:.0f} s")
+        if code := os.waitstatus_to_exitcode(status):
+            text = self.log.read_text(errors="replace")
+            print(text)  # a case's log has those of its runs
+            last = text.strip().splitlines()[-1:] or ["it printed nothing"]
+            how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            raise CaseError(f"{how}: {last[0]}")
 
-    def stop(self) -> None:
+    def _stop(self, *, alive: bool) -> None:
+        """Kill it if it is alive, and if it leads, the processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if self.leads else os.kill)(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-
-    def _check(self, code: int) -> None:
-        if code:
-            said = self.log.read_text(errors="replace")
-            print(said)  # a case's log has those of its runs
-            words = said.strip().splitlines()
-            raise CaseError(words[-1] if words else f"ended with code {code}")
+            if self.leads:
+                os.killpg(self.pid, signal.SIGKILL)
+            elif alive:
+                os.kill(self.pid, signal.SIGKILL)
+        if alive:
+            os.waitpid(self.pid, 0)
 
     def _work(self, work: Callable[[], object], environment: Mapping[str, str]) -> NoReturn:
         code = 1
@@ -106,15 +111,20 @@ class Child:
 
 
 def run(case: Case, folder: Path, limit: float) -> Figures:
-    """Its figures; what it prints goes to folder/NAME.log. Raises CaseError as `Child.wait`."""
+    """Its figures, and `on`, the device and torch's version; its words go to folder/NAME.log.
+
+    Raises CaseError as `Child.wait` does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() else "-" for c in case.name)
-    found = folder / f"{name}.json"
-    found.unlink(missing_ok=True)
+    results = folder / f"{name}.json"
+    results.unlink(missing_ok=True)
 
     def measure() -> None:
-        found.write_text(json.dumps(case.measure()))
+        figures = case.measure()
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        results.write_text(json.dumps(figures | {"on": f"{device}, torch {torch.__version__}"}))
 
     Child(measure, folder / f"{name}.log", leads=True).wait(limit)
-    figures: Figures = json.loads(found.read_text())
+    figures: Figures = json.loads(results.read_text())
     return figures

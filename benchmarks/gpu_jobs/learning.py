@@ -24,7 +24,7 @@ def cases(tiny: bool) -> list[Case]:
 
 
 def learn(algorithm: str, seconds: float, tiny: bool) -> Figures:
-    """Train for so many seconds; `exact` is the share of images that are right in every detail."""
+    """Train for `seconds`; `exact` is the share of images that are right in every detail."""
     recipe, fields = ("shapes_smoke", SMOKE) if tiny else ("shapes_tiny", {})
     config = config_of(algorithm, recipe, output_dir=tempfile.mkdtemp(), **fields)
     config.epochs = 10**6

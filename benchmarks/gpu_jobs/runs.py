@@ -23,6 +23,7 @@ from tp_grpo.trainer import Trainer
 SHORT = {"epochs": 1, "eval__prompts": 2}
 LIMIT = 240  # seconds of a run
 CPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+FULL_FP32 = {"NVIDIA_TF32_OVERRIDE": "0"}  # convolutions would use TF32
 
 
 class Run:
@@ -49,7 +50,7 @@ def config_of(algorithm: str, recipe: str, **fields: Any) -> ConfigDict:
 
 
 class Start:
-    """`shapes_smoke` of an algorithm by so many ranks, on the first GPU where there is one."""
+    """`shapes_smoke` of an algorithm by `ranks` processes, which share the GPU if there is one."""
 
     def __init__(
         self,
@@ -61,7 +62,8 @@ class Start:
     ) -> None:
         self.folder, self.begun = Path(tempfile.mkdtemp()), time.perf_counter()
         place = {"output_dir": str(self.folder), "run_name": "run"}
-        config = config_of(algorithm, "shapes_smoke", **SHORT, **place, **fields)
+        shared = {"runtime__share_gpus": ranks > 1}
+        config = config_of(algorithm, "shapes_smoke", **SHORT, **place, **shared, **fields)
 
         def work() -> None:
             Trainer(config).run()

@@ -72,7 +72,7 @@ def settings(algorithm: str, recipe: str, *, tiny: bool, **fields: Any) -> Setti
 
 
 def shapes(config: Settings, *, tiny: bool) -> Architecture:
-    """Of the model that the config names."""
+    """The shapes of the model that the config names."""
     published = architecture.read(config.model)
     if not tiny:
         return published
@@ -86,7 +86,7 @@ def bench(algorithm: str, recipe: str, *, tiny: bool, **fields: Any) -> Bench:
 
 
 def dtypes(*, tiny: bool) -> tuple[str, ...]:
-    """That the ratio is measured in; fp16 needs a GPU."""
+    """Those in which the ratio is measured; fp16 needs a GPU."""
     return ("fp32", "bf16") if tiny else ("bf16", "fp16")
 
 

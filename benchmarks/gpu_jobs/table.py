@@ -20,7 +20,8 @@ def markdown(
     for job, title in titles.items():
         mine = [row for row in rows if row["job"] == job]
         if mine:
-            lines += ["", title, "", *_table(mine)]
+            devices = "; ".join(dict.fromkeys(str(row["on"]) for row in mine if "on" in row))
+            lines += ["", f"{title} {devices}".strip(), "", *_table(mine)]
     if missing:
         lines += ["", "Without figures:", "", *(f"- {words}" for words in missing)]
     return "\n".join(lines) + "\n"
@@ -28,7 +29,7 @@ def markdown(
 
 def _table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Wide where there are several rows; a row alone, such as the device, is a line a figure."""
-    columns = list(dict.fromkeys(name for row in rows for name in row if name != "job"))
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("job", "on")))
     parts, lines = _alike(rows), list[str]()
     for part in parts:
         mine = [name for name in columns if any(row.get(name) is not None for row in part)]
@@ -45,7 +46,7 @@ def _alike(rows: Sequence[Mapping[str, object]]) -> list[list[Mapping[str, objec
     parts: list[list[Mapping[str, object]]] = []
     for row in rows:
         for part in parts:
-            if (set(row) & set().union(*part)) - {"job", "case"}:
+            if (set(row) & set().union(*part)) - {"job", "case", "on"}:
                 part.append(row)
                 break
         else:
@@ -64,4 +65,6 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip = pytest.mark.skip(reason="there is no CUDA device")
+    skip = pytest.mark.skip(reason="no CUDA device")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
@@ -26,7 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Each test chooses its own precision, which accelerate keeps for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset()
     yield
+    reset()
+
+
+def reset() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
+    gc.collect()  # accelerate and the model that it prepares hold each other
     torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,11 @@ def test_peak_memory_is_within_15_percent_of_the_estimate(checkpointing: bool) -
     for phase, work in works.items():
         work()
         _, measured = bench.measure(work, 1)
-        parts = expected.memory[phase]
-        estimated = sum(parts.values()) - parts.get("text encoders", 0)
+        parts = dict(expected.memory[phase])
+        parts.pop("text encoders", None)  # nothing is encoded
+        if phase != "update":
+            parts.pop("optimizer")  # the first update makes it
+        estimated = sum(parts.values())
         assert estimated == pytest.approx(measured, rel=0.15), (phase, parts)
 
 
@@ -46,6 +50,10 @@ def test_peak_memory_is_within_15_percent_of_the_estimate(checkpointing: bool) -
 def test_offloaded_encoders_leave_the_device(mode: str, random_sd3: Path) -> None:
     fields = tiny_models.settings(random_sd3, "sd3", text_encoders=mode, dtype="bf16")
     backbone = models.load(fields, CUDA)
+    backbone.encode(["a green triangle"])  # the libraries take their workspaces
+    if mode == "resident":
+        backbone.text._pipeline = None
+        gc.collect()
     before = torch.cuda.memory_allocated()
     backbone.encode(["a red circle"])
     whole = backbone.text._pipeline

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tp_grpo.ranks.environment import check, gpu_is_shared, name_the_user
+from tp_grpo.ranks.environment import check, name_the_user
 from tp_grpo.ranks.runtime import Runtime
 
 
@@ -56,16 +56,6 @@ def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert getpass.getuser().startswith("user-")
 
 
-@pytest.mark.parametrize(
-    "gpus, ranks, shared",
-    [
-        *((0, None, False), (0, "2", False), (1, None, False), (1, "1", False)),
-        *((1, "2", True), (2, "2", False), (2, "3", True)),
-    ],
-)
-def test_ranks_share_a_gpu_where_there_are_fewer(
-    gpus: int, ranks: str | None, shared: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert gpu_is_shared({} if ranks is None else {"LOCAL_WORLD_SIZE": ranks}) is shared
+def test_ranks_that_share_a_gpu_do_not_share_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="share_gpus: FSDP2 needs a GPU for each rank"):
+        Runtime("fp32", (), str(tmp_path), shard=True, share_gpus=True)

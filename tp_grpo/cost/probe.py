@@ -112,15 +112,15 @@ class Bench:
 
         Before the first update, of a policy that has not moved: 0 is the goal.
         """
-        found = []
+        deviations = []
         for column in range(self.plan.columns):
             rollouts, advantages = [self.rollout], [self.advantage]
             points, cond, stored = self.updater.reader.read(rollouts, advantages, [(0, column)])
             assert stored is not None, "the objective looks at points that were not sampled"
             scale = self.updater.guidance_scale
             v = self.backbone.velocity(points.x, points.sigma, cond, scale).detach()
-            found.append(points.log_ratio(v, stored).expm1().abs().flatten())
-        return torch.cat(found)
+            deviations.append(points.log_ratio(v, stored).expm1().abs().flatten())
+        return torch.cat(deviations)
 
     def measure(self, work: Callable[[], Any], repeats: int) -> tuple[float, int]:
         """Median seconds and peak bytes on the device of `work`, which has run before."""
@@ -176,6 +176,9 @@ def one_batch(config: Settings) -> Settings:
     if config.points == "shared_state":
         groups = config.sample.batch_size
         sample = replace(config.sample, groups_per_epoch=groups, fork="first")
+    images = sample.group_size if config.points == "shared_state" else sample.window_size
+    sample = replace(sample, max_rows=min(sample.max_rows, images * sample.batch_size))
     train = replace(config.train, updates_per_epoch=1, inner_epochs=1)
     train = replace(train, max_ratio_dev=float("inf"))  # to be reported, not to stop
-    return replace(config, sample=sample, train=train)
+    # There are no evaluations, which may take larger calls.
+    return replace(config, sample=sample, train=train, eval=replace(config.eval, batch_size=1))

@@ -15,7 +15,7 @@ from torch import nn
 
 from tp_grpo.models import checkpoint_files, families, pretrained, tensor_names
 from tp_grpo.models.base import DTYPES
-from tp_grpo.models.pipeline import apply_options
+from tp_grpo.models.pipeline import apply_options, check_options
 from tp_grpo.settings import ModelSettings
 
 META = torch.device("meta")
@@ -54,6 +54,9 @@ def read(model: ModelSettings) -> Architecture:
 
 def build(shapes: Architecture, model: ModelSettings, device: torch.device = META) -> Any:
     """The backbone of `config.model`, frozen, with random weights and without text encoders."""
+    family = families.adapter(shapes.type)
+    if device != META:
+        check_options(family, model)
     pipeline = SimpleNamespace(
         transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
         vae=_build(shapes.vae, DTYPES[model.vae_dtype], device),
@@ -61,7 +64,7 @@ def build(shapes: Architecture, model: ModelSettings, device: torch.device = MET
     )
     if device != META:
         apply_options(pipeline.transformer, model)
-    backbone = families.adapter(shapes.type)(pipeline, model, device, None)
+    backbone = family(pipeline, model, device, None)
     if backbone.classifier_free:
         backbone.empty = conditions(shapes, model, 1, device)
     return backbone

@@ -100,7 +100,7 @@ class PipelineBackbone:
     @classmethod
     def load(cls, model: ModelSettings, device: torch.device) -> Any:
         """The checkpoint that `config.model` names. Raises as `families.load` does."""
-        _check_options(cls, model)
+        check_options(cls, model)
         pretrained.check_file(model.path, cls.pipeline_class)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
         cls.check_config(model, configs)
@@ -260,7 +260,8 @@ class PipelineBackbone:
         export.save(self.pipeline_class, policy, values, folder, base=self.path)
 
 
-def _check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
+def check_options(cls: type[PipelineBackbone], model: ModelSettings) -> None:
+    """Raises ValueError for options of `config.model` that this machine or family lacks."""
     if model.embeddings_cache:
         check_cache(model.embeddings_cache)
     known = {

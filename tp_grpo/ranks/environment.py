@@ -6,8 +6,6 @@ import getpass
 import os
 from collections.abc import Mapping
 
-import torch
-
 # For accelerate, whose variables overrule its arguments; its own FSDP would shard the adapters.
 FOR_ACCELERATE = {
     "ACCELERATE_USE_FSDP": "false",
@@ -27,12 +25,6 @@ def check(environment: Mapping[str, str]) -> None:
         value = environment.get(name, harmless)
         if value.lower() != harmless:
             raise ValueError(f"the environment's {name} = {value!r} asks for {asks}; unset it")
-
-
-def gpu_is_shared(environment: Mapping[str, str]) -> bool:
-    """Whether this node has more ranks than GPUs, which NCCL refuses and gloo does not."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return 0 < gpus < int(environment.get("LOCAL_WORLD_SIZE", 1))
 
 
 def name_the_user() -> None:

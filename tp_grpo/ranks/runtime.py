@@ -40,18 +40,23 @@ class Runtime:
         *,
         timeout_s: float = 1800,
         shard: bool = False,
+        share_gpus: bool = False,
     ) -> None:
         """timeout_s: how long a rank waits for the others; shard: FSDP2, see `sharding`.
 
-        Raises ValueError for an environment that asks for what only a config may.
+        share_gpus: several ranks may be on one GPU.
+        Raises ValueError for an environment that asks for what only a config may, and for ranks
+        that share both a GPU and the weights.
         """
+        if shard and share_gpus:
+            raise ValueError("runtime.share_gpus: FSDP2 needs a GPU for each rank; launch with ddp")
         environment.check(os.environ)
         environment.name_the_user()
         cuda = torch.cuda.is_available()
         # fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if cuda or dtype != "fp16" else "no"
-        self.gpu_is_shared = cuda and environment.gpu_is_shared(os.environ)
-        backend = "gloo" if self.gpu_is_shared else "nccl"  # which a CPU's ranks do not use
+        self.share_gpus = share_gpus
+        backend = "gloo" if share_gpus else "nccl"  # which refuses ranks that share a GPU
         group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))
         with patch_environment(**environment.FOR_ACCELERATE):
             self.accelerator = Accelerator(
@@ -82,8 +87,8 @@ class Runtime:
         """The transformer and the optimizer of `trained`, ready for several processes."""
         if not self.shard:
             # DDP takes the module's own device, where accelerate would take the rank's number.
-            own = {"ACCELERATE_BYPASS_DEVICE_MAP": "true"} if self.gpu_is_shared else {}
-            with patch_environment(**own):
+            variables = {"ACCELERATE_BYPASS_DEVICE_MAP": "true"} if self.share_gpus else {}
+            with patch_environment(**variables):
                 prepared: tuple[nn.Module, Any] = self.accelerator.prepare(transformer, optimizer)
             return prepared
         sharding.shard(transformer, trained, self.device)

@@ -164,6 +164,7 @@ class RuntimeSettings(Section):
     timeout_s: float = setting(
         "Seconds that a rank waits for the others before the run stops.", "seconds", above=0
     )
+    share_gpus: bool = setting("Several ranks on one GPU. They communicate by gloo, which is slow.")
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,8 @@ class Updater:
         caches = [self._references.setdefault(rollouts[batch], {}) for batch, _ in entries]
         places = [(cache, column) for cache, (_, column) in zip(caches, entries, strict=True)]
         if all(column in cache for cache, column in places):
-            kept = [cache[column].to(self.backbone.device) for cache, column in places]
-            return torch.cat(kept)
+            device = self.backbone.device
+            return torch.cat([c[column].to(device, non_blocking=True) for c, column in places])
         with torch.no_grad(), self.learner.policy.reference():
             v = velocity()
         if self.train.inner_epochs > 1:

@@ -7,7 +7,6 @@ session adds to the first. --list shows the jobs with their estimated seconds, -
 some, and --tiny runs all of them at a size for a CPU. Exit code 1 if a case failed.
 """
 
-# ruff: noqa: E402 - what must be so before the imports stands before them
 from __future__ import annotations
 
 import argparse
@@ -19,19 +18,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # A process that has used CUDA cannot share it with its forks. So the driver's library is asked for
-# the number of GPUs, and bitsandbytes, which peft imports, stays away: it asks CUDA.
+# the number of GPUs, and bitsandbytes, which peft imports, stays away: it asks CUDA. What
+# needs it is measured by `--option`, in a process that is not forked.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+if "--option" not in sys.argv:
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu_jobs import JOBS
+from gpu_jobs import options as option_job
 from gpu_jobs.case import Case, CaseError, Job, run
 from gpu_jobs.table import markdown
 
 from tp_grpo.store import files
 
-del sys.modules["bitsandbytes"]  # a case may use it
 SLOWER = 4  # a case may take so many times its estimate, and half a minute
 
 
@@ -44,7 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="the jobs, and their seconds")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME")
     parser.add_argument("--tiny", action="store_true", help="all jobs at a size for a CPU")
+    parser.add_argument("--option", choices=option_job.OPTIONS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.option:
+        print(json.dumps(option_job.measure(options.tiny, option_job.OPTIONS[options.option])))
+        return 0
     jobs = [JOBS[name] for name in options.only]
     if options.list:
         print(listed(jobs, tiny=options.tiny))

@@ -60,7 +60,13 @@ METHODS = {
     # average: without a firm pull seed 5 falls below the untrained model.
     "TP-GRPO, matching": Method(
         "tp_grpo",
-        {"objective.name": "matching", "objective.trust": 40.0, "train.step_weight": "uniform"},
+        {
+            "objective.name": "matching",
+            "objective.trust": 40.0,
+            "train.step_weight": "uniform",
+            "sample.completion": "multistep",
+            "sample.completion_steps": 2,
+        },
     ),
     "shared states, next state": Method(
         "shared_state", {"objective.name": "grpo", "train.step_weight": "velocity"}

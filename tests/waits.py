@@ -38,10 +38,12 @@ class Sending(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.is_meta:
             sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            ahead = func is Tensor.to and (kwargs or {}).get("non_blocking", False)
             made = func in MAKERS and not isinstance(args[-1], Tensor)
             # A kernel takes a number in host memory as its argument.
             sent = [t for t in sources if not t.is_meta and (t.ndim or func in COPIES)]
+            # What does not lie in one piece is copied on the host first, to memory that can move.
+            ahead = func is Tensor.to and (kwargs or {}).get("non_blocking", False)
+            ahead = ahead and all(source.is_contiguous() for source in sent)
             self.count += made or bool(sent and not ahead)
         return out
 

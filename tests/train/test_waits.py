@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,18 +119,18 @@ def test_sampling_waits_for_nothing(name: str, tmp_path: Path, smoke: Smoke) -> 
     """Trajectories with their branches, and groups that fork at steps of their own."""
     family = FAMILIES[name]
     path = family.save(tmp_path / "model")
-    made = OnMeta(settings(smoke, path, family.type, "tp_grpo"))
-    sigmas, rows, window = made.backbone.sigmas(4), made.rows, made.plan.completion.window
-    velocity = velocity_of(made.backbone, sigmas, made.cond, 2.0)
-    options: Any = {"completion": made.plan.completion, "kind": "sde", "noise_level": 0.7}
+    meta = OnMeta(settings(smoke, path, family.type, "tp_grpo"))
+    sigmas, rows, window = meta.backbone.sigmas(4), meta.rows, meta.plan.completion.window
+    velocity = velocity_of(meta.backbone, sigmas, meta.cond, 2.0)
+    options: Any = {"completion": meta.plan.completion, "kind": "sde", "noise_level": 0.7}
     options["max_rows"] = 3
-    start, noise = made.latents(rows), made.latents(rows, len(window))
+    start, noise = meta.latents(rows), meta.latents(rows, len(window))
     velocity(start, 0, torch.arange(rows))  # Z-Image sends its position embeddings once
     with Sending() as sending:
         sampled = sampler.staircase(velocity, start, sigmas, noise, **options)
     assert sampled.clean.shape[1] == len(window) + 1
     assert sending.count == 0
-    candidates = made.latents(rows, 3)
+    candidates = meta.latents(rows, 3)
     for steps in ([0, 0, 0, 1], [2, 0, 1, 2]):
         with Sending() as sending:
             forked = shared_state.shared_states(
@@ -153,15 +154,49 @@ def test_a_training_pass_waits_for_nothing(
 ) -> None:
     fields = {"objective__name": objective, "train__beta": 1e-3, "train__step_weight": "uniform"}
     fields["train__updates_per_epoch"] = 1
-    made = OnMeta(settings(smoke, random_sd3, "sd3", algorithm, **fields))
-    images = made.rows * made.plan.members
-    advantages = [torch.empty(images, made.plan.credited, device=META) for _ in range(2)]
-    rollouts = [made.rollout(), made.rollout()]
-    last = made.plan.columns - 1
+    meta = OnMeta(settings(smoke, random_sd3, "sd3", algorithm, **fields))
+    images = meta.rows * meta.plan.members
+    advantages = [torch.empty(images, meta.plan.credited, device=META) for _ in range(2)]
+    rollouts = [meta.rollout(), meta.rollout()]
+    last = meta.plan.columns - 1
     with Sending() as sending:
-        loss, _ = made.updater._micro_batch(rollouts, advantages, [(0, 0), (1, last)], fresh=fresh)
+        loss, _ = meta.updater._micro_batch(rollouts, advantages, [(0, 0), (1, last)], fresh=fresh)
         loss.value.backward()
     assert sending.count == 0
+
+
+@pytest.mark.parametrize("algorithm, objective", [*CASES[:1], *CASES[-3:], ("nft", "nft")])
+def test_a_second_pass_over_rollouts_on_the_host_waits_for_nothing(
+    algorithm: str, objective: str, random_sd3: Path, smoke: Smoke
+) -> None:
+    """They lie there as `on_host` lays them, and so does what the frozen model predicted."""
+    fields = {"objective__name": objective, "train__beta": 1e-3, "train__updates_per_epoch": 1}
+    meta = OnMeta(settings(smoke, random_sd3, "sd3", algorithm, **fields))
+    images = meta.rows * meta.plan.members
+    advantages = [torch.empty(images, meta.plan.credited, device=META)]
+    rollout = meta.rollout()
+    held = in_host_memory(rollout)
+    latents = torch.empty(meta.rows, *meta.backbone.latent_shape)
+    last = meta.plan.columns - 1
+    meta.updater._references[held] = {last: latents}
+    with Sending() as sending:
+        meta.updater._micro_batch([held], advantages, [(0, last)], fresh=False)
+    assert sending.count == 0
+
+
+def in_host_memory(batch: Any) -> Any:
+    """Empty tensors in the layout of `types.on_host`."""
+
+    def held(name: str) -> Any:
+        value = getattr(batch, name)
+        if not isinstance(value, Tensor):
+            return in_host_memory(value)
+        empty = torch.empty(value.shape, dtype=value.dtype)
+        if name not in getattr(batch, "by_column", ()):
+            return empty
+        return empty.transpose(0, 1).contiguous().transpose(0, 1)
+
+    return type(batch)(**{field.name: held(field.name) for field in dataclasses.fields(batch)})
 
 
 @pytest.mark.parametrize("algorithm", ["tp_grpo", "shared_state", "nft", "dgpo"])

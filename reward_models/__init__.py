@@ -66,9 +66,14 @@ def factory(name: str) -> Any:
     """
     where = target(name)
     module, _, attribute = where.partition(":")
+    if not module or module.startswith("."):
+        raise ValueError(
+            f"rewards: the scorer {name!r} must name a module by its whole path and a class or "
+            "function in it, as in 'my_package.rewards:MyScorer'"
+        )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(
             f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}"
         ) from error
@@ -103,15 +108,24 @@ def build(name: str, /, **options: Any) -> Scorer:
             f"rewards: {name!r} built an object of type {type(scorer).__name__}, which cannot be "
             f"called, so it is no scorer{_advice(make)}"
         )
-    try:
-        if compares(scorer):
-            inspect.signature(scorer).bind(*_batch(scorer))
-    except TypeError as error:
-        raise ValueError(
-            f"rewards: {name!r} declares scores_groups = True, so its call must have the arguments "
-            f"{', '.join(_batch(scorer))}: {error}"
-        ) from error
+    _check_call(name, scorer)
     return scorer
+
+
+def _check_call(name: str, scorer: Scorer) -> None:
+    """Raises ValueError unless the scorer can be called with a batch, as far as one can tell."""
+    try:
+        signature = inspect.signature(scorer)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(*_batch(scorer))
+    except TypeError as error:
+        declares = "declares" if compares(scorer) else "does not declare"
+        raise ValueError(
+            f"rewards: {name!r} {declares} scores_groups = True, so its call must have the "
+            f"arguments {', '.join(_batch(scorer))}: {error}{_undeclared(scorer)}"
+        ) from error
 
 
 _BATCH = ("images", "prompts", "metadata")
@@ -150,11 +164,19 @@ def _advice(make: Any) -> str:
     """What a function must look like; "" for a class."""
     if inspect.isclass(make):
         return ""
+    if undeclared := _undeclared(make):
+        return undeclared
     count = {3: "three", 4: "four"}[len(_batch(make))]
     return (
         f". A function that scores has {count} arguments without a default, "
         f"{', '.join(_batch(make))}; any other must return a scorer"
     )
+
+
+def _undeclared(scorer: Any) -> str:
+    """What a scorer lacks that takes groups and does not declare it; "" for others."""
+    forgot = "groups" in _parameters(scorer) and not compares(scorer)
+    return ". One that compares the images of a group sets scores_groups = True" if forgot else ""
 
 
 def takes(name: str, option: str) -> bool:

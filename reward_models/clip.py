@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reward_models.loading import Source
+from reward_models.loading import Source, expanded, has_vocabulary
 from reward_models.model import ModelScorer
 
 # The files that transformers reads of a published CLIP; a processor may lack some of its seven.
@@ -105,7 +104,7 @@ class TransformersClip(Clip):
         if processor is None:
             source = self.processor_weights or self.weights
             processor_path = processor_path or (path if _has_processor(path) else "")
-            processor = source.pretrained(AutoProcessor.from_pretrained, processor_path)
+            processor = source.reader(AutoProcessor.from_pretrained, processor_path)
         self.processor = processor
         self.hold(self.weights.model(CLIPModel, path, self.dtype) if model is None else model)
 
@@ -120,8 +119,9 @@ class TransformersClip(Clip):
 
 
 def _has_processor(path: str) -> bool:
-    files = ("preprocessor_config.json", "processor_config.json")
-    return bool(path) and any((Path(path).expanduser() / file).is_file() for file in files)
+    files, folder = ("preprocessor_config.json", "processor_config.json"), expanded(path)
+    pixels = any((folder / file).is_file() for file in files)
+    return bool(path) and pixels and has_vocabulary(folder)
 
 
 class OpenClip(Clip):

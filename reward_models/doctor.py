@@ -33,6 +33,8 @@ import psutil
 from reward_models import Scorer, Scores, build, compares, factory, names, target
 from reward_models.check import Case, Check
 
+# As Python writes them; JSON writes them otherwise.
+WORDS = {"True": True, "False": False, "None": None}
 OK, MISSING, FAILED = "ok", "missing", "FAILED"
 MEGABYTE = 2**20
 
@@ -200,7 +202,7 @@ def _options(settings: Iterable[str], names: Sequence[str]) -> dict[str, dict[st
         try:
             options[name][option] = json.loads(text)
         except json.JSONDecodeError:
-            options[name][option] = text
+            options[name][option] = WORDS.get(text, text)
     return options
 
 

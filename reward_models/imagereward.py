@@ -125,7 +125,7 @@ class ImageReward(ModelScorer):
 
         super().__init__(device, dtype, batch_size)
         self.weights.locate(path)
-        self.tokenizer = tokenizer or self.tokenizer_files.pretrained(
+        self.tokenizer = tokenizer or self.tokenizer_files.reader(
             AutoTokenizer.from_pretrained, tokenizer_path
         )
         net = model or self._load(path)

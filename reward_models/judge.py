@@ -42,7 +42,9 @@ class Judge(EndpointScorer):
         max_tokens: int = 512,
         **others: Any,
     ) -> None:
-        self.max_tokens, self.logprobs = max_tokens, bool(logprobs)
+        if not isinstance(logprobs, bool):
+            raise ValueError(f"{self.name}: logprobs = {logprobs!r} must be True or False")
+        self.max_tokens, self.logprobs = max_tokens, logprobs
         super().__init__(url, model, **others)
         try:
             self.question = question_of(question, whole=self.logprobs)

@@ -104,7 +104,7 @@ class Endpoint:
 
             # A cluster's http_proxy is meant for endpoints on the internet.
             local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-            self._connections = Connections(timeout, trust_env=not local)
+            self._connections = Connections(name, timeout, trust_env=not local)
         except ImportError as error:
             needs = "a judge needs openai and httpx: pip install 'tp_grpo[judge]'"
             raise ValueError(f"{name}: {needs}") from error

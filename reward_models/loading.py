@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Any of these sets of files is the vocabulary of a tokenizer.
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+
+
+def expanded(path: str) -> Path:
+    """The path with its ~ replaced; one of an unknown user stays as it is, and is not there."""
+    return Path(os.path.expanduser(path))
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether the folder holds the vocabulary of a tokenizer."""
+    return any(all((folder / file).is_file() for file in files) for files in VOCABULARIES)
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Source:
 
     def missing(self, name: str, reason: object) -> ValueError:
         """The error for weights that cannot be loaded: which, why, and the two ways out."""
-        why = str(reason).strip().split("\n")[0]
+        why = str(reason).strip().split("\n")[0].rstrip(".") + "."
         one = len(self.files) == 1
         local = f"a local copy of {self.files[0]}" if one else "a local folder with them"
         return ValueError(
@@ -68,7 +81,7 @@ class Source:
         """What to load: `path`, or the hub id if it is "". Raises ValueError for a missing file."""
         if not path:
             return self.repo
-        local = Path(path).expanduser()
+        local = expanded(path)
         if local.exists():
             return str(local)
         if _HUB_ID.fullmatch(path):
@@ -78,13 +91,35 @@ class Source:
     def pretrained(self, load: Callable[[str], T], path: str = "") -> T:
         """`load(folder or hub id)`, such as `AutoProcessor.from_pretrained`.
 
-        Raises ValueError for missing weights.
+        Raises ValueError for weights that are missing or damaged.
         """
+        from safetensors import SafetensorError
+
         name = self.locate(path)
         try:
             return load(name)
         except (OSError, ValueError) as error:
             raise self.missing(name, error) from error
+        except (RuntimeError, SafetensorError) as error:
+            reason = f"damaged, or of other shapes, {type(error).__name__}: {error}"
+            raise self.missing(name, reason) from error
+
+    def reader(self, load: Callable[[str], Any], path: str = "") -> Any:
+        """`pretrained` for a tokenizer, or a processor with one.
+
+        Raises ValueError, too, for one without a vocabulary: transformers builds it all the same,
+        and every prompt becomes the same tokens.
+        """
+        name = self.locate(path)
+        files = [file for names in VOCABULARIES for file in names if file in self.files]
+        reason = f"there is no vocabulary, such as {files[0]}, so the prompts would not be read."
+        if Path(name).is_dir() and not has_vocabulary(Path(name)):
+            raise self.missing(name, reason)
+        loaded = self.pretrained(load, path)
+        tokenizer = getattr(loaded, "tokenizer", loaded)
+        if tokenizer("a").input_ids == tokenizer("b").input_ids:
+            raise self.missing(name, reason)
+        return loaded
 
     def model(self, cls: Any, path: str, dtype: torch.dtype, unused: tuple[str, ...] = ()) -> Any:
         """A transformers model of class `cls`.
@@ -115,7 +150,7 @@ class Source:
 
         (file,) = self.files
         name = self.locate(path)
-        local = Path(name).expanduser()
+        local = expanded(name)
         if local.is_file():
             return local
         if local.is_dir():

@@ -21,6 +21,7 @@ import numpy as np
 
 from reward_models.base import Metadata, Scores
 from reward_models.check import GOLDEN_TEXT, Check, golden_cases
+from reward_models.loading import expanded
 from reward_models.readers import ReaderDied, Readers
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
@@ -218,7 +219,7 @@ def _model_folder(path: str) -> Path:
     if missing:
         raise ValueError(f'general_ocr needs {", ".join(missing)}: pip install "tp_grpo[ocr]"')
     if path:
-        return Path(path).expanduser()
+        return expanded(path)
     spec = importlib.util.find_spec("rapidocr")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "models"

@@ -44,6 +44,7 @@ class RemoteServer:
     def __init__(self, url: str, name: str, token: str, timeout: float, png: bool) -> None:
         self.url, self.name, self.png = url, name, png
         self._connections = Connections(
+            name,
             timeout,
             base_url=url,
             headers={"Authorization": f"Bearer {token}"} if token else {},

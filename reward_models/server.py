@@ -13,10 +13,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from reward_models import build, compares, compares_groups
+from reward_models.loading import expanded
 from reward_models.wire import MEBIBYTE
 
 TOKEN_VARIABLE = "REWARD_TOKEN"
@@ -38,7 +38,7 @@ def read_token(file: str = "") -> str:
     """
     source = file or f"the environment's {TOKEN_VARIABLE}"
     try:
-        token = Path(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
+        token = expanded(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the token file cannot be read: {error}") from error
     token = token.strip()

@@ -15,6 +15,7 @@ from reward_models.doctor import (
     MISSING,
     OK,
     Report,
+    _options,
     check_of,
     examine,
     exit_code,
@@ -235,3 +236,8 @@ def test_golden_images_are_what_they_are_called() -> None:
     assert 0.005 < dark.mean() < 0.2
     assert abs(np.argwhere(dark).mean(0) - 256).max() < 10
     assert abs(images["noise"].mean() - 127.5) < 1
+
+
+@pytest.mark.parametrize("text, value", [("True", True), ("False", False), ("None", None)])
+def test_an_option_may_be_written_as_python_writes_it(text: str, value: object) -> None:
+    assert _options([f"jpeg.x={text}"], ["jpeg"]) == {"jpeg": {"x": value}}

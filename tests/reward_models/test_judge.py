@@ -172,6 +172,7 @@ def test_one_image_without_an_answer_costs_one_score(endpoint: Endpoint) -> None
         ({"url": "localhost:8000/v1"}, "must be an address"),
         ({"concurrency": 0}, "concurrency = 0"),
         ({"max_tokens": 0}, "max_tokens = 0"),
+        ({"logprobs": "False"}, "judge: logprobs = 'False' must be True or False"),
         ({"image_size": -1}, "image_size = -1 must be a number of pixels"),
         ({"question": "qualty"}, "question = 'qualty' is none of quality, alignment, unifiedrew"),
         ({"question": "Is it nice?"}, "asks for a mark from 1 to 5 after 'Final Score:'"),

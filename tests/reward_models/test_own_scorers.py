@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,49 @@ def test_what_is_no_scorer_is_refused_when_it_is_built(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         reward_models.build(f"tests.scorers:{name}", **options)
+
+
+class Undeclared:
+    """Takes groups, and forgets to say so."""
+
+    def __call__(self, images: Any, prompts: Any, metadata: Any, groups: Any) -> list[float]:
+        return [0.0] * len(images)
+
+
+def undeclared(images: Any, prompts: Any, metadata: Any, groups: Any) -> list[float]:
+    return [0.0] * len(images)
+
+
+class TwoArguments:
+    def __call__(self, images: Any, prompts: Any) -> list[float]:
+        return [0.0] * len(images)
+
+
+@pytest.mark.parametrize("name", ["Undeclared", "undeclared"])
+def test_a_scorer_that_takes_groups_must_declare_it(name: str) -> None:
+    with pytest.raises(ValueError, match="sets scores_groups = True"):
+        reward_models.build(f"{__name__}:{name}")
+
+
+def test_a_scorer_whose_call_takes_no_metadata_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have the arguments images, prompts, metadata: too"):
+        reward_models.build(f"{__name__}:TwoArguments")
+
+
+@pytest.mark.parametrize("name", [".rewards:X", ":X"])
+def test_a_path_without_a_module_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' must name a module by its whole path"):
+        reward_models.build(name)
+
+
+def test_a_module_that_is_not_python_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_slip.py").write_text("class X(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = r"cannot be imported from 'my_slip:X': .*\(my_slip.py, line 1\)"
+    with pytest.raises(ValueError, match=words):
+        reward_models.build("my_slip:X")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def test_a_token_comes_from_the_file_then_from_the_environment(
     file = tmp_path / "token"
     file.write_text("another-token-in-a-file\n")
     assert (read_token(), read_token(str(file))) == (TOKEN, "another-token-in-a-file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_token("~/token") == "another-token-in-a-file"
     for weak in ("", "short", "two lines\nof some length", "ümläuts-in-a-long-token"):
         file.write_text(weak)
         with pytest.raises(ValueError, match="16 or more ASCII characters"):

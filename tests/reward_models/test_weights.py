@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from transformers import CLIPModel
 
 from reward_models import build
@@ -115,6 +117,47 @@ def test_the_weights_of_another_model_are_refused_not_filled_with_noise(tmp_path
     torch.save({"a": torch.zeros(1)}, tmp_path / "hps.pt")
     with pytest.raises(ValueError, match="open_clip cannot read them as a ViT-B-32"):
         build("hpsv2", path=str(tmp_path / "hps.pt"), architecture="ViT-B-32")
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path, offline: None) -> None:
+    whole, clip = tiny.save_clip(tmp_path / "whole"), tiny.save_clip(tmp_path / "clip")
+    bert = tiny.save_bert_tokenizer(tmp_path / "bert", 120)
+    for folder in (clip, bert):
+        (folder / "tokenizer.json").unlink()
+    for name in ("pickscore", "clipscore"):
+        with pytest.raises(ValueError, match=f"{clip} cannot be loaded: there is no vocabulary"):
+            build(name, path=str(whole), processor_path=str(clip))
+    with pytest.raises(ValueError, match=f"{bert} cannot be loaded: there is no vocabulary"):
+        build("imagereward", tokenizer_path=str(bert))
+    # Without processor_path such a folder counts as one without a processor.
+    assert "CLIP-ViT-H-14-laion2B-s32B-b79K cannot" in error_of("pickscore", path=str(clip))
+
+
+def test_a_vocabulary_that_reads_nothing_is_refused(tmp_path: Path) -> None:
+    clip = tiny.save_clip(tmp_path / "clip")
+    tokenizer = json.loads((clip / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    (clip / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="there is no vocabulary"):
+        build("pickscore", path=str(clip))
+
+
+def test_damaged_weights_of_transformers_are_named(tmp_path: Path) -> None:
+    clip = tiny.save_clip(tmp_path / "clip")
+    file = clip / "model.safetensors"
+    whole, state = file.read_bytes(), load_file(file)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n"
+    shape = save({**state, "logit_scale": torch.zeros(3)}, {"format": "pt"})
+    for damaged in (pointer, whole[: len(whole) // 2], shape):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{clip} cannot be loaded: damaged, or of other sh"):
+            build("pickscore", path=str(clip))
+
+
+@pytest.mark.parametrize("name", (*MODEL_SCORERS, "general_ocr"))
+def test_the_home_of_an_unknown_user_is_no_folder(name: str) -> None:
+    with pytest.raises(ValueError, match=r"~jane/x (cannot be loaded: no such|must hold one)"):
+        build(name, path="~jane/x")
 
 
 @pytest.mark.parametrize(

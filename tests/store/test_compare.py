@@ -45,6 +45,27 @@ def test_fields_that_matter_may_not_change(tmp_path: Path) -> None:
     assert "epochs" not in str(refused.value)
 
 
+def scoring(**options: object) -> dict:
+    return {"rewards": {"scorers": {"judge": {"question": "quality", **options}}}}
+
+
+def test_how_a_scorer_elsewhere_is_reached_may_change(tmp_path: Path) -> None:
+    then = scoring(url="http://a:1/v1", concurrency=4, workers=1)
+    now = scoring(url="http://b:2/v1/", timeout=9.0, attempts=1, api_key="K", png=True, in_flight=1)
+    check_same_run(then, now, tmp_path)
+    with pytest.raises(ValueError, match=r"judge.question: 'quality' then, 'other' now") as refused:
+        check_same_run(then, scoring(url="http://b:2", question="other"), tmp_path)
+    assert "url" not in str(refused.value)
+
+
+def test_a_scorers_path_may_be_written_in_another_way(tmp_path: Path) -> None:
+    home = str(Path.home())
+    then = scoring(path="~/clip", color_path="/a/b")
+    check_same_run(then, scoring(path=f"{home}/clip/", color_path="/a//b/"), tmp_path)
+    with pytest.raises(ValueError, match=r"color_path: '/a/b' then, '/a/c' now"):
+        check_same_run(then, scoring(path="~/clip", color_path="/a/c"), tmp_path)
+
+
 def test_a_run_that_branches_off_must_share_what_its_weights_belong_to(tmp_path: Path) -> None:
     now = {**OLD, "train": {"learning_rate": 2.0, "betas": [0.5]}, "seed": 2}
     check_same_run(OLD, now, tmp_path, branches=True)

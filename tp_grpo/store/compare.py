@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +35,14 @@ FREE_FIELDS = (
     "rewards.scorers.*.placement",
     "rewards.scorers.*.remote",
     "rewards.scorers.*.patience",
+    # Where a scorer elsewhere is and how it is reached, as with `remote`.
+    *(
+        f"rewards.scorers.*.{option}"
+        for option in (
+            *("url", "concurrency", "timeout", "attempts", "api_key"),
+            *("in_flight", "png", "workers"),
+        )
+    ),
 )
 # What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
 BRANCH_FIELDS = (
@@ -80,7 +89,8 @@ def check_same_run(
         names = BRANCH_FIELDS if branches else FREE_FIELDS
         return any(fnmatchcase(field, name) for name in names) == branches
 
-    before, after = _completed(flatten(then), flatten(now)), flatten(now)
+    old, after = _normalised(flatten(then)), _normalised(flatten(now))
+    before = _completed(old, after)
     changed = differences(before, after)
     for field in [field for field in after if field.endswith(CONTENT)]:
         if field not in before:  # of a run from before this was kept
@@ -98,6 +108,17 @@ def check_same_run(
             f"{where} holds a run with other settings:\n{lines}\nGive the new run its own name "
             "(--config.run_name=NAME), or set these back to resume the old one."
         )
+
+
+def _normalised(flat: dict[str, Any]) -> dict[str, Any]:
+    """The flat config with the scorers' paths as one writes each: ~/a/ is /home/me/a."""
+    paths = ("rewards.scorers.*.path", "rewards.scorers.*_path")
+    return {
+        field: os.path.normpath(os.path.expanduser(value))
+        if isinstance(value, str) and value and any(fnmatchcase(field, name) for name in paths)
+        else value
+        for field, value in flat.items()
+    }
 
 
 def _completed(then: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _FACTORIES: dict[str, str] = {
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }
+SECRET = ("api_key", "token")  # options that no message shows
 
 
 def register(name: str, factory: str) -> None:
@@ -99,8 +100,9 @@ def build(name: str, /, **options: Any) -> Scorer:
             return functools.update_wrapper(scores, make) if options else scores
         scorer: Scorer = make(**options)
     except TypeError as error:
+        shown = {k: "..." if k in SECRET else value for k, value in options.items()}
         raise ValueError(
-            f"rewards: the scorer {name!r} does not take the options {options}: {error}"
+            f"rewards: the scorer {name!r} does not take the options {shown}: {error}"
             f"{_advice(make)}"
         ) from error
     if not callable(scorer):

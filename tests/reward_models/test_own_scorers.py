@@ -159,3 +159,8 @@ def test_a_run_stops_at_a_scorer_that_returns_something_else() -> None:
     words = r"failed with NotScores: the scorer returned the score of shape \(1,\) for 3 images"
     with pytest.raises(RewardError, match=words):
         rewards.score(*BATCH)
+
+
+def test_a_key_among_the_options_is_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"does not take the options \{'size': 2, 'api_key': '...'"):
+        reward_models.build("tests.scorers:brightness", size=2, api_key="very-secret")

@@ -162,5 +162,7 @@ def test_a_run_stops_at_a_scorer_that_returns_something_else() -> None:
 
 
 def test_a_key_among_the_options_is_not_shown() -> None:
-    with pytest.raises(ValueError, match=r"does not take the options \{'size': 2, 'api_key': '...'"):
+    with pytest.raises(
+        ValueError, match=r"does not take the options \{'size': 2, 'api_key': '...'"
+    ):
         reward_models.build("tests.scorers:brightness", size=2, api_key="very-secret")

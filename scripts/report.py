@@ -35,6 +35,8 @@ def main() -> int:
 
     out = options.out or options.runs[0] / "report.html"
     try:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; name a file, as in {out / 'report.html'}")
         curves = reference.load(options.against) if options.against else None
         write(options.runs, out, against=curves)
         if options.png:

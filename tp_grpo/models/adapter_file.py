@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from tp_grpo.models.policy import Policy
 
 NAME = "start"  # of the adapter while the pipeline holds it
 DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")  # ends of a file's names
+UP = ("lora_B.weight", "lora_up.weight", "lora.up.weight")  # DOWN's other factors, in its order
 BIAS = ("lora_B.bias", "lora_up.bias", "lora.up.bias")
 TEXT = ("text_encoder", "lora_te")  # how the names of a text encoder's part begin
 # What diffusers raises for names or shapes that it cannot place.
@@ -64,6 +65,8 @@ def check(
         raise ValueError(f"{field} = {path!r} has biases, which are not read here: {biased[0]}")
     if not ranks:
         raise ValueError(f"{field} = {path!r} holds no LoRA: no name ends in {' or '.join(DOWN)}")
+    if lone := _lone(name for name in names if not name.startswith(TEXT)):
+        raise ValueError(f"{field} = {path!r} {lone}; fetch or save it again")
     if rank is not None and ranks != [rank]:
         held_ranks = ", ".join(map(str, ranks))
         raise ValueError(
@@ -87,6 +90,16 @@ def find(field: str, path: str) -> Path:
     if not names:
         raise ValueError(f"{field} = {path!r}: no {PEFT_WEIGHTS} or {PIPELINE_WEIGHTS} in it")
     return file / names[0]
+
+
+def _lone(names: Iterable[str]) -> str:
+    """The first factor without its other one, in words; empty where all are in pairs."""
+    held = set(names)
+    for one, other in (*zip(DOWN, UP, strict=True), *zip(UP, DOWN, strict=True)):
+        for name in sorted(name for name in held if name.endswith(one)):
+            if (wanted := name.removesuffix(one) + other) not in held:
+                return f"holds {name}, but lacks {wanted}"
+    return ""
 
 
 def _misfit(updates: Mapping[str, Tensor], transformer: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,7 +84,7 @@ def check(
 
 def find(field: str, path: str) -> Path:
     """The adapter's file, which may be named by its folder. Raises ValueError where none is."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_dir():
         return file
     names = [name for name in (PEFT_WEIGHTS, PIPELINE_WEIGHTS) if (file / name).is_file()]

@@ -10,6 +10,7 @@ position and the member alone.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def main(_: list[str]) -> int:
     try:
         if _SEED.value is not None:
             CONFIG.value.seed = _SEED.value
-        generate(Settings.read(CONFIG.value), Path(_OUT.value).expanduser())
+        generate(Settings.read(CONFIG.value), Path(os.path.expanduser(_OUT.value)))
     except (ValueError, OSError) as error:
         return mistake(error)
     except KeyboardInterrupt:

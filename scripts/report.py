@@ -10,6 +10,7 @@ trajectories with their turning points. For example
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def main() -> int:
 
     out = options.out or options.runs[0] / "report.html"
     try:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; name a file, as in {out / 'report.html'}")
         curves = reference.load(options.against) if options.against else None
         write(options.runs, out, against=curves)
         if options.png:
@@ -48,7 +51,7 @@ def main() -> int:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

@@ -257,7 +257,9 @@ def test_byte_order_marks_of_joined_files_are_removed(tmp_path: Path) -> None:
     assert load(tmp_path / "a.jsonl", lines).prompts == ["a cat", "a dog"]
 
 
-@pytest.mark.parametrize("text", ["a cat.", "node.js on a mug, 3.5 cm", "Mr. Smith", "a cat " * 99])
+@pytest.mark.parametrize(
+    "text", ["a cat.", "node.js on a mug, 3.5 cm", "Mr. Smith", "a cat " * 99, "~ a wave"]
+)
 def test_a_text_is_a_prompt(text: str) -> None:
     assert prompts.text_or_source(text, field="--prompts").prompts == [text.strip()]
 
@@ -267,6 +269,8 @@ def test_a_text_is_a_prompt(text: str) -> None:
     [
         ("drawbench.csv", "'drawbench.csv' is not a .txt or .jsonl file"),
         ("nowhere.txt", "no such file"),
+        ("/data/my prompts/test.txt", "no such file"),
+        ("~nobody-of-this-name/mine.jsonl", "no such file"),
         (".", r"'.' is a folder; name a .txt or .jsonl file"),
         (b"caf\xe9".decode(errors="surrogateescape"), "--prompts: .* holds half a character"),
         (" ", "--prompts: .* must be a string that is not empty"),

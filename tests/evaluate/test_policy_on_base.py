@@ -27,3 +27,5 @@ def test_no_path_is_the_base_model_and_a_wrong_one_is_named(tmp_path: Path) -> N
     assert policy_on_base.find("") is None
     with pytest.raises(ValueError, match=r"--checkpoint .*/none: no trained policy"):
         policy_on_base.find(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"--checkpoint ~nobody-of-this-name/x: no trained"):
+        policy_on_base.find("~nobody-of-this-name/x")

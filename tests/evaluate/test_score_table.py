@@ -10,6 +10,7 @@ import torch
 
 from tp_grpo.evaluate.score_table import ScoreTable
 from tp_grpo.rewards.reward_set import Rewards
+from tp_grpo.store.compare import CONTENT
 from tp_grpo.types import PromptBatch
 
 SETTINGS = {"seed": 1, "model": {"path": "a", "height": 8}}
@@ -59,6 +60,33 @@ def test_other_settings_are_named_field_by_field(tmp_path: Path) -> None:
     message = r"holds other scores:\n  model.path: 'a' then, 'b' now\nGive another --out"
     with pytest.raises(ValueError, match=message):
         ScoreTable(tmp_path, other, 0)
+
+
+def test_the_same_content_under_another_path_and_another_server_are_no_other_settings(
+    tmp_path: Path,
+) -> None:
+    def settings(path: str, content: str, **judge: object) -> dict[str, object]:
+        scorers = {"judge": {"weight": 1.0, **judge}}
+        return {"model": {"path": path}, f"model.path{CONTENT}": content, "scorers": scorers}
+
+    ScoreTable(tmp_path, settings("x", "abc", remote="http://a:1", patience=5), 0)
+    moved = settings("./x/", "abc", remote=["http://a:2", "http://b:2"], patience=60)
+    ScoreTable(tmp_path, moved, 0)
+    with pytest.raises(ValueError, match=r"model\.path \(content\): 'abc' then, 'def' now"):
+        ScoreTable(tmp_path, settings("x", "def"), 0)
+    with pytest.raises(ValueError, match=r"scorers\.judge\.weight: 1.0 then, 0.5 now"):
+        ScoreTable(tmp_path, settings("x", "abc", weight=0.5), 0)
+
+
+def test_a_table_from_before_contents_were_kept_is_read_unless_there_is_an_adapter(
+    tmp_path: Path,
+) -> None:
+    ScoreTable(tmp_path, {"model": {"path": "x"}}, 0)
+    now = {"model": {"path": "x", "adapter": ""}, f"model.path{CONTENT}": "abc"}
+    ScoreTable(tmp_path, now, 0)
+    now["model"] = {"path": "x", "adapter": "lora.safetensors"}
+    with pytest.raises(ValueError, match=r"model\.adapter: '' then, 'lora.safetensors' now"):
+        ScoreTable(tmp_path, now, 0)
 
 
 def test_lines_that_are_no_scores_are_passed_over_and_a_damaged_table_is_named(

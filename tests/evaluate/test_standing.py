@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.forked import printed, script
+from tp_grpo.data.prompts import PromptSet
+from tp_grpo.evaluate import standing
+from tp_grpo.settings import Settings
 from tp_grpo.shapes import captions
+from tp_grpo.store.compare import changed_scores
 
 
 def rows(folder: Path) -> dict[tuple[str, str | None], dict[str, Any]]:
@@ -73,6 +79,23 @@ def test_scores_by_other_settings_are_refused(options: tuple[str, ...], whole: P
     done = script("evaluate", *options, f"--out={whole}", "--config.seed=5")
     assert done.returncode == 2
     assert "seed: 42 then, 5 now" in done.stderr
+
+
+def test_scores_depend_on_what_the_prompts_and_the_models_adapter_hold(
+    smoke: Callable[..., ConfigDict], tmp_path: Path
+) -> None:
+    def known(count: int, **fields: object) -> dict[str, object]:
+        config = Settings.read(smoke(**fields))
+        return standing._settings(config, {}, None, PromptSet(["a cat"], [{"count": count}]))
+
+    adapter = tmp_path / "lora.safetensors"
+    adapter.write_bytes(b"an adapter")
+    plain, adapted = known(1), known(1, model__adapter=str(adapter))
+    adapter.write_bytes(b"another")
+    trained_on = known(1, model__adapter=str(adapter))
+    assert changed_scores(plain, known(1)) == []
+    for then, now in ((plain, known(2)), (plain, adapted), (adapted, trained_on)):
+        assert changed_scores(then, now)
 
 
 @pytest.mark.parametrize(

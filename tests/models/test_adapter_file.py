@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tests.tiny_families import FAMILIES, lora
 from tests.tiny_models import ode
-from tp_grpo.models import adapter_file, families
+from tp_grpo.models import adapter_file, export, families
 from tp_grpo.models.policy import Policy
 
 RANK, ALPHA = 4, 12
@@ -233,3 +234,39 @@ def test_an_adapter_of_another_model_or_of_other_modules_is_refused(
     narrow = Policy(sd3.transformer, rank=RANK, alpha=4, targets=("attn.to_q",), kl=False)
     with pytest.raises(ValueError, match=r"lora.init adapts \d+ modules that lora.targets leaves"):
         adapter_file.begin(narrow, updates, 1.0)
+
+
+@pytest.mark.parametrize("file", ["adapter_model", "pytorch_lora_weights"])
+@pytest.mark.parametrize("factor", "AB")
+def test_a_lora_that_lacks_one_factor_is_refused_before_weights_load(
+    sd3: Any, tmp_path: Path, file: str, factor: str
+) -> None:
+    made = lora(sd3, alpha=ALPHA)
+    sd3.export(made, made.parameters, tmp_path / "adapter")
+    path = tmp_path / "adapter" / f"{file}.safetensors"
+    tensors = load_file(path)
+    gone = next(name for name in tensors if name.endswith(f"lora_{factor}.weight"))
+    save_file({name: value for name, value in tensors.items() if name != gone}, path)
+    with pytest.raises(ValueError, match=rf"holds .* but lacks {re.escape(gone)}; fetch"):
+        check(sd3, path)
+    if file == "adapter_model":
+        with pytest.raises(ValueError, match=rf"--checkpoint: .* lacks {re.escape(gone)}; copy"):
+            export.check(tmp_path / "adapter")
+
+
+def test_half_a_lora_in_kohyas_names_is_refused(sd3: Any, tmp_path: Path) -> None:
+    file = tmp_path / "kohya.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, file)
+    with pytest.raises(ValueError, match=r"lacks lora_unet_x\.lora_up\.weight"):
+        check(sd3, file)
+
+
+def test_a_trained_transformer_that_lacks_a_tensor_is_refused(sd3: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "policy" / "transformer"
+    sd3.transformer.save_pretrained(folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    gone = next(name for name, _ in sd3.transformer.named_parameters())
+    save_file({name: value for name, value in tensors.items() if name != gone}, file)
+    with pytest.raises(ValueError, match=rf"lacks {re.escape(gone)}: it was copied in part"):
+        export.check_base(folder.parent, sd3.transformer.config)

@@ -23,19 +23,33 @@ def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
     for epoch in range(4):
         tracker.log("train", epoch, {"reward": epoch / 2})
     with tracker.metrics.open("a") as file:
-        file.write('{"kind": "train", "ep')
+        file.write('{"kind": "note", "text": "mine"}\n{"kind": "train", "ep')
     tracker.rewind(2)
-    assert [json.loads(line)["epoch"] for line in tracker.metrics.read_text().splitlines()] == [
-        0,
-        1,
-        2,
-    ]
+    lines = [json.loads(line) for line in tracker.metrics.read_text().splitlines()]
+    assert [line.get("epoch") for line in lines] == [0, 1, 2, None], "a line of one's own stays"
 
 
 def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    tracking.go_offline_without_login(("wandb",))
+    assert os.environ.pop("WANDB_MODE") == "offline"
+
+
+def test_a_netrc_that_cannot_be_read_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    netrc = tmp_path / ".netrc"
+    netrc.write_bytes(b"machine caf\xe9.example\n")
+    for trackers in ((), ("wandb",)):
+        tracking.go_offline_without_login(trackers)
+        assert os.environ.pop("WANDB_MODE", "") == ("offline" if trackers else "")
+    netrc.unlink()
+    netrc.symlink_to(netrc)  # whoever reads it gets an OSError
     tracking.go_offline_without_login(("wandb",))
     assert os.environ.pop("WANDB_MODE") == "offline"
 

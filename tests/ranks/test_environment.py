@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,16 @@ def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ranks_that_share_a_gpu_do_not_share_its_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="share_gpus: FSDP2 needs a GPU for each rank"):
         Runtime("fp32", (), str(tmp_path), shard=True, share_gpus=True)
+
+
+def test_a_containers_tf32_is_not_heard() -> None:
+    """The variable is read once, as torch starts: another process has it."""
+    program = (
+        "import torch; from tp_grpo.ranks.runtime import Runtime; "
+        "before = torch.backends.cuda.matmul.allow_tf32; Runtime('fp32', (), '.'); "
+        "print(before, torch.backends.cuda.matmul.allow_tf32)"
+    )
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False"], done.stderr

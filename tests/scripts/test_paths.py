@@ -44,6 +44,13 @@ def test_a_place_that_cannot_be_written(command: tuple[str, ...], file: Path) ->
     assert file.read_text() == ""
 
 
+def test_a_report_never_takes_the_place_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    line = refused("scripts/report.py", str(tmp_path), f"--out={tmp_path}")
+    assert f"--out {tmp_path} is a folder; name a file, as in {tmp_path}/report.html" in line
+    assert (tmp_path / "metrics.jsonl").is_file()
+
+
 def test_a_file_that_is_no_prompt_file_is_never_drawn_as_text(file: Path) -> None:
     for text in ("drawbench.csv", "prompts/mine.parquet", str(file)):
         line = refused("scripts/generate.py", CONFIG, f"--prompts={text}")

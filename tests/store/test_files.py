@@ -75,3 +75,14 @@ def test_a_file_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
             files.hold(path)
         holder.kill()
     files.hold(path).close()
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    kept = tmp_path / "run" / "checkpoints" / "weights"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("weeks of work")
+    with pytest.raises(IsADirectoryError) as error, files.whole(tmp_path / "run") as draft:
+        draft.write_text("a page")
+    assert error.value.filename == str(tmp_path / "run")
+    assert kept.read_text() == "weeks of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "no draft is left"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import os
 import re
 import shlex
 import warnings
@@ -76,7 +77,7 @@ def load(source: str, *, field: str) -> PromptSet:
     """
     if not source:
         raise ValueError(f"{field} is empty: name {ACCEPTED}")
-    setting, path, unit = f"{field} = {source!r:.300}", Path(source).expanduser(), "line"
+    setting, path, unit = f"{field} = {source!r:.300}", Path(os.path.expanduser(source)), "line"
     try:
         if path.is_dir():
             path = _file_in(path, field)
@@ -126,12 +127,12 @@ def text_or_source(text: str, *, field: str) -> PromptSet:
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether it is there, or a single word with the ending of a file."""
-    path = Path(text).expanduser()
+    """Whether it is there, ends as a prompt file does, or is a word with a file's ending."""
+    path = Path(os.path.expanduser(text))
     with contextlib.suppress(OSError, ValueError):  # as for a name that is too long
         if path.exists():
             return True
-    return bool(re.fullmatch(r"\S+\.[A-Za-z]\w{0,7}", text))
+    return bool(re.fullmatch(r".*\.(txt|jsonl)|\S+\.[A-Za-z]\w{0,7}", text))
 
 
 def epoch_groups(n: int, *, seed: int, epoch: int, groups: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def find(path: str) -> Path | None:
     """
     if not path:
         return None
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     # A finished run that was resumed has checkpoints newer than its adapter.
     newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
     names = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in newest]

@@ -15,7 +15,7 @@ from tp_grpo.evaluate.held_out import Sample
 from tp_grpo.method.stats import score_means
 from tp_grpo.rewards.reward_set import Rewards
 from tp_grpo.store import files
-from tp_grpo.store.compare import differences, flatten
+from tp_grpo.store.compare import changed_scores
 from tp_grpo.types import PromptBatch
 
 Scores = Mapping[Sample, Mapping[str, float]]
@@ -30,9 +30,8 @@ class ScoreTable:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "settings.json"
         if known.is_file() and known.stat().st_size:
-            changed = differences(flatten(files.read_object(known)), flatten(settings))
-            if changed:
-                lines = "\n".join(changed.values())
+            if changed := changed_scores(files.read_object(known), settings):
+                lines = "\n".join(changed)
                 raise ValueError(f"{folder} holds other scores:\n{lines}\nGive another --out.")
         elif rank == 0:
             with files.whole(known) as draft:

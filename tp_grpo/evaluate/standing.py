@@ -14,13 +14,15 @@ from tp_grpo.data.prompts import PromptSet
 from tp_grpo.evaluate import policy_on_base
 from tp_grpo.evaluate.held_out import evaluate, samples
 from tp_grpo.evaluate.score_table import ScoreTable, as_markdown, mean_rows
+from tp_grpo.models import contents
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.rewards.reward_set import Rewards, RewardSet
 from tp_grpo.settings import Settings
+from tp_grpo.store.compare import CONTENT
 from tp_grpo.types import PromptBatch
 
 MODEL_FIELDS = (
-    *("type", "path", "revision", "dtype"),
+    *("type", "path", "revision", "adapter", "dtype"),
     *("height", "width", "max_sequence_length", "vae_dtype"),
 )
 
@@ -76,6 +78,7 @@ def _settings(
     config: Settings, scorers: Mapping[str, Any], policy: Path | None, prompts: PromptSet
 ) -> dict[str, Any]:
     """All that the scores depend on; batch sizes and ranks have no part in it."""
+    digests = contents.of(config.model) | {"prompts": prompts.digest}
     return {
         "model": {name: getattr(config.model, name) for name in MODEL_FIELDS},
         "policy": policy_on_base.digest(policy) if policy else "base",
@@ -85,4 +88,5 @@ def _settings(
         "seed": config.seed,
         "scorers": dict(scorers),
         "prompts": hashlib.sha256(json.dumps(prompts.prompts).encode()).hexdigest(),
+        **{field + CONTENT: digest for field, digest in digests.items()},
     }

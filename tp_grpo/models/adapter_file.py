@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from tp_grpo.models.policy import Policy
 
 NAME = "start"  # of the adapter while the pipeline holds it
 DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")  # ends of a file's names
+UP = ("lora_B.weight", "lora_up.weight", "lora.up.weight")  # DOWN's other factors, in its order
 BIAS = ("lora_B.bias", "lora_up.bias", "lora.up.bias")
 TEXT = ("text_encoder", "lora_te")  # how the names of a text encoder's part begin
 # What diffusers raises for names or shapes that it cannot place.
@@ -64,6 +66,8 @@ def check(
         raise ValueError(f"{field} = {path!r} has biases, which are not read here: {biased[0]}")
     if not ranks:
         raise ValueError(f"{field} = {path!r} holds no LoRA: no name ends in {' or '.join(DOWN)}")
+    if lone := _lone(name for name in names if not name.startswith(TEXT)):
+        raise ValueError(f"{field} = {path!r} {lone}; fetch or save it again")
     if rank is not None and ranks != [rank]:
         held_ranks = ", ".join(map(str, ranks))
         raise ValueError(
@@ -80,13 +84,23 @@ def check(
 
 def find(field: str, path: str) -> Path:
     """The adapter's file, which may be named by its folder. Raises ValueError where none is."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_dir():
         return file
     names = [name for name in (PEFT_WEIGHTS, PIPELINE_WEIGHTS) if (file / name).is_file()]
     if not names:
         raise ValueError(f"{field} = {path!r}: no {PEFT_WEIGHTS} or {PIPELINE_WEIGHTS} in it")
     return file / names[0]
+
+
+def _lone(names: Iterable[str]) -> str:
+    """The first factor without its other one, in words; empty where all are in pairs."""
+    held = set(names)
+    for one, other in (*zip(DOWN, UP, strict=True), *zip(UP, DOWN, strict=True)):
+        for name in sorted(name for name in held if name.endswith(one)):
+            if (wanted := name.removesuffix(one) + other) not in held:
+                return f"holds {name}, but lacks {wanted}"
+    return ""
 
 
 def _misfit(updates: Mapping[str, Tensor], transformer: Mapping[str, Any]) -> str:

@@ -107,9 +107,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _adapted(folder: Path) -> list[str]:
-    """The modules that a LoRA of peft adapts. Raises ValueError for tensors of another kind."""
+    """The modules that a LoRA of peft adapts.
+
+    Raises ValueError for tensors of another kind, and for a factor without its other one.
+    """
     names = sorted(_shapes(folder / PEFT_WEIGHTS))
-    modules = {}
+    modules: dict[str, set[str]] = {}
     for name in names:
         module, _, factor = name.removeprefix(_PEFT).rpartition(".lora_")
         if not module or factor not in ("A.weight", "B.weight"):
@@ -117,7 +120,13 @@ def _adapted(folder: Path) -> list[str]:
                 f"{FIELD}: {folder / PEFT_WEIGHTS} holds {name}, which is no LoRA's and is not "
                 "read here"
             )
-        modules[module] = True
+        modules.setdefault(module, set()).add(factor)
+    for module, factors in modules.items():
+        for factor in {"A.weight", "B.weight"} - factors:
+            raise ValueError(
+                f"{FIELD}: {folder / PEFT_WEIGHTS} lacks {_PEFT}{module}.lora_{factor}; "
+                "copy or export it again"
+            )
     return list(modules)
 
 
@@ -125,7 +134,11 @@ def _fill(
     parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], folder: Path
 ) -> None:
     for name, parameter in parameters.items():
-        shape = tuple(values[name].shape) if name in values else "nothing"
+        if name not in values:
+            raise ValueError(
+                f"{folder} lacks {name}: it was copied in part, or trained on another model"
+            )
+        shape = tuple(values[name].shape)
         if shape != tuple(parameter.shape):
             raise ValueError(
                 f"{folder} was trained on another model: "

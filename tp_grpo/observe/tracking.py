@@ -30,12 +30,19 @@ WAIT_S = 5  # for wandb's server
 
 def go_offline_without_login(trackers: Sequence[str]) -> None:
     """wandb without a login, or without its server, runs offline and never asks or waits."""
-    netrc = Path("~/.netrc").expanduser() if "HOME" in os.environ else Path()
-    login = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
     if "wandb" not in trackers or "WANDB_MODE" in os.environ:
         return
+    login = os.environ.get("WANDB_API_KEY") or _in_netrc()
     if not login or not _answers(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
         os.environ["WANDB_MODE"] = "offline"
+
+
+def _in_netrc() -> bool:
+    """Whether ~/.netrc names wandb; a file that may not be read holds no login."""
+    try:
+        return b"wandb" in Path(os.path.expanduser("~/.netrc")).read_bytes()
+    except OSError:
+        return False
 
 
 def _answers(url: str) -> bool:
@@ -122,8 +129,10 @@ class Tracker:
                 path.unlink()
 
     def _counts(self, line: Mapping[str, Any], epoch: int) -> bool:
-        """An evaluation without its file does not count: it is repeated."""
-        known = line["kind"] != "eval" or self.has_evaluation(line["epoch"])
+        """A line of somebody's own stays; an evaluation without its file is repeated."""
+        if not isinstance(line.get("epoch"), int):
+            return True
+        known = line.get("kind") != "eval" or self.has_evaluation(line["epoch"])
         return known and line["epoch"] <= epoch
 
     def log(self, kind: str, epoch: int, values: Mapping[str, float]) -> None:

@@ -6,6 +6,8 @@ import getpass
 import os
 from collections.abc import Mapping
 
+import torch
+
 # For accelerate, whose variables overrule its arguments; its own FSDP would shard the adapters.
 FOR_ACCELERATE = {
     "ACCELERATE_USE_FSDP": "false",
@@ -25,6 +27,14 @@ def check(environment: Mapping[str, str]) -> None:
         value = environment.get(name, harmless)
         if value.lower() != harmless:
             raise ValueError(f"the environment's {name} = {value!r} asks for {asks}; unset it")
+
+
+def full_precision() -> None:
+    """fp32 products are fp32's: TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, set in some containers, rounds.
+
+    Convolutions keep torch's default, TF32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def name_the_user() -> None:

@@ -52,6 +52,7 @@ class Runtime:
             raise ValueError("runtime.share_gpus: FSDP2 needs a GPU for each rank; launch with ddp")
         environment.check(os.environ)
         environment.name_the_user()
+        environment.full_precision()
         cuda = torch.cuda.is_available()
         # fp16 without a GPU is refused, with a better message, when the model's config is read.
         precision = PRECISION.get(dtype, "no") if cuda or dtype != "fp16" else "no"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tp_grpo.data.prompts import PromptSet
-from tp_grpo.models import adapter_file, pretrained
-from tp_grpo.models.families import adapter
+from tp_grpo.models import contents
 from tp_grpo.settings import Settings
-from tp_grpo.store import files
 from tp_grpo.store.compare import CONTENT
 
 
@@ -18,14 +15,7 @@ def of(settings: Settings, prompt_sets: Mapping[str, PromptSet]) -> dict[str, st
 
     A model that is named by its id on the hub is downloaded. Raises ValueError as `models.load`.
     """
-    model, pipeline = settings.model, adapter(settings.model.type).pipeline_class
     digests = {field: known.digest for field, known in prompt_sets.items()}
-    pretrained.check_file(model.path, pipeline)
-    configs = pretrained.read_configs(model.path, model.revision, pipeline.__name__)
-    folder = Path(pretrained.fetch(pipeline, model.path, model.revision))
-    parts = sorted(name for name in configs["index"] if (folder / name).is_dir())
-    digests["model.path"] = pretrained.fingerprint(folder, parts)
-    for field, path in {"model.adapter": model.adapter, "lora.init": settings.lora.init}.items():
-        if path:
-            digests[field] = files.sha256(adapter_file.find(field, path))
+    digests |= contents.of(settings.model)
+    digests |= contents.of_adapter("lora.init", settings.lora.init)
     return {field + CONTENT: digest for field, digest in digests.items()}

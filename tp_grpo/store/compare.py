@@ -77,6 +77,29 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, st
     }
 
 
+def changed_scores(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The lines of `differences` for settings of an evaluation that its scores depend on."""
+    old, after = _normalised(flatten(then)), _normalised(flatten(now))
+    changed = _by_content(_completed(old, after), after)
+    free = [name for name in FREE_FIELDS if name.startswith("rewards.scorers.")]
+    return [
+        line
+        for field, line in changed.items()
+        if not any(fnmatchcase(f"rewards.{field}", name) for name in free)
+    ]
+
+
+def _by_content(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """`differences`, where what a field names is compared by its content if that is known."""
+    changed = differences(before, after)
+    for field in [field for field in after if field.endswith(CONTENT)]:
+        if field not in before:  # of a run from before this was kept
+            changed.pop(field, None)
+        elif before[field] == after[field]:  # the same under another path
+            changed.pop(field.removesuffix(CONTENT), None)
+    return changed
+
+
 def check_same_run(
     then: Mapping[str, Any], now: Mapping[str, Any], where: Path, branches: bool = False
 ) -> None:
@@ -90,13 +113,7 @@ def check_same_run(
         return any(fnmatchcase(field, name) for name in names) == branches
 
     old, after = _normalised(flatten(then)), _normalised(flatten(now))
-    before = _completed(old, after)
-    changed = differences(before, after)
-    for field in [field for field in after if field.endswith(CONTENT)]:
-        if field not in before:  # of a run from before this was kept
-            changed.pop(field, None)
-        elif before[field] == after[field]:  # the same under another path
-            changed.pop(field.removesuffix(CONTENT), None)
+    changed = _by_content(_completed(old, after), after)
     lines = "\n".join(line for field, line in changed.items() if matters(field))
     if lines and branches:
         raise ValueError(
@@ -112,7 +129,7 @@ def check_same_run(
 
 def _normalised(flat: dict[str, Any]) -> dict[str, Any]:
     """The flat config with the scorers' paths as one writes each: ~/a/ is /home/me/a."""
-    paths = ("rewards.scorers.*.path", "rewards.scorers.*_path")
+    paths = ("*scorers.*.path", "*scorers.*_path")
     return {
         field: os.path.normpath(os.path.expanduser(value))
         if isinstance(value, str) and value and any(fnmatchcase(field, name) for name in paths)

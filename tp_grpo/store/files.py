@@ -30,7 +30,8 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
 
     If anything fails, the old `path` stays; an old folder is absent between two renames. Files get
     the mode that the umask gives.
-    needed: bytes about to be written, 0 if unknown. Raises NoRoomError if the disk is too full.
+    needed: bytes about to be written, 0 if unknown. Raises NoRoomError if the disk is too full,
+    IsADirectoryError where a file would take the place of a folder, which may hold anything.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".draft-{path.name}")
@@ -38,6 +39,8 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     free = check_room(path, needed)
     try:
         yield draft
+        if path.is_dir() and not draft.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         for part in (*draft.rglob("*"), draft):
             share(part)
             flush(part)

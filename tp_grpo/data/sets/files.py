@@ -18,8 +18,10 @@ def write(sets: Mapping[Path, Prompts], *, force: bool = False) -> list[str]:
     """Write strings a line each, entries as JSON a line each. Returns a report for the user.
 
     Leaves a file with the same content alone. Raises ValueError, before anything is written,
-    when a file has other content and `force` is false.
+    when a file has other content and `force` is false, or when a folder has its name.
     """
+    if folders := ", ".join(sorted(str(path) for path in sets if path.is_dir())):
+        raise ValueError(f"{folders}: a folder in the place of a file; --out writes elsewhere")
     contents = {path: _content(prompts).encode() for path, prompts in sets.items()}
     changed = {p for p in sets if not p.is_file() or p.read_bytes() != contents[p]}
     in_the_way = ", ".join(sorted(str(path) for path in changed if path.exists()))

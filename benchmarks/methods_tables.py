@@ -143,21 +143,23 @@ def _curve(lines: Sequence[Line], method: str) -> Curve | None:
 def _equal_seconds(lines: Sequence[Line], curves: dict[str, Curve]) -> str:
     """A row a method: score at each mark, s.e. over seeds, and when it reached the baseline's."""
     baseline = curves.get(BASELINE)
-    marks = [int(mark) for mark in next(iter(curves.values())).seconds[1:]]
-    targets = [mark for mark in (280, 560) if baseline and mark in marks]
+    marks = sorted({int(mark) for curve in curves.values() for mark in curve.seconds[1:]})
+    reached = [int(mark) for mark in baseline.seconds] if baseline else []
+    targets = [mark for mark in (280, 560) if mark in reached]
     head = ["method", "seeds", *(f"{mark} s" for mark in marks), "gain by seed, last mark"]
     head += [f"s to {BASELINE}'s {mark} s" for mark in targets]
     rows = []
     for name, curve in curves.items():
-        shown = [
-            f"{mean:.3f} ± {error:.3f}"
-            for mean, error in zip(curve.mean[1:], curve.error[1:], strict=True)
-        ]
+        scores = {
+            int(mark): f"{mean:.3f} ± {error:.3f}"
+            for mark, mean, error in zip(curve.seconds, curve.mean, curve.error, strict=True)
+        }
+        shown = [scores.get(mark, "") for mark in marks]  # some runs ended earlier
         gains = ", ".join(f"{gain[-1][0]:+.3f}" for gain in curve.gains)
         times = []
         for mark in targets:
             assert baseline is not None
-            time = curve.seconds_to(baseline.mean[marks.index(mark) + 1])
+            time = curve.seconds_to(baseline.mean[reached.index(mark)])
             times.append("not reached" if time is None else f"{time:.0f}")
         rows.append([name, str(len(curve.scores)), *shown, gains, *times])
     base = statistics.mean(line.scores[SCORE] for line in lines if line.mark == 0)

@@ -101,6 +101,16 @@ def test_the_tables_have_scores_at_equal_seconds_and_when_the_baseline_was_reach
     assert "| ours | **0.330** |" in text
 
 
+def test_a_method_whose_runs_ended_earlier_has_empty_cells(tmp_path: Path) -> None:
+    lines = [line("Flow-GRPO", 1, mark, 0.2 + mark / 1e4) for mark in (0, 140, 280)]
+    lines += [line("ours", 1, 140, 0.3)]
+    text = methods_tables.tables(lines, tmp_path / "figure.png")
+    ours = next(row for row in text.splitlines() if row.startswith("| ours | 1 |"))
+    cells = [cell.strip() for cell in ours.strip("|").split("|")]
+    assert [cell[:5] for cell in cells[2:4]] == ["0.300", ""]
+    assert cells[5:] == ["39"], "Flow-GRPO's 0.228 by a line from 0.200 to 0.300"
+
+
 def test_a_seed_without_all_marks_is_left_out() -> None:
     lines = [line("Flow-GRPO", seed, 0, 0.2) for seed in (1, 2)]
     lines += [line("A", 1, 280, 0.3), line("A", 1, 560, 0.4), line("A", 2, 280, 0.9)]

@@ -21,7 +21,7 @@ from pathlib import Path
 # the number of GPUs, and bitsandbytes, which peft imports, stays away: it asks CUDA. What
 # needs it is measured by `--option`, in a process that is not forked.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-if "--option" not in sys.argv:
+if __name__ == "__main__" and "--option" not in sys.argv:
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -65,7 +65,7 @@ def settings(algorithm: str, recipe: str, *, tiny: bool, **fields: Any) -> Setti
     if tiny:
         chosen = TINY_FIELDS | chosen
         chosen["sample.batch_size"] = min(2, chosen.get("sample.batch_size", 2))
-        if algorithm == "shared_state":
+        if config.sample.groups == "shared_state":  # a row is a whole group
             chosen["sample.batch_size"] = 1
     config.update_from_flattened_dict(chosen)
     return Settings.read(config)

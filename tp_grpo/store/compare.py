@@ -128,7 +128,7 @@ def check_same_run(
 
 
 def _normalised(flat: dict[str, Any]) -> dict[str, Any]:
-    """The flat config with the scorers' paths as one writes each: ~/a/ is /home/me/a."""
+    """The flat config with the scorers' paths in one spelling: expanded, without a last slash."""
     paths = ("*scorers.*.path", "*scorers.*_path")
     return {
         field: os.path.normpath(os.path.expanduser(value))

@@ -32,11 +32,14 @@ BASELINE = "Flow-GRPO"
 
 @dataclass(frozen=True)
 class Method:
-    """run: the run folder's name before its seed; longer: its epochs, in those of the recipe."""
+    """run: the run folder's name before its seed; longer: its epochs, in those of the recipe.
+
+    The paper's methods are Flow-GRPO with another credit.
+    """
 
     run: str
     credit: str
-    algorithm: str = "tp_grpo"
+    algorithm: str = "flow_grpo"
     fields: dict[str, object] = field(default_factory=dict)
     longer: int = 1
 
@@ -44,10 +47,11 @@ class Method:
 MULTISTEP = {"sample.completion": "multistep", "sample.completion_steps": 3}
 METHODS = {
     # Without branches an epoch takes less than half the seconds: twice the epochs.
-    BASELINE: Method("terminal", "terminal", "flow_grpo", longer=2),
+    BASELINE: Method("terminal", "terminal", longer=2),
     "incremental": Method("incremental", "incremental"),
     "TP-GRPO": Method("turning_point", "turning_point"),
     "TP-GRPO, reuse": Method("reuse", "turning_point", fields={"sample.completion": "reuse"}),
+    "TP-GRPO, matching": Method("matching", "turning_point", "tp_grpo"),
     "TP-GRPO, multistep 3": Method("multistep", "turning_point", fields=MULTISTEP),
     "value": Method("value", "value"),
     "value, multistep 3": Method("value_multistep", "value", fields=MULTISTEP),

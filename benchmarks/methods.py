@@ -51,23 +51,12 @@ class Method:
 METHODS = {
     "Flow-GRPO": Method("flow_grpo"),
     "shared states": Method("shared_state"),
-    "TP-GRPO": Method("tp_grpo"),
+    "TP-GRPO": Method("flow_grpo", {"credit.name": "turning_point"}),
     "ELBO-PG": Method("elbo_pg"),
     "NFT": Method("nft"),
     "AWM": Method("awm"),
     "DGPO": Method("dgpo"),
-    # The targets of a trajectory differ from its states' predictions even where A is 0 on the
-    # average: without a firm pull seed 5 falls below the untrained model.
-    "TP-GRPO, matching": Method(
-        "tp_grpo",
-        {
-            "objective.name": "matching",
-            "objective.trust": 40.0,
-            "train.step_weight": "uniform",
-            "sample.completion": "multistep",
-            "sample.completion_steps": 2,
-        },
-    ),
+    "TP-GRPO, matching": Method("tp_grpo"),
     "shared states, next state": Method(
         "shared_state", {"objective.name": "grpo", "train.step_weight": "velocity"}
     ),

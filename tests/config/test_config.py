@@ -138,10 +138,29 @@ def test_the_settings_of_qwen_image_are_flow_grpos_public_ones() -> None:
     assert (c.sample.groups_per_epoch, c.sample.group_size, c.sample.batch_size) == (32, 16, 4)
 
 
-@pytest.mark.parametrize("recipe", ["shapes_tiny", "pickscore_sd3", "geneval_flux_48gb"])
-def test_the_algorithms_differ_in_credit_alone(recipe: str) -> None:
-    one, other = (a.get_config(recipe).to_json_best_effort() for a in (flow_grpo, tp_grpo))
-    assert other.replace("turning_point", "terminal").replace("tp_grpo-", "flow_grpo-") == one
+@pytest.mark.parametrize(
+    "recipe, plain",
+    [
+        ("paper", "shapes_tiny"),
+        ("shapes_smoke", "shapes_smoke"),
+        ("pickscore_sd3", "pickscore_sd3"),
+        ("geneval_flux_48gb", "geneval_flux_48gb"),
+    ],
+)
+def test_the_paper_s_algorithms_differ_in_credit_alone(recipe: str, plain: str) -> None:
+    one, other = flow_grpo.get_config(plain), tp_grpo.get_config(recipe)
+    assert one.run_name == f"flow_grpo-{plain}" and other.run_name == f"tp_grpo-{recipe}"
+    other.run_name, other.credit.name = one.run_name, "terminal"
+    assert other == one
+
+
+def test_the_faster_form_keeps_the_paper_s_credit_and_the_recipe_s_images() -> None:
+    faster, paper = (tp_grpo.get_config(recipe) for recipe in ("shapes_tiny", "paper"))
+    assert faster.credit == paper.credit and faster.credit.name == "turning_point"
+    assert (faster.objective.name, paper.objective.name) == ("matching", "grpo")
+    for section in ("model", "lora", "prompts", "rewards", "advantage", "eval"):
+        assert faster[section] == paper[section], section
+    assert faster.epochs == paper.epochs
 
 
 @pytest.mark.parametrize("model", models.MODELS)

@@ -33,7 +33,7 @@ def of(recipe: str, world_size: int = 1) -> Estimate:
 
 
 def changed(world_size: int = 1, **fields: object) -> Estimate:
-    config = tp_grpo.get_config("shapes_tiny")
+    config = tp_grpo.get_config("paper")
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in fields.items()}
     )
@@ -41,7 +41,7 @@ def changed(world_size: int = 1, **fields: object) -> Estimate:
 
 
 def test_the_policy_its_gradients_optimizer_and_average_by_hand() -> None:
-    cost = of("shapes_tiny")
+    cost = of("paper")
     assert cost.counts.adapted_modules == ADAPTED
     assert cost.counts.trainable == LORA_BYTES // 4
     update = cost.memory["update"]
@@ -59,7 +59,7 @@ def test_the_policy_its_gradients_optimizer_and_average_by_hand() -> None:
 def test_the_stored_trajectories_by_hand() -> None:
     # 4 states and 3 means of 8 x 12 x 12; a condition of 16 + 12 tokens and a pooled vector.
     sample = 4 * (7 * 8 * 12 * 12 + (16 + 12) * 128 + 128)
-    assert of("shapes_tiny").memory["update"]["trajectories"] == 96 * sample
+    assert of("paper").memory["update"]["trajectories"] == 96 * sample
     assert changed(sample__store_on_cpu=True).memory["update"]["trajectories"] == 48 * sample
 
 
@@ -72,11 +72,11 @@ def test_old_policies_are_counted_one_by_one() -> None:
     # A forward pass more for each point where it is compared with the old one, in half the updates.
     each = changed(**fields).flops.train - one.flops.train
     assert each == pytest.approx(0.5 * 96 * 2 * one.flops.forward, rel=1e-6)
-    assert "old policy" not in of("shapes_tiny").memory["sample"]
+    assert "old policy" not in of("paper").memory["sample"]
 
 
 def test_what_crosses_the_network_by_hand() -> None:
-    assert set(vars(of("shapes_tiny").network).values()) == {0}
+    assert set(vars(of("paper").network).values()) == {0}
     two = changed(2, sample__batch_size=24)
     cost, frozen = two.network, 4 * two.counts.transformer
     # In a ring of two, a rank sends half of the gradients and then half of the sums.
@@ -93,17 +93,15 @@ def test_what_crosses_the_network_by_hand() -> None:
 
 
 def test_text_encoders_are_there_while_they_encode_or_always() -> None:
-    encoders = 4 * sum(
-        architecture.read(tp_grpo.get_config("shapes_tiny").model).text_encoders.values()
-    )
-    offloaded, resident = of("shapes_tiny").memory, changed(model__text_encoders="resident").memory
+    encoders = 4 * sum(architecture.read(tp_grpo.get_config("paper").model).text_encoders.values())
+    offloaded, resident = of("paper").memory, changed(model__text_encoders="resident").memory
     assert offloaded["encode"]["text encoders"] == encoders
     assert not any("text encoders" in offloaded[phase] for phase in ("sample", "decode", "update"))
     assert all(phase["text encoders"] == encoders for phase in resident.values())
 
 
 def test_the_compute_of_an_epoch_adds_up() -> None:
-    cost = of("shapes_tiny")
+    cost = of("paper")
     plan, flops = cost.plan, cost.flops
     assert (plan.images, plan.nfe, plan.ladder) == (96, 6 + 3 * 5 - 3, 4)
     assert flops.sample == plan.images * plan.nfe * flops.forward
@@ -119,7 +117,7 @@ def test_the_compute_of_an_epoch_adds_up() -> None:
 
 
 def test_each_saving_shrinks_its_phase() -> None:
-    full, fields = of("shapes_tiny"), {"sample__max_rows": 48, "eval__batch_size": 48}
+    full, fields = of("paper"), {"sample__max_rows": 48, "eval__batch_size": 48}
     less = changed(model__gradient_checkpointing=True, model__decode_batch_size=2, **fields)
     assert less.memory["update"]["activations"] < full.memory["update"]["activations"] / 2
     assert less.flops.train > full.flops.train
@@ -130,7 +128,7 @@ def test_each_saving_shrinks_its_phase() -> None:
 
 
 def test_more_steps_in_a_backward_pass_take_memory_and_no_other_work() -> None:
-    full, stacked = of("shapes_tiny"), changed(train__batch_size=96)
+    full, stacked = of("paper"), changed(train__batch_size=96)
     assert (
         1.9 < stacked.memory["update"]["activations"] / full.memory["update"]["activations"] < 2.1
     )
@@ -151,7 +149,7 @@ def test_training_the_whole_transformer_keeps_a_frozen_copy_for_the_kl_alone() -
 
 
 def test_one_call_of_the_vae_says_what_all_take() -> None:
-    config = tp_grpo.get_config("shapes_tiny")
+    config = tp_grpo.get_config("paper")
     backbone = architecture.build(architecture.read(config.model), config.model)
     x = torch.empty(100, *backbone.latent_shape, device=architecture.META)
     held = [*backbone.pipeline.vae.parameters(), x]
@@ -166,7 +164,7 @@ def test_flow_grpo_samples_without_branches() -> None:
     cost = estimate(Settings.read(flow_grpo.get_config("shapes_tiny")), 1)
     assert cost.plan.ladder == 1
     assert cost.flops.sample == 96 * 6 * cost.flops.forward
-    assert cost.flops.decode == pytest.approx(of("shapes_tiny").flops.decode / 4)
+    assert cost.flops.decode == pytest.approx(of("paper").flops.decode / 4)
 
 
 def test_guidance_while_sampling_alone_doubles_what_sampling_takes() -> None:

@@ -276,7 +276,7 @@ def three_seeds(folder: Path) -> list[data.Run]:
 
 def test_bands_span_the_seeds(tmp_path: Path) -> None:
     band = reference.make({"TP-GRPO": three_seeds(tmp_path)})["bands"][0]
-    assert (band["label"], band["credit"], band["seeds"]) == ("TP-GRPO", "turning_point", [1, 2, 3])
+    assert (band["label"], band["seeds"]) == ("TP-GRPO", [1, 2, 3])
     assert band["eval"]["updates"] == [0, 8]
     assert band["eval"]["total"] == {"mean": [0.25, 0.8], "low": [0.25, 0.5], "high": [0.25, 1.1]}
     assert band["train"]["reward"]["low"] == [0.5, 0.6, 0.7, 0.8]
@@ -291,11 +291,17 @@ def test_bands_are_of_one_setting_and_different_seeds(tmp_path: Path) -> None:
         reference.make({"TP-GRPO": [*runs, other]})
 
 
-def test_a_run_is_compared_with_the_band_of_its_credit_and_told_what_differs(
+def test_a_run_is_compared_with_the_band_of_its_method_and_told_what_differs(
     tmp_path: Path,
 ) -> None:
     curves = reference.make({"TP-GRPO": three_seeds(tmp_path)})
-    curves["bands"].append(curves["bands"][0] | {"label": "Flow-GRPO", "credit": "terminal"})
+    of = curves["bands"][0]
+    for label, section, name in (
+        ("Flow-GRPO", "credit", "terminal"),
+        ("TP-GRPO, matching", "objective", "matching"),
+    ):
+        config = of["config"] | {section: {"name": name}}
+        curves["bands"].append(of | {"label": label, "config": config})
     run = data.read(make(tmp_path / "own", seed=9, epochs=3))
     (band,) = reference.chosen(curves, [run])
     assert band["label"] == "TP-GRPO"
@@ -324,27 +330,32 @@ def test_a_setting_that_the_reference_does_not_know_is_a_difference(tmp_path: Pa
 def test_the_kept_reference_curves_know_every_setting_of_their_recipe() -> None:
     curves = reference.load("shapes_tiny")
     for band in curves["bands"]:
-        today = json.loads(tp_grpo.get_config("shapes_tiny").to_json_best_effort())
-        today["credit"]["name"], today["epochs"] = band["credit"], band["config"]["epochs"]
+        recipe = "shapes_tiny" if band["label"] == "TP-GRPO, matching" else "paper"
+        today = json.loads(tp_grpo.get_config(recipe).to_json_best_effort())
+        for section in ("credit", "objective"):
+            today[section]["name"] = band["config"][section]["name"]
+        today["epochs"] = band["config"]["epochs"]
         other = data.differences([band["config"], today])
         assert set(other) == {"seed"}, (
             "a new field: give the bands the value that those runs were made with"
         )
         today["sample"]["completion"] = "tweedie"
-        assert data.differences([band["config"], today])["sample.completion"] == [
-            "euler",
-            "tweedie",
-        ]
+        known = band["config"]["sample"]["completion"]
+        assert data.differences([band["config"], today])["sample.completion"] == [known, "tweedie"]
 
 
 def test_the_kept_reference_curves_are_of_three_seeds_and_unknown_ones_are_named() -> None:
     curves = reference.load("shapes_tiny")
-    assert {band["credit"] for band in curves["bands"]} == {
-        "turning_point",
-        "terminal",
-        "incremental",
+    assert {
+        band["label"]: (band["config"]["credit"]["name"], band["config"]["objective"]["name"])
+        for band in curves["bands"]
+    } == {
+        "TP-GRPO": ("turning_point", "grpo"),
+        "TP-GRPO, matching": ("turning_point", "matching"),
+        "Flow-GRPO": ("terminal", "grpo"),
+        "incremental": ("incremental", "grpo"),
     }
-    assert all(len(band["seeds"]) == 3 for band in curves["bands"])
+    assert all(len(band["seeds"]) >= 3 for band in curves["bands"])
     with pytest.raises(ValueError, match=r"no reference curves 'shapes_huge'.*known: shapes_tiny"):
         reference.load("shapes_huge")
 

@@ -17,7 +17,7 @@ CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"
 
 
 def make(methods: Mapping[str, list[Run]]) -> dict[str, Any]:
-    """A band a method, {"label", "credit", "seeds", "config", "train", "eval"}, from its runs.
+    """A band a method, {"label", "seeds", "config", "train", "eval"}, from its runs.
 
     Tables have the columns of AXES and, for each score, {"mean", "low", "high"} over the seeds.
     Raises ValueError when the runs of a method differ in more than their seed.
@@ -35,7 +35,7 @@ def _band(label: str, runs: list[Run]) -> dict[str, Any]:
         raise ValueError(f"{label}: seeds {seeds}: the same seed twice is no second run")
     names = ("run_name", "output_dir", "seed")
     config = {name: value for name, value in runs[0].config.items() if name not in names}
-    band = {"label": label, "credit": config["credit"]["name"], "seeds": seeds, "config": config}
+    band = {"label": label, "seeds": seeds, "config": config}
     drawn = [chart for chart in charts(runs) if chart.section in (HELD_OUT, TRAINING)]
     for table in ("train", "eval"):
         scores = [chart.keys[0] for chart in drawn if chart.table == table]
@@ -56,16 +56,17 @@ def load(name: str) -> Curves:
 
 
 def chosen(curves: Curves, runs: list[Run]) -> list[dict[str, Any]]:
-    """The bands of the runs' credits, or all bands if none matches.
+    """The bands of the runs' methods, or all bands if none matches.
 
-    Each with `run`, the first run of its credit (or None), and `differs`, rows {"run", "field",
+    Each with `run`, the first run of its method (or None), and `differs`, rows {"run", "field",
     "reference", "value"} of what such runs set differently; None for a field that one lacks.
     """
-    credits = [run.config["credit"]["name"] for run in runs]
-    bands = [band for band in curves["bands"] if band["credit"] in credits] or curves["bands"]
+    methods = [_method(run.config) for run in runs]
+    bands = [band for band in curves["bands"] if _method(band["config"]) in methods]
     rows = []
-    for band in bands:
-        same = [run for run, credit in zip(runs, credits, strict=True) if credit == band["credit"]]
+    for band in bands or curves["bands"]:
+        method = _method(band["config"])
+        same = [run for run, other in zip(runs, methods, strict=True) if other == method]
         differs = [
             {"run": run.name, "field": field, "reference": reference, "value": value}
             for run in same
@@ -74,6 +75,11 @@ def chosen(curves: Curves, runs: list[Run]) -> list[dict[str, Any]]:
         ]
         rows.append(band | {"run": runs.index(same[0]) if same else None, "differs": differs})
     return rows
+
+
+def _method(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The credit and the loss; runs made before there was a choice of losses have GRPO's."""
+    return config["credit"]["name"], config.get("objective", {}).get("name", "grpo")
 
 
 def _table(tables: list[Table], scores: list[str]) -> dict[str, Any]:

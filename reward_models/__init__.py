@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reward_models.base import Metadata, NotScores, Scorer, Scores, Unavailable
+from reward_models.options import SECRET, check_types
 
 __all__ = ["Metadata", "NotScores", "Scorer", "Scores", "Unavailable", "build", "register"]
 
@@ -32,7 +33,6 @@ _FACTORIES: dict[str, str] = {
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }
-SECRET = ("api_key", "token")  # options that no message shows
 
 
 def register(name: str, factory: str) -> None:
@@ -86,13 +86,14 @@ def build(name: str, /, **options: Any) -> Scorer:
     A class, or a function that builds a scorer, is called with the options. A function that takes
     the images, prompts and metadata is the scorer itself; its options are further arguments of it.
 
-    Raises ValueError as `factory` does, for options that the scorer does not take, if what is built
-    cannot be called, and if it scores groups but does not take their ids.
+    Raises ValueError as `factory` does, for options that the scorer does not take or of the wrong
+    type, if what is built cannot be called, and if it scores groups but does not take their ids.
     """
     make = factory(name)
     if not callable(make):
         kind = type(make).__name__
         raise ValueError(f"rewards: {target(name)!r} is of type {kind}, no class or function")
+    check_types(str(options.get("name", name)), make, options)  # a remote scorer has a `name`
     try:
         if _scores(make, options):
             inspect.signature(make).bind(*_batch(make), **options)

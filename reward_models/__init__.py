@@ -55,7 +55,7 @@ def target(name: str) -> str:
     if name in _FACTORIES:
         return _FACTORIES[name]
     near = difflib.get_close_matches(name, _FACTORIES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     known = ", ".join(names())
     raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {known}.")
 
@@ -67,7 +67,7 @@ def factory(name: str) -> Any:
     """
     where = target(name)
     module, _, attribute = where.partition(":")
-    if not module or module.startswith("."):
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise ValueError(
             f"rewards: the scorer {name!r} must name a module by its whole path and a class or "
             "function in it, as in 'my_package.rewards:MyScorer'"

@@ -44,8 +44,9 @@ def check_types(scorer: str, make: Any, options: Mapping[str, Any]) -> None:
             continue
         value, (fits, words) = options[parameter.name], _TYPES[parameter.annotation]
         if not fits(value):
-            shown = f"of type {type(value).__name__}" if parameter.name in SECRET else repr(value)
-            raise ValueError(f"{scorer}: {parameter.name} = {shown} must be {words}")
+            hidden = parameter.name in SECRET and value is not None
+            shown = f"(of type {type(value).__name__})" if hidden else f"= {value!r}"
+            raise ValueError(f"{scorer}: {parameter.name} {shown} must be {words}")
 
 
 def _parameters(make: type) -> Iterator[inspect.Parameter]:

@@ -52,8 +52,9 @@ def test_an_option_of_a_wrong_type_is_named_with_its_value(
     for value in WRONG[annotation]:
         given = (AT if name == REMOTE else {}) | {option: value}
         label = str(value) if option == "name" else label
-        shown = f"of type {type(value).__name__}" if option in options.SECRET else repr(value)
-        words = re.escape(f"{label}: {option} = {shown} must be ")
+        hidden = option in options.SECRET and value is not None
+        shown = f"(of type {type(value).__name__})" if hidden else f"= {value!r}"
+        words = re.escape(f"{label}: {option} {shown} must be ")
         with pytest.raises(ValueError, match=f"^{words}(a|True)"):
             build(name, **given)
 

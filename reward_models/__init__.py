@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reward_models.base import Metadata, NotScores, Scorer, Scores, Unavailable
+from reward_models.options import SECRET, check_types
 
 __all__ = ["Metadata", "NotScores", "Scorer", "Scores", "Unavailable", "build", "register"]
 
@@ -32,7 +33,6 @@ _FACTORIES: dict[str, str] = {
     "shapes": "reward_models.shapes:ShapesScorer",
     "unifiedreward": "reward_models.judge:UnifiedReward",
 }
-SECRET = ("api_key", "token")  # options that no message shows
 
 
 def register(name: str, factory: str) -> None:
@@ -55,7 +55,7 @@ def target(name: str) -> str:
     if name in _FACTORIES:
         return _FACTORIES[name]
     near = difflib.get_close_matches(name, _FACTORIES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     known = ", ".join(names())
     raise ValueError(f"rewards: no scorer is called {name!r}{hint} Known: {known}.")
 
@@ -67,7 +67,7 @@ def factory(name: str) -> Any:
     """
     where = target(name)
     module, _, attribute = where.partition(":")
-    if not module or module.startswith("."):
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise ValueError(
             f"rewards: the scorer {name!r} must name a module by its whole path and a class or "
             "function in it, as in 'my_package.rewards:MyScorer'"
@@ -86,13 +86,14 @@ def build(name: str, /, **options: Any) -> Scorer:
     A class, or a function that builds a scorer, is called with the options. A function that takes
     the images, prompts and metadata is the scorer itself; its options are further arguments of it.
 
-    Raises ValueError as `factory` does, for options that the scorer does not take, if what is built
-    cannot be called, and if it scores groups but does not take their ids.
+    Raises ValueError as `factory` does, for options that the scorer does not take or of the wrong
+    type, if what is built cannot be called, and if it scores groups but does not take their ids.
     """
     make = factory(name)
     if not callable(make):
         kind = type(make).__name__
         raise ValueError(f"rewards: {target(name)!r} is of type {kind}, no class or function")
+    check_types(str(options.get("name", name)), make, options)  # a remote scorer has a `name`
     try:
         if _scores(make, options):
             inspect.signature(make).bind(*_batch(make), **options)

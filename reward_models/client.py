@@ -14,6 +14,7 @@ import numpy as np
 
 from reward_models.base import Metadata, Scores, Unavailable
 from reward_models.connection import addresses, check_remote
+from reward_models.options import environment_number, header_value
 from reward_models.remote import Refused, RemoteServer
 
 __all__ = ["Refused", "RemoteScorer"]
@@ -40,8 +41,8 @@ class RemoteScorer:
     batch_size: images per request. in_flight: requests at once to one server.
     png: send PNG files, which takes time here and saves it on a slow network.
 
-    Raises ValueError for a url that is not an address or is named twice, for no url, and for
-    numbers that are not above 0.
+    Raises ValueError for a url that is not an address or is named twice, for no url, for numbers
+    that are not above 0, for a token that is no line of ASCII, and if RANK is no number.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class RemoteScorer:
         for address in self.urls:
             check_remote(name, "remote", address, example, **numbers)
         self.name, self.batch_size, self.in_flight = name, batch_size, in_flight
-        token = (token or os.environ.get("REWARD_TOKEN", "")).strip()
+        where = "token" if token else "the environment's REWARD_TOKEN"
+        token = header_value(name, where, token or os.environ.get("REWARD_TOKEN", ""))
         try:
             servers = [RemoteServer(each, name, token, timeout, png) for each in self.urls]
         except ImportError as error:
             needs = "a remote scorer needs httpx: pip install 'tp_grpo[server]'"
             raise ValueError(f"{name}: {needs}") from error
-        start = int(os.environ.get("RANK") or 0) % len(servers)
+        start = environment_number(name, "RANK", 0) % len(servers)
         self.servers = servers[start:] + servers[:start]  # in the order in which they are asked
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:

@@ -171,8 +171,8 @@ class OpenClip(Clip):
                 image_resize_mode=self.resize_mode,
             )
         except Exception as error:  # open_clip passes on whatever torch or safetensors raise
-            reason = f"open_clip cannot read them as a {architecture}: {error}"
-            raise self.weights.missing(file, reason) from error
+            reason = ValueError(f"open_clip cannot read them as a {architecture}: {error}")
+            raise self.weights.unreadable(file, reason) from error
         return model, preprocess, open_clip.get_tokenizer(architecture)
 
     def embed_images(self, images: Sequence[Any]) -> Tensor:

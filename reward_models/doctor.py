@@ -70,9 +70,10 @@ def examine(name: str, where: str, options: Mapping[str, Any]) -> Report:
         scores, cost = _measure(where, {**check.options, **options}, cases)
     except Exception as error:
         return Report(name, FAILED, f"{type(error).__name__}: {error}")
-    why = out_of_order(cases, scores)
-    by_name = {case.name: float(score) for case, score in zip(cases, scores, strict=True)}
-    return Report(name, FAILED if why else OK, why, scores=by_name, cost=cost)
+    wrong = out_of_order(cases, scores.score)
+    why = "; ".join(part for part in (wrong, scores.reason) if part)
+    by_name = {case.name: float(score) for case, score in zip(cases, scores.score, strict=True)}
+    return Report(name, FAILED if wrong else OK, why, scores=by_name, cost=cost)
 
 
 def check_of(where: str) -> Check:
@@ -114,7 +115,7 @@ def _missing(name: str, check: Check, options: Mapping[str, Any]) -> Report | No
     return None
 
 
-def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tuple[np.ndarray, Cost]:
+def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tuple[Scores, Cost]:
     """The scores of the cases, and the cost of scoring them a second time."""
     process = psutil.Process()
     before = process.memory_info().rss
@@ -124,7 +125,7 @@ def _measure(where: str, options: dict[str, Any], cases: Sequence[Case]) -> tupl
     if compares(scorer):  # the golden images are one group
         batch += (np.zeros(n, np.int64),)
     cuda = _to_gpu(scorer)
-    scores = Scores.read(scorer(*batch), n).score
+    scores = Scores.read(scorer(*batch), n)
     base = cuda.memory_allocated() if cuda else process.memory_info().rss
     loaded = base if cuda else base - before
     if cuda:

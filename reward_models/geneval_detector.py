@@ -63,9 +63,10 @@ class Mask2FormerDetector(Model):
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
         super().__init__(device, dtype, batch_size)
-        if isinstance(side, bool) or not isinstance(side, int) or side < STRIDE:
-            expected = f"a whole number of at least {STRIDE} pixels"
-            raise ValueError(f"geneval: side = {side!r} must be {expected}")
+        if side < STRIDE:
+            raise ValueError(
+                f"geneval: side = {side} must be a whole number of at least {STRIDE} pixels"
+            )
         # By default the checkpoint's processor makes squares of 384 pixels; for other sizes it
         # stretches the image to a multiple of the stride.
         size = {"shortest_edge": side, "longest_edge": round(side * LONGEST / SIDE)}

@@ -42,8 +42,6 @@ class Judge(EndpointScorer):
         max_tokens: int = 512,
         **others: Any,
     ) -> None:
-        if not isinstance(logprobs, bool):
-            raise ValueError(f"{self.name}: logprobs = {logprobs!r} must be True or False")
         self.max_tokens, self.logprobs = max_tokens, logprobs
         super().__init__(url, model, **others)
         try:

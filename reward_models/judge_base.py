@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from PIL import Image
 from reward_models.base import Metadata, Scores, Unavailable
 from reward_models.check import Check
 from reward_models.connection import check_remote
-from reward_models.judge_endpoint import Answer, Endpoint, OutOfReach, RefusedImage
+from reward_models.judge_endpoint import KEY, Answer, Endpoint, OutOfReach, RefusedImage
 from reward_models.judge_marks import HIGHEST, Mark, NoMark
 from reward_models.wire import encode_png
 
@@ -44,11 +45,12 @@ class EndpointScorer:
     url: the endpoint, up to and including /v1. model: the name under which it is served.
     image_size: longest side of the image sent, in pixels; larger ones are shrunk; 0: none is.
     extra_body: more fields of the JSON request, such as {"seed": 1}.
-    api_key: the NAME of the environment variable with the key; keys do not belong in configs.
+    api_key: the NAME of the environment variable with the key; keys do not belong in configs. ""
+    sends none, and neither does the default where it is not set.
     concurrency: questions asked at once. timeout: seconds an answer may take.
     attempts: tries of one question before it counts as unanswered.
 
-    Raises ValueError for a missing model, and for options out of range.
+    Raises ValueError for a missing model, for options out of range, and as `Endpoint` does.
     """
 
     name = ""
@@ -66,7 +68,7 @@ class EndpointScorer:
         model: str = "",
         image_size: int = 0,
         extra_body: Mapping[str, Any] | None = None,
-        api_key: str = "JUDGE_API_KEY",
+        api_key: str = KEY,
         concurrency: int = 16,
         timeout: float = 120.0,
         attempts: int = 3,
@@ -82,9 +84,11 @@ class EndpointScorer:
                 "image as it is"
             )
         fields = {} if extra_body is None else extra_body
-        if not isinstance(fields, Mapping):
-            example = "{'seed': 1}"
-            raise ValueError(f"{self.name}: extra_body = {fields!r} must be a dict, as {example}")
+        try:
+            json.dumps(dict(fields), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = f"extra_body = {fields!r} must be what JSON can hold: {error}"
+            raise ValueError(f"{self.name}: {reason}") from error
         for field in [field for field in TAKEN if field in fields]:
             raise ValueError(f"{self.name}: extra_body.{field} is not allowed: {TAKEN[field]}")
         self.image_size, self.concurrency = image_size, concurrency

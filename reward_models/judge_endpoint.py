@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from reward_models.base import Unavailable
 from reward_models.connection import TRY_AGAIN, Connections
 from reward_models.judge_marks import Token
+from reward_models.options import header_value
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 SETTINGS = (301, 302, 307, 308, 401, 403, 404, 405)
 LIMITS = ("max_tokens", "max_completion_tokens", "")  # names of the limit, "": none is sent
+KEY = "JUDGE_API_KEY"  # the variable with the key, which may be unset, unless another is named
+_NAME = re.compile(r"[A-Z_]+[0-9]{0,2}")  # the name of a variable and surely no key
 TOP_LOGPROBS = 20  # the most that OpenAI allows, and vLLM unless it is started with another number
 LOGPROBS = ("logprobs", "top_logprobs")
 # A limit that this question exceeds is no field that the endpoint does not know.
@@ -86,7 +89,8 @@ class Endpoint:
     environment variable with the key. timeout: seconds an answer may take. attempts: tries of one
     question before it counts as unanswered. extra_body: more fields of every request.
 
-    Raises ValueError if openai or httpx is missing.
+    Raises ValueError if openai or httpx is missing, for a key that no header can hold, and if a
+    variable other than KEY is named that is not set.
     """
 
     def __init__(
@@ -111,6 +115,17 @@ class Endpoint:
         self.name, self.url, self.model = name, url.rstrip("/"), model
         self.api_key, self.attempts, self.extra_body = api_key, attempts, dict(extra_body)
         self.form = Form()
+        if not self.key() and api_key not in ("", KEY):
+            shown = api_key if _NAME.fullmatch(api_key) else "the one that it names"
+            raise ValueError(
+                f"{name}: api_key must be the NAME of an environment variable that holds the key; "
+                f"{shown} is not set"
+            )
+
+    def key(self) -> str:
+        """The key, "" if there is none. Raises ValueError for one that no header can hold."""
+        where = f"the environment's {self.api_key}"
+        return header_value(self.name, where, os.environ.get(self.api_key, ""))
 
     def models(self) -> list[str]:
         """The models that it serves. Raises as `ask` does."""
@@ -189,7 +204,7 @@ class Endpoint:
         http_client: Any = self._connections.client()  # openai 3 takes it, but declares httpx2's
         client = OpenAI(
             base_url=self.url,
-            api_key=os.environ.get(self.api_key) or "none",
+            api_key=self.key() or "none",
             max_retries=self.attempts - 1,
             http_client=http_client,
         )
@@ -206,7 +221,7 @@ class Endpoint:
         import httpx
         import openai
 
-        headers = {} if os.environ.get(self.api_key) else {"Authorization": openai.Omit()}
+        headers = {} if self.key() else {"Authorization": openai.Omit()}
         try:
             return request(extra_headers=headers, **arguments)
         except openai.APIConnectionError as error:
@@ -222,7 +237,8 @@ class Endpoint:
 
     def _refusal(self, error: APIStatusError, sent: Mapping[str, Any]) -> Exception:
         """The exception for a status that is not 200."""
-        status, words = error.status_code, error.response.text[:300]
+        status, key = error.status_code, self.key()
+        words = (error.response.text.replace(key, "...") if key else error.response.text)[:300]
         message = f"{self.name}: {self.url} answered {status}: {words}"
         proxys = status >= 500 and "json" not in error.response.headers.get("content-type", "")
         if status in TRY_AGAIN or proxys:

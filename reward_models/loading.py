@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from reward_models.damage import damage
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -77,6 +79,25 @@ class Source:
             f"rewards.scorers.{self.scorer}.{self.option} to {local}."
         )
 
+    def unreadable(self, name: str, error: Exception) -> ValueError:
+        """The error for weights that a library could not read: it names the damaged file, if any.
+
+        name: a file, a folder, or a hub id, whose files are in the cache.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        local = expanded(name)
+        if local.is_dir():
+            files = [file for file in sorted(local.iterdir()) if file.is_file()]
+        elif local.is_file():
+            files = [local]
+        else:
+            cached = (try_to_load_from_cache(name, file) for file in self.files)
+            files = [Path(path) for path in cached if isinstance(path, str)]
+        in_words = isinstance(error, OSError | ValueError)
+        other = str(error) if in_words else f"it cannot be read, {type(error).__name__}: {error}"
+        return self.missing(name, damage(files) or other)
+
     def locate(self, path: str) -> str:
         """What to load: `path`, or the hub id if it is "". Raises ValueError for a missing file."""
         if not path:
@@ -93,16 +114,11 @@ class Source:
 
         Raises ValueError for weights that are missing or damaged.
         """
-        from safetensors import SafetensorError
-
         name = self.locate(path)
         try:
             return load(name)
-        except (OSError, ValueError) as error:
-            raise self.missing(name, error) from error
-        except (RuntimeError, SafetensorError) as error:
-            reason = f"damaged, or of other shapes, {type(error).__name__}: {error}"
-            raise self.missing(name, reason) from error
+        except Exception as error:  # transformers passes on what json, torch or safetensors raise
+            raise self.unreadable(name, error) from error
 
     def reader(self, load: Callable[[str], Any], path: str = "") -> Any:
         """`pretrained` for a tokenizer, or a processor with one.
@@ -125,12 +141,14 @@ class Source:
         """A transformers model of class `cls`.
 
         unused: prefixes of parameters that no forward pass reads. Raises ValueError for missing
-        weights, and for a checkpoint that lacks another parameter: transformers would fill it with
-        noise, and spoil the scores.
+        weights, and for a checkpoint that lacks another parameter or has one of another shape:
+        transformers would fill it with noise, and spoil the scores.
         """
-        model, info = self.pretrained(
-            lambda name: cls.from_pretrained(name, dtype=dtype, output_loading_info=True), path
-        )
+        kwargs = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self.pretrained(lambda name: cls.from_pretrained(name, **kwargs), path)
+        for name, stored, expected in sorted(info["mismatched_keys"])[:1]:
+            shapes = f"of shape {tuple(stored)}, where config.json asks for {tuple(expected)}"
+            raise self.missing(path or self.repo, f"they have {name} {shapes}")
         parameters = {name for name, _ in model.named_parameters()}
         used = {name for name in parameters if not name.startswith(unused)}
         if absent := sorted(used.intersection(info["missing_keys"])):
@@ -176,9 +194,11 @@ class Source:
                 return load_file(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-            reason = f"it cannot be read, {type(error).__name__}: {error}"
-            raise self.missing(str(file), reason) from error
-        return state.get("state_dict", state)
+            raise self.unreadable(str(file), error) from error
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
+        if isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values()):
+            return state
+        raise self.missing(str(file), "it holds something other than tensors by name.")
 
     def fill(self, model: torch.nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         """Copy `state` into `model`. Raises ValueError unless names and shapes match exactly."""

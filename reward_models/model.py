@@ -28,8 +28,8 @@ class Model:
     model: Any
 
     def __init__(self, device: str, dtype: str, batch_size: int) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size!r} must be a whole number of at least 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be a whole number of at least 1")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(_DTYPES)}")
         self.batch_size, self.dtype = batch_size, _DTYPES[dtype]

@@ -22,6 +22,7 @@ import numpy as np
 from reward_models.base import Metadata, Scores
 from reward_models.check import GOLDEN_TEXT, Check, golden_cases
 from reward_models.loading import expanded
+from reward_models.options import environment_number
 from reward_models.readers import ReaderDied, Readers
 
 QUOTED = re.compile('["“„]([^"“”„]*)["”“]')
@@ -129,7 +130,7 @@ class OcrScorer:
                 f"least 1, side = {side} at least 32 pixels, text_score = {text_score} in [0, 1]"
             )
         if device_id < 0:
-            device_id = int(os.environ.get("LOCAL_RANK", 0))
+            device_id = environment_number("general_ocr", "LOCAL_RANK", 0)
         detector, recogniser = _one_model(folder, "det"), _one_model(folder, "rec")
         self.engine = Engine(detector, recogniser, provider, device_id, side, text_score, threads)
         self.workers = _share_of_cores() if workers < 0 and provider == CPU else max(workers, 0)
@@ -249,5 +250,5 @@ def _check_provider(provider: str) -> None:
 def _share_of_cores() -> int:
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = cores // max(1, environment_number("general_ocr", "LOCAL_WORLD_SIZE", 1))
     return min(max(1, share - 1), MOST_WORKERS)  # one core is for the rank itself

@@ -104,14 +104,14 @@ class Pairwise(EndpointScorer):
                 f"{self.name}: question = {question!r} asks for no verdict; it must ask for an "
                 "answer such as 'Image 1 is better'"
             )
-        if isinstance(opponents, bool) or opponents != int(opponents) or opponents < 0:
-            raise ValueError(f"{self.name}: opponents = {opponents!r} must be a number of images")
+        if opponents < 0:
+            raise ValueError(f"{self.name}: opponents = {opponents} must be a number of images")
         if opponents % 2:
             raise ValueError(
                 f"{self.name}: opponents = {opponents} must be even, so that every image meets "
                 f"equally many; the nearest are {opponents - 1} and {opponents + 1}"
             )
-        self.question, self.opponents = question or QUESTION, int(opponents)
+        self.question, self.opponents = question or QUESTION, opponents
 
     def __call__(  # type: ignore[override]
         self, images: np.ndarray, prompts: list[str], metadata: list[Metadata], groups: np.ndarray

@@ -8,10 +8,13 @@ A run's config then names {"geneval": {"remote": "http://127.0.0.1:8090"}}: docs
 from __future__ import annotations
 
 import argparse
+import errno
 import ipaddress
 import json
 import logging
+import math
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from reward_models.wire import MEBIBYTE
 
 TOKEN_VARIABLE = "REWARD_TOKEN"
 TOKEN_LENGTH = 16
+NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 EXAMPLE = """as in --scorers '{"general_ocr": {}}'"""
 
 
@@ -84,6 +88,40 @@ def check_single(compared: Sequence[str]) -> None:
         )
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises ValueError unless a server can bind to the address; scorers take minutes to build."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port {port} must lie in 0 .. 65535")
+    try:
+        infos = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        failures = [error for info in infos if (error := _bind(info))]
+        # A host may have an IPv6 address on a machine without IPv6; the other one serves.
+        serious = [error for error in failures if error.errno not in NOT_HERE]
+        if serious or len(failures) == len(infos):
+            raise (serious or failures)[0]
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"the server cannot bind to --host {host} --port {port}: {reason}"
+        ) from error
+
+
+def _bind(info: tuple[Any, ...]) -> OSError | None:
+    """What hinders a server, as uvicorn starts one, from binding to an answer of getaddrinfo."""
+    family, kind, protocol, _, address = info
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     program, summary = "python -m reward_models.server", "Serve scorers over HTTP."
     parser = argparse.ArgumentParser(prog=program, description=summary)
@@ -106,9 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         token = read_token(args.token_file)
         check_binding(args.host, token)
         options = read_scorers(args.scorers)
-        if args.max_body <= 0 or args.queue < 1:
+        if not 0 < args.max_body < math.inf or args.queue < 1:
             limits = f"--max-body {args.max_body:g} and --queue {args.queue}"
-            raise ValueError(f"{limits} must be above 0")
+            raise ValueError(f"{limits} must be finite and above 0")
         if args.grace < 0:
             raise ValueError(f"--grace {args.grace} must be a number of seconds, of at least 0")
         try:
@@ -119,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             install = "pip install 'tp_grpo[server]'"
             raise ValueError(f"the server's packages are missing ({error}): {install}") from error
         check_single(compares_groups(options))
+        check_address(args.host, args.port)
         scorers = {name: build(name, **chosen) for name, chosen in options.items()}
         check_single([name for name, scorer in scorers.items() if compares(scorer)])
     except ValueError as error:

@@ -51,6 +51,18 @@ class Blind(Jpeg):
         return Scores(np.array([np.nan, 1.0, 1.0], dtype=np.float32))
 
 
+class Explains(Jpeg):
+    """Gives the scores of Jpeg, or none, and a reason."""
+
+    def __init__(self, silent: bool) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
+        score = super().__call__(images, prompts, metadata).score
+        return Scores(score * np.float32(np.nan) if self.silent else score, reason="it is dark")
+
+
 class Dies(Jpeg):
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> Scores:
         os._exit(11)

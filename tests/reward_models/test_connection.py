@@ -32,7 +32,7 @@ def test_an_address_that_is_none_is_refused(url: str, words: str) -> None:
 def test_what_is_no_text_is_no_address(url: Any) -> None:
     with pytest.raises(ValueError, match=r"remote = .* must be an address"):
         RemoteScorer(url, "shapes")
-    with pytest.raises(ValueError, match=r"url = .* must be an address"):
+    with pytest.raises(ValueError, match=r"judge: url = .* must be a text"):
         build("judge", url=url, model="m")
 
 

@@ -24,6 +24,7 @@ from reward_models.doctor import (
     table,
 )
 from reward_models.loading import Source
+from tests.reward_models.judged import Endpoint
 
 MODULE = "tests.reward_models.checked"
 
@@ -54,6 +55,20 @@ def test_scores_in_the_wrong_order_fail() -> None:
     assert "text must score more than noise, but" in report.why
     assert set(report.scores) == {"noise", "text", "plain"}
     assert examined("Blind").why == "text got no score"
+
+
+def test_the_reason_of_a_scorer_is_reported() -> None:
+    silent, other = examined("Explains", silent=True), examined("Explains", silent=False)
+    assert (silent.state, silent.why) == (FAILED, "text got no score; it is dark")
+    assert (other.state, other.why) == (OK, "it is dark")
+
+
+def test_a_judge_that_gives_no_marks_is_reported_with_its_answer(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda pixel, question: "No idea."
+    report = examine("judge", "judge", {"url": endpoint.url, "model": "eye-7b"})
+    assert report.state == FAILED
+    assert report.why.startswith("text got no score; judge: 3 of 3 answers: no mark from 1 to 5")
+    assert report.why.endswith("'No idea.'")
 
 
 def test_out_of_order_by_hand() -> None:

@@ -54,6 +54,59 @@ def test_the_key_comes_from_the_named_variable(
     assert sent == ["Bearer sk-1", None]
 
 
+def test_white_space_around_a_key_is_dropped(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, sent in ((" sk-1\n", "Bearer sk-1"), ("\n", None)):
+        monkeypatch.setenv("JUDGE_API_KEY", key)
+        judge(endpoint)(*numbered(1))
+        assert endpoint.headers[-1].get("authorization") == sent
+
+
+@pytest.mark.parametrize("key", ["geheim-ü", "secret\nline"])
+def test_a_key_that_no_header_can_hold_names_its_variable_and_is_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", key)
+    with pytest.raises(
+        ValueError, match=r"^judge: the environment's JUDGE_API_KEY must be"
+    ) as raised:
+        build("judge", model="m")
+    assert key[:6] not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("MY_KEY", "MY_KEY"),
+        *((key, "the one that it names") for key in ("sk-1aB", "a0", "SK9Z8Q7")),
+    ],
+)
+def test_a_variable_that_is_not_set_is_said_and_a_key_in_its_place_not_shown(
+    name: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    for scorer in ("judge", "deqa", "pairwise"):
+        with pytest.raises(ValueError) as raised:
+            build(scorer, model="m", api_key=name)
+        assert str(raised.value) == (
+            f"{scorer}: api_key must be the NAME of an environment variable that holds the key; "
+            f"{shown} is not set"
+        )
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    for unset in ("JUDGE_API_KEY", ""):
+        build("judge", model="m", api_key=unset)
+
+
+def test_a_key_that_the_endpoint_repeats_is_not_shown(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-secret")
+    endpoint.answer = lambda pixel, question: refusal("no key sk-secret here", status=401)
+    with pytest.raises(TypeError, match=r"answered 401: .*no key \.\.\. here"):
+        judge(endpoint)(*numbered(1))
+
+
 @pytest.mark.parametrize("key", ["", "sk-1"])
 def test_openais_variables_do_not_reach_the_endpoint(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str

@@ -96,8 +96,10 @@ def test_a_scorer_whose_call_takes_no_metadata_is_refused() -> None:
         reward_models.build(f"{__name__}:TwoArguments")
 
 
-@pytest.mark.parametrize("name", [".rewards:X", ":X"])
-def test_a_path_without_a_module_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [".rewards:X", ":X", "tests.scorers:", "dir/rewards:X", "a..b:X", "a b:X", "os:path.X"]
+)
+def test_a_name_without_a_module_or_a_class_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}' must name a module by its whole path"):
         reward_models.build(name)
 
@@ -110,6 +112,13 @@ def test_a_module_that_is_not_python_is_refused(
     words = r"cannot be imported from 'my_slip:X': .*\(my_slip.py, line 1\)"
     with pytest.raises(ValueError, match=words):
         reward_models.build("my_slip:X")
+
+
+def test_a_module_alone_is_no_scorer() -> None:
+    with pytest.raises(
+        ValueError, match=r"no scorer is called 'tests\.scorers'\. Known: aesthetic"
+    ):
+        reward_models.build("tests.scorers")
 
 
 @pytest.mark.parametrize(

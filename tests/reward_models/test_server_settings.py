@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
-from reward_models.server import check_binding, is_loopback, main, read_token
-from tests.reward_models.processes import TOKEN
+from reward_models.server import check_address, check_binding, is_loopback, main, read_token
+from tests.reward_models.processes import TOKEN, free_port
+
+NEVER = '{"tests.scorers:Unbuildable": {}}'
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org"])
@@ -55,13 +58,42 @@ def test_a_token_comes_from_the_file_then_from_the_environment(
         (["--scorers", "{}"], "names with their options"),
         (["--scorers", '{"shapes": 1.0}'], "names with their options"),
         (["--scorers", '{"shape": {}}'], "did you mean 'shapes'"),
-        (["--scorers", '{"shapes": {}}', "--max-body", "0"], "above 0"),
+        *((["--scorers", NEVER, "--max-body", n], "above 0") for n in ("0", "-1", "nan", "inf")),
+        *((["--scorers", NEVER, "--port", n], f"--port {n} must lie") for n in ("-1", "99999")),
+        (["--scorers", NEVER, "--host", "[::1]"], "cannot bind to --host [::1] --port 8090: "),
+        (["--scorers", '{"judge": {"question": null}}'], "judge: question = None must be a text"),
+        (["--scorers", '{"judge": {"model": "m", "timeout": NaN}}'], "judge: timeout = nan must"),
     ],
 )
 def test_bad_settings(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(arguments)
+    assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_busy_port_or_anothers_address_is_found_before_scorers_are_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", TOKEN)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        for host, reason in (("127.0.0.1", "in use"), ("192.0.2.1", "assign")):  # of RFC 5737
+            with pytest.raises(SystemExit) as stopped:
+                main(["--scorers", NEVER, "--host", host, "--port", str(port)])
+            assert stopped.value.code == 2
+            error = capsys.readouterr().err
+            assert f"the server cannot bind to --host {host} --port {port}: " in error
+            assert reason in error
+
+
+def test_a_free_address_may_be_bound_to_again() -> None:
+    for host in ("127.0.0.1", "localhost", ""):
+        port = free_port()
+        check_address(host, port)
+        check_address(host, port)
 
 
 @pytest.mark.parametrize("name", ["Contrast", "make_contrast"])

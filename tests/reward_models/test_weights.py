@@ -88,9 +88,13 @@ def test_a_folder_without_the_file_and_a_truncated_file_are_named(tmp_path: Path
     with pytest.raises(ValueError, match=r"the folder has no HPS_v2\.1_compressed\.pt"):
         build("hpsv2", path=str(tmp_path))
     whole = tiny.save_head(tmp_path / "whole.pth").read_bytes()
-    for name in ("aesthetic-model.pth", "head.safetensors"):
+    reasons = {
+        "aesthetic-model.pth": "it cannot be read",
+        "head.safetensors": "head.safetensors is",
+    }
+    for name, reason in reasons.items():
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match=f"{name} cannot be loaded: it cannot be read"):
+        with pytest.raises(ValueError, match=f"{name} cannot be loaded: {reason}"):
             build("aesthetic", path=str(tmp_path / name))
 
 
@@ -142,16 +146,51 @@ def test_a_vocabulary_that_reads_nothing_is_refused(tmp_path: Path) -> None:
         build("pickscore", path=str(clip))
 
 
-def test_damaged_weights_of_transformers_are_named(tmp_path: Path) -> None:
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_a_damaged_file_of_transformers_is_named(file: str, tmp_path: Path) -> None:
+    clip = tiny.save_clip(tmp_path / "clip")
+    whole = (clip / file).read_bytes()
+    cases = {POINTER: "is a pointer of git-lfs, .*`git lfs pull` fetches", b"": "is empty"}
+    cases[whole[: len(whole) // 2]] = "is damaged or cut short, (Safetensor|JSONDecode)Error: "
+    if file.endswith(".json"):
+        cases[b"[]"] = "holds something other than a JSON object"
+    for damaged, reason in cases.items():
+        (clip / file).write_bytes(damaged)
+        assert re.search(
+            rf"{clip} cannot be loaded: {file} {reason}", error_of("pickscore", path=str(clip))
+        )
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     clip = tiny.save_clip(tmp_path / "clip")
     file = clip / "model.safetensors"
-    whole, state = file.read_bytes(), load_file(file)
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n"
-    shape = save({**state, "logit_scale": torch.zeros(3)}, {"format": "pt"})
-    for damaged in (pointer, whole[: len(whole) // 2], shape):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{clip} cannot be loaded: damaged, or of other sh"):
-            build("pickscore", path=str(clip))
+    state = {**load_file(file), "logit_scale": torch.zeros(3)}
+    file.write_bytes(save(state, {"format": "pt"}))
+    assert (
+        f"pickscore: the weights {clip} cannot be loaded: they have logit_scale of shape (3,), "
+        "where config.json asks for ()."
+    ) in error_of("pickscore", path=str(clip))
+
+
+def test_a_file_that_holds_no_tensors_by_name_is_refused(tmp_path: Path) -> None:
+    head = tmp_path / "head.pth"
+    contents = ([1], {"state_dict": 5}, {"layers.0.weight": 5})
+    for content in contents:
+        torch.save(content, head)
+        assert "it holds something other than tensors by" in error_of("aesthetic", path=str(head))
+
+
+@pytest.mark.parametrize("name", ["aesthetic", "hpsv2", "imagereward"])
+def test_a_pointer_in_place_of_one_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file.pt").write_bytes(POINTER)
+    options = {"path": str(tmp_path / "file.pt")}
+    if name == "imagereward":
+        options["tokenizer_path"] = str(tiny.save_bert_tokenizer(tmp_path / "bert", 120))
+    options |= {"architecture": "ViT-B-32"} if name == "hpsv2" else {}
+    assert "file.pt is a pointer of git-lfs" in error_of(name, **options)
 
 
 @pytest.mark.parametrize("name", (*MODEL_SCORERS, "general_ocr"))

@@ -65,3 +65,8 @@ def test_a_name_that_is_too_long_for_a_file_is_said(length: int) -> None:
 
 def test_a_report_of_what_is_not_there(tmp_path: Path) -> None:
     assert "nowhere" in refused("scripts/report.py", str(tmp_path / "nowhere"))
+
+
+def test_a_config_in_the_home_folder() -> None:
+    line = refused("scripts/estimate.py", "--config=~/no such file.py:shapes_smoke")
+    assert "/no such file.py" in line and "~" not in line

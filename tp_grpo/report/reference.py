@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ def _band(label: str, runs: list[Run]) -> dict[str, Any]:
 
 def load(name: str) -> Curves:
     """The curves `name` of docs/curves, or a .json file's. ValueError names the known ones."""
-    path = Path(os.path.expanduser(name)) if name.endswith(".json") else CURVES / f"{name}.json"
+    path = files.expanded(name) if name.endswith(".json") else CURVES / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in CURVES.glob("*.json"))) or "none"
         raise ValueError(f"no reference curves {name!r} ({path}); known: {known}")

@@ -112,6 +112,11 @@ def hold(path: Path) -> IO[str]:
     return file
 
 
+def expanded(path: str) -> Path:
+    """The path with a leading `~` as the home folder; the shell leaves the one in --out=~/x."""
+    return Path(os.path.expanduser(path))
+
+
 def check_writable(folder: Path, setting: str) -> None:
     """Make the folder; raises ValueError that names the setting if nothing can be written there."""
     try:

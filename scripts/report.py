@@ -39,6 +39,10 @@ def main() -> int:
     try:
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder; name a file, as in {out / 'report.html'}")
+        if options.out or out.parent.is_dir():
+            files.check_writable(out.parent, "--out")
+        if options.png:
+            files.check_writable(options.png, "--png")
         curves = reference.load(options.against) if options.against else None
         write(options.runs, out, against=curves)
         if options.png:

@@ -51,6 +51,12 @@ def test_a_report_never_takes_the_place_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").is_file()
 
 
+def test_a_report_names_the_option_whose_folder_cannot_be_written(file: Path) -> None:
+    curves = f"--out={file}/below/report.html"
+    assert refused("scripts/report.py", "runs/mine", curves).startswith(f"error: --out: {file}")
+    assert refused("scripts/report.py", "runs/mine", f"--png={file}").startswith("error: --png: ")
+
+
 def test_a_file_that_is_no_prompt_file_is_never_drawn_as_text(file: Path) -> None:
     for text in ("drawbench.csv", "prompts/mine.parquet", str(file)):
         line = refused("scripts/generate.py", CONFIG, f"--prompts={text}")

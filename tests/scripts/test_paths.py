@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.faults.runs import ROOT
 
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
 FILE = "a folder that is a file"
@@ -76,3 +77,11 @@ def test_a_report_of_what_is_not_there(tmp_path: Path) -> None:
 def test_a_config_in_the_home_folder() -> None:
     line = refused("scripts/estimate.py", "--config=~/no such file.py:shapes_smoke")
     assert "/no such file.py" in line and "~" not in line
+
+
+@pytest.mark.parametrize("folder", ["scripts", "benchmarks"])
+def test_every_option_that_is_a_path_takes_the_home_folder(folder: str) -> None:
+    """The shell leaves the ~ of --out=~/x as it is."""
+    sources = {path.name: path.read_text() for path in (ROOT / folder).glob("*.py")}
+    assert [name for name, source in sources.items() if "type=Path" in source] == []
+    assert [name for name, source in sources.items() if "type=expanded" in source]

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import curves
 
 from config import recipes
+from tp_grpo.store.files import expanded
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "Flow-GRPO"
@@ -97,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/credit"))
+    parser.add_argument("--out", type=expanded, default=Path("runs/credit"))
     parser.add_argument("--recipe", default="shapes_tiny")
     parser.add_argument("--seeds", type=int, default=4, help="seeds 1 .. N")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -108,7 +109,9 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, the cores divided among them"
     )
-    parser.add_argument("--figure", type=Path, help="where it is drawn; else curves.png in --out")
+    parser.add_argument(
+        "--figure", type=expanded, help="where it is drawn; else curves.png in --out"
+    )
     arguments, extra = parser.parse_known_args()
     out, cores = arguments.out.resolve(), os.cpu_count() or 1
     threads = max(1, cores // arguments.jobs)

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=8, help="in all (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="the folder of results and logs")
+    parser.add_argument("--out", type=files.expanded, help="the folder of results and logs")
     parser.add_argument("--list", action="store_true", help="the jobs, and their seconds")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME")
     parser.add_argument("--tiny", action="store_true", help="all jobs at a size for a CPU")
@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.out is None:
         parser.error("--out FOLDER is needed: where the results are written")
+    try:
+        files.check_writable(options.out, "--out")
+    except ValueError as error:
+        parser.error(str(error))
     return Session(options.out, 60 * options.minutes, tiny=options.tiny).run(jobs)
 
 
@@ -83,7 +87,6 @@ class Session:
         if torch.cuda.is_initialized():
             print("CUDA is in use already: its processes could not be forked", file=sys.stderr)
             return 2
-        self.folder.mkdir(parents=True, exist_ok=True)
         failed = 0
         for job in jobs:
             for case in job.cases(self.tiny):

@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import methods_tables
 from methods_tables import RATE_SEED, Line
 
+from tp_grpo.store.files import expanded
+
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = (70, 140, 280, 560)  # CPU seconds
 RATES = (7e-4, 1.5e-3, 3e-3)
@@ -92,9 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "runs/methods", help="the runs' folders")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/curves/methods.jsonl")
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs/methods.png")
+    parser.add_argument(
+        "--out", type=expanded, default=ROOT / "runs/methods", help="the runs' folders"
+    )
+    parser.add_argument("--results", type=expanded, default=ROOT / "docs/curves/methods.jsonl")
+    parser.add_argument("--figure", type=expanded, default=ROOT / "docs/methods.png")
     parser.add_argument("--recipe", default="shapes_tiny")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4])

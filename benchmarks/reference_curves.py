@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tp_grpo.report import reference
 from tp_grpo.report.data import read
+from tp_grpo.store.files import expanded
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,11 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs", nargs="+", action="append", required=True, metavar=("METHOD", "RUN")
     )
-    parser.add_argument("--folder", type=Path, default=reference.CURVES)
+    parser.add_argument("--folder", type=expanded, default=reference.CURVES)
     options = parser.parse_args(arguments)
     try:
         curves = reference.make(
-            {method: [read(Path(run)) for run in runs] for method, *runs in options.runs}
+            {method: [read(expanded(run)) for run in runs] for method, *runs in options.runs}
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

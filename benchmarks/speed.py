@@ -36,6 +36,7 @@ from tp_grpo.method import sampler
 from tp_grpo.models.policy import Policy
 from tp_grpo.plan import make_plan
 from tp_grpo.ranks.runtime import Runtime
+from tp_grpo.store.files import expanded
 from tp_grpo.train.learner import Learner, make_optimizer
 from tp_grpo.train.rollout import velocity_of
 from tp_grpo.train.update import Updater
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="timings of everything; their median is shown"
     )
-    parser.add_argument("--out", type=Path, help="write the tables there as well")
+    parser.add_argument("--out", type=expanded, help="write the tables there as well")
     arguments = parser.parse_args()
     start, worst, threads = time.perf_counter(), dict[str, float](), torch.get_num_threads()
     columns = [

@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import textwrap
+import traceback
 import warnings
+from importlib.machinery import SourceFileLoader
 from logging import getLogger
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from tp_grpo.store import files, own_code
+
+CONFIGS = Path(__file__).resolve().parents[1] / "config"
+
+
+class ConfigFileError(Exception):
+    """A mistake in a config file: the file, the line and the error."""
+
+
+class _Parser(flags.ArgumentParser):
+    """ml_collections' loads the file too, but ends in a traceback where the file is at fault."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        """What `get_config` of FILE.py[:RECIPE] returns, locked.
+
+        Raises OSError for a file that cannot be read, ConfigFileError for any other mistake.
+        """
+        name, *recipe = argument.split(":", 1)
+        file = str(files.expanded(name))
+        try:
+            config = _module(file).get_config(*recipe)
+        except ConfigFileError:
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if isinstance(error, OSError) and all(frame.filename != file for frame in frames):
+                raise
+            in_words = isinstance(error, ValueError) and _is_ours(frames[-1].filename)
+            raise ConfigFileError(error if in_words else own_code.mistake(error, file)) from error
+        if not isinstance(config, ConfigDict):
+            kind = type(config).__name__
+            raise ConfigFileError(f"{file}: get_config returns a ConfigDict, got {kind}")
+        return config.lock()
+
+
+def _module(file: str) -> ModuleType:
+    loader = SourceFileLoader("config_config", file)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec
+    module = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigFileError(f"{file} has no function get_config")
+    return module
+
+
+def _is_ours(file: str) -> bool:
+    """Whether it is in config/, whose ValueErrors say all, such as which recipes there are."""
+    return Path(file).resolve().parent == CONFIGS
+
 
 # Without a default: it would be parsed here, at import, where a mistake ends in a traceback.
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:RECIPE", lock_config=True)
+flags.FLAGS["config"].parser = _Parser()
 HELP = """options:
   --config=FILE.py:RECIPE
       the file is the algorithm, one of
@@ -36,7 +92,8 @@ def parse(arguments: list[str]) -> list[str]:
         rest: list[str] = flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise ValueError("name a config, as in --config=config/tp_grpo.py:shapes_tiny")
-        CONFIG.value.keys()  # a file that could not be loaded raises only when it is used
+    except ConfigFileError as error:
+        _fail(str(error))
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         places = "Every field is listed in config/base.py, every recipe in config/recipes.py."
         _fail(f"{_in_words(error, arguments)}\n{places}")
@@ -52,8 +109,6 @@ def _fail(message: str) -> NoReturn:
 
 def mistake(error: Exception) -> int:
     """Print it in one line; returns the exit code of a mistake in the command."""
-    from tp_grpo.store import files
-
     words = files.in_words(error) if isinstance(error, OSError) else error
     print(f"error: {words}", file=sys.stderr)
     return 2
@@ -82,13 +137,7 @@ def _help(script: str) -> str:
 
 def _in_words(error: BaseException, arguments: list[str]) -> str:
     """The innermost message of ml_collections, after the argument that it is about."""
-    cause: object = error
-    while isinstance(cause, BaseException) and cause.args and not isinstance(cause, OSError):
-        cause = cause.args[0]
-    text = str(cause).strip()
-    if "Traceback" in text or "Failed loading" in text:
-        return text.splitlines()[-1].split("Error: ")[-1].strip()
-    text = " ".join(text.split())
+    text = own_code.innermost(error)
     for argument in arguments:
         if argument.startswith("--config.rewards.scorers."):
             example = "--config.rewards.scorers=\"{'pickscore': 1.0, 'jpeg': 0.0}\""

@@ -13,6 +13,7 @@ repeats.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -144,9 +145,9 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def least_correlation(a: Tensor, b: Tensor) -> float:
-    """The lowest of a step (column) at which `a` varies."""
-    varies = (a.std(0) > 0).nonzero().flatten().tolist()
-    return min(correlation(a[:, k], b[:, k]) for k in varies)
+    """The lowest of a step (column) at which `a` and `b` vary; NaN where none does."""
+    steps = [correlation(a[:, k], b[:, k]) for k in range(a.shape[1])]
+    return min((value for value in steps if not math.isnan(value)), default=math.nan)
 
 
 def signs_kept(a: Tensor, b: Tensor) -> float:
@@ -160,7 +161,12 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+    """Mean and standard deviation of what is known; "unknown" for what too few values give."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "unknown"
+    deviation = f"{statistics.stdev(known):.3f}" if len(known) > 1 else "unknown"
+    return f"{statistics.mean(known):.3f} ± {deviation}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ size changes which images are scored.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def evaluate() -> None:
     name = "-".join(policy.resolve().parts[-4:]) if policy else Path(config.model.path).name
     file = source.replace("/", "-").replace(":", "-")
     below = Path(config.output_dir) / "evaluate" / short(f"{name}-{file}")
-    out = Path(os.path.expanduser(_OUT.value)) if _OUT.value else below
+    out = files.expanded(_OUT.value) if _OUT.value else below
     files.check_writable(out, "--out" if _OUT.value else "output_dir")
     assess(config, scorers, policy, known, out)
 

@@ -10,7 +10,6 @@ position and the member alone.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +38,13 @@ _GRID = flags.DEFINE_boolean(
 
 def main(_: list[str]) -> int:
     from tp_grpo.settings import Settings
+    from tp_grpo.store import files
 
     quiet()
     try:
         if _SEED.value is not None:
             CONFIG.value.seed = _SEED.value
-        generate(Settings.read(CONFIG.value), Path(os.path.expanduser(_OUT.value)))
+        generate(Settings.read(CONFIG.value), files.expanded(_OUT.value))
     except (ValueError, OSError) as error:
         return mistake(error)
     except KeyboardInterrupt:

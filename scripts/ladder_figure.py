@@ -21,34 +21,50 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tp_grpo.store import files
+from tp_grpo.store.files import expanded
+
 GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#666666"
 
 
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("out", type=Path, metavar="OUT.png", help="the picture to write")
+    parser.add_argument("run", type=expanded, metavar="RUN", help="the run's folder")
+    parser.add_argument("out", type=expanded, metavar="OUT.png", help="the picture to write")
     parser.add_argument("--epoch", type=int, help="of the ladders; default: the newest kept")
     about = "of the trajectory; default: the first with most turning points"
     parser.add_argument("--row", type=int, help=about)
     options = parser.parse_args()
+    try:
+        figure = draw(*trajectory(options.run, options.epoch, options.row))
+        files.check_writable(options.out.parent, "OUT")
+        figure.savefig(options.out, dpi=110)
+    except (ValueError, OSError) as error:
+        parser.error(files.in_words(error) if isinstance(error, OSError) else str(error))
 
+
+def trajectory(run: Path, epoch: int | None, row: int | None) -> tuple[dict[str, Any], str]:
+    """Of the newest ladders and the row with most turning points, unless named; and its prompt.
+
+    Raises ValueError for ladders or a row that the run does not have.
+    """
     from tp_grpo.report.data import by_epoch, tensors
 
-    name = "*" if options.epoch is None else options.epoch
-    paths = [p for p in by_epoch(options.run / "ladders") if p.match(f"epoch-{name}.*")]
+    name = "*" if epoch is None else epoch
+    paths = [p for p in by_epoch(run / "ladders") if p.match(f"epoch-{name}.*")]
     if not paths:
-        parser.error(f"{options.run} holds no ladders of epoch {name}")
+        raise ValueError(f"{run} holds no ladders of epoch {name}")
     kept, prompts = tensors(paths[-1])
     entries, steps = kept["ladder"].shape[1], kept["turning"].shape[1]
     if entries != steps + 1:
         needed = "the figure needs one before and after each step"
-        parser.error(f"the ladders have {entries} rewards for {steps} steps: {needed}")
+        raise ValueError(f"the ladders have {entries} rewards for {steps} steps: {needed}")
     turns = kept["turning"][: len(kept["images"])].sum(1)
-    row = int(turns.argmax()) if options.row is None else options.row
-    trajectory = {name: value[row] for name, value in kept.items() if name != "states"}
-    draw(trajectory, prompts[row]).savefig(options.out, dpi=110)
+    row = int(turns.argmax()) if row is None else row
+    if not 0 <= row < len(turns):
+        raise ValueError(f"--row {row}: {paths[-1]} has pictures of rows 0 to {len(turns) - 1}")
+    return {name: value[row] for name, value in kept.items() if name != "states"}, prompts[row]
 
 
 def draw(trajectory: dict[str, Any], prompt: str) -> Figure:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from argparse import Namespace
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tp_grpo.data import lines
 from tp_grpo.data.sets import files, general_ocr, geneval, pickscore, text
+from tp_grpo.store.files import expanded
 
 Files = dict[Path, files.Prompts]  # of a set, by their names in its folder
 EXAMPLES = {
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(make=make, name=name)
         about = "folder of the sets (default: dataset)"
-        command.add_argument("--out", type=_path, default=Path("dataset"), help=about)
+        command.add_argument("--out", type=expanded, default=Path("dataset"), help=about)
         command.add_argument("--force", action="store_true", help="replace files that differ")
         if name != "text":
             about = "another seed, other prompts (default: 42)"
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     about = "leave out the scenes of these files, such as the official evaluation_metadata.jsonl"
     command.add_argument(
-        "--keep-out", type=_path, nargs="+", default=[], metavar="FILE.jsonl", help=about
+        "--keep-out", type=expanded, nargs="+", default=[], metavar="FILE.jsonl", help=about
     )
     for module, make in ((general_ocr, _general_ocr), (pickscore, _pickscore)):
         command = add(module.__name__.rpartition(".")[2], make, str(module.__doc__))
@@ -101,13 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--source", default="auto", help=about)
     command = add("text", _text, str(text.__doc__))
-    command.add_argument("file", type=_path, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8")
+    command.add_argument(
+        "file", type=expanded, metavar="FILE", help="a .txt, .csv or .tsv in UTF-8"
+    )
     command.add_argument("--name", required=True, help="of the folder, such as drawbench")
     return parser
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
 
 
 def _count(text: str) -> int:
@@ -164,7 +162,9 @@ def _general_ocr(options: Namespace) -> Files:
 
 def _pickscore(options: Namespace) -> Files:
     sizes = {"seed": options.seed, "train": options.train, "test": options.test}
-    source = pickscore.HUB if options.source in ("auto", "hub") else options.source
+    source = str(expanded(options.source))
+    if source in ("auto", "hub"):
+        source = pickscore.HUB
     prompts = None
     if source != "grammar":
         try:

@@ -10,21 +10,22 @@ trajectories with their turning points. For example
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tp_grpo.store.files import expanded
+
 
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", nargs="+", type=expanded, metavar="RUN", help="a run's folder")
     about = "the page to write; default: report.html in the first run's folder"
-    parser.add_argument("--out", type=_path, help=about)
+    parser.add_argument("--out", type=expanded, help=about)
     about = "also write the figures as PNG files into this folder"
-    parser.add_argument("--png", type=_path, metavar="DIR", help=about)
+    parser.add_argument("--png", type=expanded, metavar="DIR", help=about)
     about = "reference curves: a name in docs/curves, or a .json file"
     parser.add_argument("--against", metavar="NAME", help=about)
     axes = ("updates", "evaluations", "seconds")
@@ -38,6 +39,10 @@ def main() -> int:
     try:
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder; name a file, as in {out / 'report.html'}")
+        if options.out or out.parent.is_dir():
+            files.check_writable(out.parent, "--out")
+        if options.png:
+            files.check_writable(options.png, "--png")
         curves = reference.load(options.against) if options.against else None
         write(options.runs, out, against=curves)
         if options.png:
@@ -48,10 +53,6 @@ def main() -> int:
         return 2
     print(out)
     return 0
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,18 @@ def test_the_jobs_are_listed_with_their_seconds(capsys: pytest.CaptureFixture[st
     assert min(seconds) > 0 and seconds[-1] == sum(seconds[:-1])
 
 
+def test_a_file_in_the_place_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "figures").write_text("mine")
+    with pytest.raises(SystemExit) as ending:
+        gpu.main(["--out", "~/figures"])
+    assert ending.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: --out: {tmp_path / 'figures'} cannot be written" in line
+
+
 def test_an_option_whose_package_is_not_installed_is_left_out() -> None:
     names = {each.name for each in options.cases(False)}
     assert "as the recipe" in names

@@ -264,3 +264,17 @@ def test_names_may_come_in_one_text() -> None:
     read = Settings.read(asked)
     assert read.tracking.trackers == ("tensorboard", "wandb")
     assert read.lora.targets == ("attn.to_q", "attn.to_k")
+
+
+@pytest.mark.parametrize("best", ["pickscore", "total/exact", "shape", "pickscore/exact"])
+def test_a_best_that_is_no_score_of_the_run_names_those_there_are(best: str) -> None:
+    (line,) = refusal(checkpoint__best=best)
+    assert line == (
+        f"checkpoint.best = {best!r}: no evaluation has this score; it is 'total', a scorer "
+        "(shapes), one of its extras as 'scorer/extra', or '' for none"
+    )
+
+
+@pytest.mark.parametrize("best", ["", "total", "shapes", "shapes/exact"])
+def test_a_best_that_is_a_score_of_the_run(best: str) -> None:
+    assert Settings.read(config(checkpoint__best=best)).checkpoint.best == best

@@ -269,6 +269,10 @@ def test_pickscore_from_a_data_set_with_captions(
     train, test = (lines(tmp_path / "dataset/pickscore" / f"{split}.txt") for split in SPLITS)
     assert (len(train), len(test)) == (25, 5)
     assert len({line.lower() for line in train + test}) == 30
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = ("pickscore", "--source", "~/data", "--train", 25, "--out", "again")
+    succeed(*home, "--test", 5, cwd=tmp_path)
+    assert lines(tmp_path / "again/pickscore/train.txt") == train
     error = refuse(*asked, "--test", 6, "--force", cwd=tmp_path)
     assert "data has 30 usable prompts, but 25 for training and 6 for the test" in error
     data.write_text('{"text": "a cat"}')

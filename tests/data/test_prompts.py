@@ -209,6 +209,52 @@ def test_a_function_that_gives_something_else() -> None:
     )
 
 
+MODULE = """
+A_LIST = [("a cat", {})]
+def of_size(n): return [("a cat", {})] * n
+def maybe(n=1): return [("a cat", {})] * n
+def nothing(): pass
+def broken():
+    yield "a cat", {}
+    yield missing
+"""
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        ("A_LIST", "is of type list; it must be a function without arguments that returns"),
+        ("of_size", ": missing a required argument: 'n'; it must be a function without arg"),
+        ("nothing", " gives no prompts: .*: TypeError: 'NoneType' object is not iterable"),
+        ("broken", r" gives no prompts: .*own_prompts\.py:8: NameError: name 'missing' is not"),
+    ],
+)
+def test_what_is_no_function_of_pairs(
+    function: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_prompts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert prompts.load("own_prompts:maybe", field="prompts.train").prompts == ["a cat"]
+    with pytest.raises(ValueError, match=f"^prompts.train = 'own_prompts:{function}'.*{message}"):
+        prompts.load(f"own_prompts:{function}", field="prompts.train")
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("cut_short", "\ndef pairs(:\n", r"cut_short\.py:2: SyntaxError: "),
+        ("unnamed", "\n\nmissing\n", r"unnamed\.py:3: NameError: name 'missing' is not defined"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded(
+    name: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"^prompts.train = .* cannot be imported: .*{message}"):
+        prompts.load(f"{name}:pairs", field="prompts.train")
+
+
 LINE = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"), max_size=30
 )

@@ -73,6 +73,26 @@ def test_json_that_is_none_or_no_object_is_named(sd3: Path, name: str) -> None:
         refused(sd3, f"sd3/{name} {message}")
 
 
+@pytest.mark.parametrize("content", ["{}", '{"model": {}}', '{"model": {"vocab": {}}}'])
+def test_an_empty_tokenizer_is_named(sd3: Path, content: str) -> None:
+    (sd3 / "tokenizer" / "tokenizer.json").write_text(content)
+    refused(sd3, r"sd3/tokenizer/tokenizer\.json holds no vocabulary; fetch it again")
+
+
+def test_words_without_their_merges_are_named(sd3: Path) -> None:
+    folder = sd3 / "tokenizer"
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "merges.txt").unlink(missing_ok=True)
+    (folder / "vocab.json").write_text('{"a": 0}')
+    refused(sd3, r"sd3/tokenizer/merges\.txt is missing")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text("{}")
+    refused(sd3, r"sd3/tokenizer/vocab\.json holds no vocabulary")
+    (folder / "vocab.json").unlink()
+    (folder / "spiece.model").touch()
+    refused(sd3, r"sd3/tokenizer/spiece\.model holds no vocabulary")
+
+
 @pytest.mark.parametrize("name", (*CONFIGS, *WEIGHTS))
 def test_a_folder_in_the_place_of_a_file_is_named(sd3: Path, name: str) -> None:
     (sd3 / name).unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.tiny_models import CPU, PROMPTS, ode, settings
 from tp_grpo import models
 from tp_grpo.models import text
 from tp_grpo.models.policy import Policy
+from tp_grpo.store import files
 
 Load = Callable[..., Any]
 
@@ -189,17 +192,31 @@ def test_a_cache_that_cannot_be_a_folder_is_refused_before_weights_load(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    monkeypatch.setattr(text.os, "access", lambda path, _: Path(path) != tmp_path)
+    (tmp_path / "empty").mkdir()
+    held = tmp_path / "held" / "ab"
+    held.mkdir(parents=True)
+    (held / "abcd.safetensors").touch()
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(text.tempfile, "TemporaryFile", refuse)
     for folder, reason in (
         (file, f"{file} is no folder"),
         (file / "below", f"{file} is no folder"),
-        (tmp_path / "new", f"{tmp_path} may not be written to"),
+        (tmp_path / "new", rf"{tmp_path} cannot be written \(Permission denied\)"),
+        (tmp_path / "empty", rf"{tmp_path}/empty cannot be written \(Permission denied\)"),
     ):
         with pytest.raises(
             ValueError, match=f"model.embeddings_cache = '{folder}': {reason}; name"
         ):
             load(embeddings_cache=str(folder))
-    load(embeddings_cache=str(tmp_path))  # read-only, it may hold all prompts
+    load(embeddings_cache=str(held.parent))  # read-only, it may hold all prompts
+
+
+def test_a_cache_that_only_seems_writable_is_refused_before_weights_load(load: Load) -> None:
+    with pytest.raises(ValueError, match=r"embeddings_cache = '/proc': /proc cannot be written \("):
+        load(embeddings_cache="/proc")
 
 
 def test_an_embedding_that_cannot_be_read_or_written_is_named(load: Load, tmp_path: Path) -> None:
@@ -207,10 +224,11 @@ def test_an_embedding_that_cannot_be_read_or_written_is_named(load: Load, tmp_pa
     for parent in {file.parent for file in tmp_path.rglob("*.safetensors")}:
         shutil.rmtree(parent)
         parent.touch()
-    with pytest.raises(
-        ValueError, match=rf"model\.embeddings_cache: {tmp_path}.*\.safetensors cannot be written: "
-    ):
+    with pytest.raises(OSError) as error:
         load(embeddings_cache=str(tmp_path)).encode(PROMPTS)
+    words = files.in_words(error.value)
+    place = rf"{tmp_path}/../.*\.safetensors: cannot be written \(.*\)"
+    assert re.fullmatch(rf"{place}; name another model\.embeddings_cache", words)
 
 
 def test_an_embedding_without_the_right_to_read_it_is_encoded_again(

@@ -160,6 +160,46 @@ def test_what_holds_no_reference_curves_is_named(tmp_path: Path, content: str, w
         reference.load(str(tmp_path / "mine.json"))
 
 
+@pytest.mark.parametrize(
+    "lost, words",
+    [
+        (("credit",), "lacks credit$"),
+        (("config",), "lacks config$"),
+        (("eval",), "lacks eval$"),
+        (("train", "updates"), r"lacks train\.updates$"),
+        (("train", "reward", "low"), r"lacks train\.reward\.low$"),
+        ((), "lacks label, credit, config, train, eval$"),
+    ],
+)
+def test_a_reference_band_that_is_incomplete_is_named(
+    lost: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    curves = json.loads((reference.CURVES / "shapes_tiny.json").read_text())
+    held = curves["bands"][1]
+    for name in lost[:-1]:
+        held = held[name]
+    held.pop(lost[-1]) if lost else held.clear()
+    (tmp_path / "mine.json").write_text(json.dumps(curves))
+    with pytest.raises(ValueError, match=f"mine.json: band 2 {words}"):
+        reference.load(str(tmp_path / "mine.json"))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sample": None}, r"sample\.kind, sample\.noise_level, sample\.steps, "),
+        ({"credit": "turning_point"}, r"credit\.name$"),
+    ],
+)
+def test_a_config_without_what_a_report_shows_is_named(
+    changes: dict, words: str, tmp_path: Path
+) -> None:
+    run = make(tmp_path / "run")
+    (run / "config.yaml").write_text(json.dumps(CONFIG | changes))
+    with pytest.raises(ValueError, match=rf"run/config\.yaml lacks {words}"):
+        report.write(run, run / "report.html")
+
+
 def test_a_hundred_epochs_of_noise_are_less_than_ten_megabytes(tmp_path: Path) -> None:
     run = make(tmp_path / "run", epochs=100)
     noise = torch.Generator().manual_seed(0)

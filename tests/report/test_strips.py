@@ -92,3 +92,39 @@ def test_the_figure_of_a_ladder_needs_it_whole(
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "scripts" / "ladder_figure.py"), run_name="__main__")
     assert "the ladders have 2 rewards for 2 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "out, row, message",
+    [
+        ("ladder.png", "99", "--row 99: {}/run/ladders/epoch-1.safetensors has pictures of rows"),
+        ("ladder.png", "-1", "--row -1: {}/run/ladders/epoch-1.safetensors has pictures of rows"),
+        ("ladder.txt", "0", "Format 'txt' is not supported (supported formats: "),
+        ("file/ladder.png", "0", "OUT: {}/file cannot be written"),
+    ],
+)
+def test_the_figure_of_a_ladder_that_cannot_be_drawn(
+    out: str,
+    row: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path / "run", epochs=1)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["ladder_figure.py", "~/run", f"~/{out}", "--row", row])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_path(str(ROOT / "scripts" / "ladder_figure.py"), run_name="__main__")
+    assert ending.value.code == 2
+    assert f"error: {message.format(tmp_path)}" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_ladders_figure_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, figure = make(tmp_path / "run", epochs=1), tmp_path / "a" / "b" / "ladder.png"
+    monkeypatch.setattr(sys, "argv", ["ladder_figure.py", str(run), str(figure)])
+    runpy.run_path(str(ROOT / "scripts" / "ladder_figure.py"), run_name="__main__")
+    assert figure.is_file()

@@ -260,3 +260,15 @@ def test_an_ending_says_which_epoch_is_safe_and_how_to_resume(
     folder.settle()
     safe = f"everything up to epoch 1 is in {folder.folder}"
     assert folder.how_to_resume() == f"{safe}; the same command{again} resumes from there."
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "evaluations", "ladders"])
+def test_a_folder_of_the_run_that_cannot_be_written_is_found_before_it_resumes(
+    smoke: Smoke, name: str
+) -> None:
+    config = smoke()
+    folder = Path(config.output_dir) / config.run_name
+    folder.mkdir()
+    (folder / name).symlink_to("/proc")
+    with pytest.raises(ValueError, match=f"output_dir: {folder}/{name} cannot be written"):
+        open_folder(config)

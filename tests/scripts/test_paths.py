@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.faults.runs import ROOT
 
 CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
 FILE = "a folder that is a file"
@@ -51,6 +52,12 @@ def test_a_report_never_takes_the_place_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").is_file()
 
 
+def test_a_report_names_the_option_whose_folder_cannot_be_written(file: Path) -> None:
+    curves = f"--out={file}/below/report.html"
+    assert refused("scripts/report.py", "runs/mine", curves).startswith(f"error: --out: {file}")
+    assert refused("scripts/report.py", "runs/mine", f"--png={file}").startswith("error: --png: ")
+
+
 def test_a_file_that_is_no_prompt_file_is_never_drawn_as_text(file: Path) -> None:
     for text in ("drawbench.csv", "prompts/mine.parquet", str(file)):
         line = refused("scripts/generate.py", CONFIG, f"--prompts={text}")
@@ -65,3 +72,16 @@ def test_a_name_that_is_too_long_for_a_file_is_said(length: int) -> None:
 
 def test_a_report_of_what_is_not_there(tmp_path: Path) -> None:
     assert "nowhere" in refused("scripts/report.py", str(tmp_path / "nowhere"))
+
+
+def test_a_config_in_the_home_folder() -> None:
+    line = refused("scripts/estimate.py", "--config=~/no such file.py:shapes_smoke")
+    assert "/no such file.py" in line and "~" not in line
+
+
+@pytest.mark.parametrize("folder", ["scripts", "benchmarks"])
+def test_every_option_that_is_a_path_takes_the_home_folder(folder: str) -> None:
+    """The shell leaves the ~ of --out=~/x as it is."""
+    sources = {path.name: path.read_text() for path in (ROOT / folder).glob("*.py")}
+    assert [name for name, source in sources.items() if "type=Path" in source] == []
+    assert [name for name, source in sources.items() if "type=expanded" in source]

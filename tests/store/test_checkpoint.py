@@ -104,7 +104,9 @@ def test_a_copy_that_followed_the_link_to_the_best_goes_on(tmp_path: Path) -> No
     assert not (copy.folder / BEST).exists()
 
 
-@pytest.mark.parametrize("name", ["epoch-2.tar.gz", "epoch-1-backup", "epoch-", "epoch-3 (copy)"])
+@pytest.mark.parametrize(
+    "name", ["epoch-2.tar.gz", "epoch-1-backup", "epoch-", "epoch-3 (copy)", "epoch-03"]
+)
 def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path, name: str) -> None:
     checkpoints = saved(tmp_path, 1)
     (tmp_path / name).mkdir()
@@ -113,6 +115,38 @@ def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path, name: str) -> None
     assert checkpoints.epochs() == [1] and newest and newest.epoch == 1
     checkpoints.forget_after(0)
     assert (tmp_path / name).is_dir()
+
+
+def test_a_copy_under_another_epochs_name_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    for name in ("epoch-0100", "epoch-200"):
+        shutil.copytree(tmp_path / "epoch-2", tmp_path / name)
+    (tmp_path / "epoch-300").mkdir()
+    (tmp_path / "epoch-300" / "note.txt").write_text("mine")
+    newest = checkpoints.newest()
+    assert checkpoints.epochs() == [1, 2] and newest and newest.epoch == 2
+    checkpoints.keep = 1
+    saved(tmp_path, 3)
+    checkpoints.tidy()
+    assert checkpoints.epochs() == [3]
+    checkpoints.forget_after(0)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["epoch-0100", "epoch-200", "epoch-300"]
+    assert (tmp_path / "epoch-300" / "note.txt").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
+    for _ in range(2):
+        (tmp_path / "epoch-3").mkdir()
+        (tmp_path / "epoch-3" / "note.txt").write_text("mine")
+        with pytest.warns(
+            UserWarning, match=r"no checkpoint of epoch 3; it is now .*epoch-3-other"
+        ):
+            checkpoints = saved(tmp_path, 3)
+        assert checkpoints.epochs() == [3]
+        checkpoints.forget_after(2)
+    for number in (1, 2):
+        assert (tmp_path / f"epoch-3-other-{number}" / "note.txt").read_text() == "mine"
 
 
 def test_every_file_has_the_mode_of_the_umask(tmp_path: Path) -> None:

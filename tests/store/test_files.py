@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tp_grpo.store import files
 
@@ -86,3 +88,28 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert error.value.filename == str(tmp_path / "run")
     assert kept.read_text() == "weeks of work"
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "no draft is left"
+
+
+@pytest.mark.parametrize(
+    "number, kind, words",
+    [
+        (errno.EACCES, PermissionError, "Permission denied"),
+        (errno.EROFS, OSError, "Read-only file system"),
+        (errno.EDQUOT, files.NoRoomError, "the disk is full"),
+        (errno.ENOSPC, files.NoRoomError, "the disk is full"),
+    ],
+)
+def test_what_safetensors_says_of_the_disk_is_an_error_of_the_file(
+    number: int, kind: type[OSError], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ladders"
+    reported = SafetensorError(f"Error while serializing: I/O error: words (os error {number})")
+    with pytest.raises(kind, match=words) as caught, files.whole(path):
+        raise reported
+    assert caught.value.__cause__ is reported
+    assert str(path) in files.in_words(caught.value)
+
+
+def test_another_error_of_safetensors_stays_itself(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError, match="InvalidHeader"), files.whole(tmp_path / "a"):
+        raise SafetensorError("Error while deserializing header: InvalidHeader")

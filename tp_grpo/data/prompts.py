@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
+import importlib.util
+import inspect
 import json
-import os
 import re
 import shlex
 import warnings
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 from tp_grpo.data.lines import CLIP_WORDS, MAX_CHARACTERS, name, refuse
+from tp_grpo.store import own_code
+from tp_grpo.store.files import expanded
 from tp_grpo.types import PromptBatch
 
 SPLITS = {"prompts.train": "train", "prompts.eval": "test"}
@@ -77,7 +79,7 @@ def load(source: str, *, field: str) -> PromptSet:
     """
     if not source:
         raise ValueError(f"{field} is empty: name {ACCEPTED}")
-    setting, path, unit = f"{field} = {source!r:.300}", Path(os.path.expanduser(source)), "line"
+    setting, path, unit = f"{field} = {source!r:.300}", expanded(source), "line"
     try:
         if path.is_dir():
             path = _file_in(path, field)
@@ -128,7 +130,7 @@ def text_or_source(text: str, *, field: str) -> PromptSet:
 
 def _names_a_file(text: str) -> bool:
     """Whether it is there, ends as a prompt file does, or is a word with a file's ending."""
-    path = Path(os.path.expanduser(text))
+    path = expanded(text)
     with contextlib.suppress(OSError, ValueError):  # as for a name that is too long
         if path.exists():
             return True
@@ -209,9 +211,19 @@ def _read_file(path: Path, setting: str) -> list[_Line]:
 def _call(source: str, setting: str) -> list[_Line]:
     module, _, function = source.partition(":")
     try:
-        items = getattr(importlib.import_module(module), function)
+        home = importlib.import_module(module)
+        give = getattr(home, function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{setting} cannot be imported: {error}") from error
+    except Exception as error:
+        reason = own_code.mistake(error, _file_of(module))
+        raise ValueError(f"{setting} cannot be imported: {reason}") from error
+    _check_function(give, setting)
+    try:
+        items = list(give())
+    except Exception as error:
+        reason = own_code.mistake(error, str(home.__file__))
+        raise ValueError(f"{setting} gives no prompts: {reason}") from error
 
     def parse_pair(item: Any) -> tuple[str, dict[str, Any]]:
         try:
@@ -221,7 +233,26 @@ def _call(source: str, setting: str) -> list[_Line]:
             message = f"expected (prompt, metadata), got {item!r:.100}: {error}"
             raise ValueError(message) from error
 
-    return _parse_all(items(), parse_pair, f"{source}, item ", setting)
+    return _parse_all(items, parse_pair, f"{source}, item ", setting)
+
+
+def _file_of(module: str) -> str:
+    """Where a module that failed to load is; its name if that is not known."""
+    with contextlib.suppress(ImportError, ValueError):
+        if (spec := importlib.util.find_spec(module)) and spec.origin:
+            return spec.origin
+    return module
+
+
+def _check_function(give: Any, setting: str) -> None:
+    """Raises ValueError for what cannot be called without arguments."""
+    needed = "it must be a function without arguments that returns (prompt, metadata) pairs"
+    if not callable(give):
+        raise ValueError(f"{setting} is of type {type(give).__name__}; {needed}")
+    try:
+        inspect.signature(give).bind()
+    except TypeError as error:
+        raise ValueError(f"{setting}: {error}; {needed}") from error
 
 
 def _parse_all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tp_grpo.models import export, families, pretrained
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.settings import ModelSettings
 from tp_grpo.store.checkpoint import ADAPTER, Checkpoints
-from tp_grpo.store.files import sha256
+from tp_grpo.store.files import expanded, sha256
 
 
 def find(path: str) -> Path | None:
@@ -21,7 +20,7 @@ def find(path: str) -> Path | None:
     """
     if not path:
         return None
-    folder = Path(os.path.expanduser(path))
+    folder = expanded(path)
     # A finished run that was resumed has checkpoints newer than its adapter.
     newest = Checkpoints(folder / "checkpoints", 1).epochs()[-1:]
     names = [f"checkpoints/epoch-{epoch}/{ADAPTER}" for epoch in newest]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from tp_grpo.models import checkpoint_files, peft_config
 from tp_grpo.models.export import PEFT_WEIGHTS, PIPELINE_WEIGHTS
 from tp_grpo.models.policy import Policy
+from tp_grpo.store.files import expanded
 
 NAME = "start"  # of the adapter while the pipeline holds it
 DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")  # ends of a file's names
@@ -84,7 +84,7 @@ def check(
 
 def find(field: str, path: str) -> Path:
     """The adapter's file, which may be named by its folder. Raises ValueError where none is."""
-    file = Path(os.path.expanduser(path))
+    file = expanded(path)
     if not file.is_dir():
         return file
     names = [name for name in (PEFT_WEIGHTS, PIPELINE_WEIGHTS) if (file / name).is_file()]

@@ -44,15 +44,31 @@ def check_part(folder: Path, class_name: str, convert: str) -> None:
     name = folder.name
     _check_texts(folder)
     if name.startswith("tokenizer"):
-        # Without a vocabulary transformers silently makes a tokenizer that knows no word.
-        if class_name not in BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
-            listed = ", ".join(VOCABULARIES)
-            raise ValueError(f"model.path: {folder} holds no vocabulary: none of {listed}")
+        if class_name not in BYTES:
+            _check_vocabulary(folder)
     elif name == "scheduler":
         _require(folder / "scheduler_config.json")
     elif has_weights(name):
         _require(folder / "config.json")
         _check_weights(folder, convert)
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Raises ValueError for a tokenizer that lacks words or, by byte pairs, how they merge."""
+    present = [name for name in VOCABULARIES if (folder / name).is_file()]
+    if not present:  # transformers silently makes a tokenizer that knows no word
+        listed = ", ".join(VOCABULARIES)
+        raise ValueError(f"model.path: {folder} holds no vocabulary: none of {listed}")
+    if (used := present[0]) == "tokenizer.json":
+        model = read_json(folder / used).get("model")
+        words = isinstance(model, dict) and model.get("vocab")
+    elif used == "vocab.json":
+        _require(folder / "merges.txt")
+        words = read_json(folder / used)
+    else:
+        words = (folder / used).stat().st_size
+    if not words:
+        raise ValueError(f"model.path: {folder / used} holds no vocabulary; fetch it again")
 
 
 def _check_texts(folder: Path) -> None:

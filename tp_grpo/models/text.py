@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,16 +55,20 @@ def chat(pipeline: Any, prompt: str, *, thinking: bool) -> str:
 def check_cache(folder: str) -> None:
     """Raises ValueError for a `model.embeddings_cache` that no prompt could be written to.
 
-    One that exists may be read-only: it can hold all prompts.
+    One with embeddings may be read-only: it can hold all prompts.
     """
     path = Path(folder).absolute()
     nearest = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     if not os.path.isdir(nearest):
         reason = f"{nearest} is no folder"
-    elif nearest != path and not os.access(nearest, os.W_OK | os.X_OK):
-        reason = f"{nearest} may not be written to"
-    else:
+    elif any(path.glob("*/*.safetensors")):
         return
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=nearest):
+                return
+        except OSError as error:
+            reason = f"{nearest} cannot be written ({error.strerror})"
     raise ValueError(f"model.embeddings_cache = {folder!r}: {reason}; name another folder")
 
 
@@ -83,7 +88,7 @@ class EmbeddingCache:
             return None
 
     def save(self, prompt: str, cond: Any) -> None:
-        """Raises ValueError where the folder cannot be written to."""
+        """Raises OSError with the file and the setting where the folder cannot be written to."""
         path = self._path(prompt)
         draft = path.with_suffix(f".{os.getpid()}")  # ranks may write the same prompt
         fields = {f.name: getattr(cond, f.name).contiguous() for f in dataclasses.fields(cond)}
@@ -93,9 +98,11 @@ class EmbeddingCache:
             files.share(draft)
             draft.rename(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"model.embeddings_cache: {path} cannot be written: {error}; name another folder"
-            ) from error
+            known = error if isinstance(error, OSError) else files.os_error(error, path)
+            if known is None:
+                raise
+            reason = f"cannot be written ({known.strerror}); name another model.embeddings_cache"
+            raise OSError(known.errno, reason, str(path)) from error
 
     def _path(self, prompt: str) -> Path:
         name = hashlib.sha256(json.dumps([self.origin, prompt]).encode()).hexdigest()

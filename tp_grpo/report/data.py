@@ -26,6 +26,13 @@ SMALL = 64  # pixels; images of at most this side stay lossless
 # Names, places and what does not affect the numbers.
 PLACES = ("run_name", "output_dir", "tracking.", "checkpoint.", "runtime.")
 IRRELEVANT = (*PLACES, "rewards.max_failed", "train.max_ratio_dev")
+NEEDED = {  # settings that a report shows or counts with
+    "credit": ("name",),
+    "sample": (
+        *("kind", "noise_level", "steps", "window_start", "window_size"),
+        *("groups_per_epoch", "group_size"),
+    ),
+}
 AXES = {"updates": "updates", "evaluations": "sampling evaluations", "seconds": "training seconds"}
 
 Lines = list[dict[str, Any]]
@@ -70,6 +77,15 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no config")
+    sections = {name: config.get(name) for name in NEEDED}
+    lacking = [
+        f"{name}.{field}"
+        for name, held in sections.items()
+        for field in NEEDED[name]
+        if not isinstance(held, dict) or field not in held
+    ]
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}")
     return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,9 @@ from tp_grpo.report.data import AXES, Run, Table, differences
 from tp_grpo.store import files
 
 Curves = dict[str, Any]  # {"name", "bands"}
+TABLES = ("train", "eval")
+LEVELS: dict[str, Callable[[list[Any]], float]]
+LEVELS = {"mean": statistics.mean, "low": min, "high": max}
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"
 
 
@@ -37,7 +39,7 @@ def _band(label: str, runs: list[Run]) -> dict[str, Any]:
     config = {name: value for name, value in runs[0].config.items() if name not in names}
     band = {"label": label, "seeds": seeds, "config": config}
     drawn = [chart for chart in charts(runs) if chart.section in (HELD_OUT, TRAINING)]
-    for table in ("train", "eval"):
+    for table in TABLES:
         scores = [chart.keys[0] for chart in drawn if chart.table == table]
         band[table] = _table([getattr(run, table) for run in runs], scores)
     return band
@@ -45,14 +47,36 @@ def _band(label: str, runs: list[Run]) -> dict[str, Any]:
 
 def load(name: str) -> Curves:
     """The curves `name` of docs/curves, or a .json file's. ValueError names the known ones."""
-    path = Path(os.path.expanduser(name)) if name.endswith(".json") else CURVES / f"{name}.json"
+    path = files.expanded(name) if name.endswith(".json") else CURVES / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in CURVES.glob("*.json"))) or "none"
         raise ValueError(f"no reference curves {name!r} ({path}); known: {known}")
     curves = files.read_object(path)
     if missing := {"bands"} - curves.keys():
         raise ValueError(f"{path} holds no reference curves: it lacks {', '.join(missing)}")
+    bands = curves["bands"] if isinstance(curves["bands"], list) else [None]
+    for number, band in enumerate(bands, start=1):
+        if lacking := _lacking(band):
+            raise ValueError(f"{path}: band {number} lacks {', '.join(lacking)}")
     return {"name": path.stem, **curves}
+
+
+def _lacking(band: Any) -> list[str]:
+    """What a band needs and does not have."""
+    held = band if isinstance(band, dict) else {}
+    tables = {name: held[name] for name in TABLES if isinstance(held.get(name), dict)}
+    lacking = [name for name in ("label", "credit") if name not in held]
+    lacking += [name for name in ("config", *TABLES) if not isinstance(held.get(name), dict)]
+    for table, columns in tables.items():
+        lacking += [f"{table}.{axis}" for axis in AXES if axis not in columns]
+        lacking += [
+            f"{table}.{name}.{level}"
+            for name, levels in columns.items()
+            if name not in AXES
+            for level in LEVELS
+            if not isinstance(levels, dict) or level not in levels
+        ]
+    return lacking
 
 
 def chosen(curves: Curves, runs: list[Run]) -> list[dict[str, Any]]:
@@ -90,9 +114,7 @@ def _table(tables: list[Table], scores: list[str]) -> dict[str, Any]:
         rows = [[table[name][table["epoch"].index(epoch)] for table in tables] for epoch in epochs]
         return [None if None in row else digits(merge(row)) for row in rows]
 
-    merges: dict[str, Callable[[list[Any]], float]]
-    merges = {"mean": statistics.mean, "low": min, "high": max}
     columns: dict[str, Any] = {axis: across(axis, statistics.median) for axis in AXES}
     for name in scores:
-        columns[name] = {label: across(name, merge) for label, merge in merges.items()}
+        columns[name] = {label: across(name, merge) for label, merge in LEVELS.items()}
     return columns

@@ -66,6 +66,9 @@ class RunFolder:
         if self.runtime.is_main:
             try:
                 files.check_writable(self.folder, "output_dir")
+                for name in ("checkpoints", "evaluations", "ladders"):  # of a run that resumes
+                    if (self.folder / name).exists():
+                        files.check_writable(self.folder / name, "output_dir")
             except ValueError as error:
                 refusal = str(error)
         if self.runtime.is_main and not refusal:

@@ -18,6 +18,7 @@ def mistakes(settings: Settings) -> Iterator[str]:
     yield from _window(settings)
     yield from _objective(settings)
     yield from _advantages(settings)
+    yield from _best(settings)
 
 
 def _groups(settings: Settings) -> Iterator[str]:
@@ -99,6 +100,15 @@ def _advantages(settings: Settings) -> Iterator[str]:
         yield (
             "advantage.over = 'joint': gdpo compares each step on its own; set "
             "advantage.over = 'step', or advantage.combine = 'sum'"
+        )
+
+
+def _best(settings: Settings) -> Iterator[str]:
+    best, scorers = settings.checkpoint.best, settings.rewards.scorers
+    if best and best != "total" and best.partition("/")[0] not in scorers:
+        yield (
+            f"checkpoint.best = {best!r}: no evaluation has this score; it is 'total', a scorer "
+            f"({', '.join(scorers)}), one of its extras as 'scorer/extra', or '' for none"
         )
 
 

@@ -66,9 +66,11 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, export: Callable[[Path], None]) -> None:
         """Write `epoch-N`; a crash at any moment leaves the one before it whole.
 
+        A folder of that name that is no checkpoint of that epoch is renamed, with a warning.
         export: writes the policy for use elsewhere into a folder. Raises NoRoomError if the disk is
         full; then nothing changes.
         """
+        self._make_way(checkpoint.epoch)
         with files.whole(self.path(checkpoint.epoch), self._needed(checkpoint)) as draft:
             draft.mkdir()
             weights = {name: value.contiguous() for name, value in checkpoint.weights.items()}
@@ -126,10 +128,29 @@ class Checkpoints:
         return max(known, key=known.__getitem__, default=None)
 
     def epochs(self) -> list[int]:
-        """The epochs that have a checkpoint, in order."""
+        """The epochs that have a checkpoint, in order; other folders are never touched."""
         folders = self.folder.iterdir() if self.folder.is_dir() else ()
-        found = [re.fullmatch(r"epoch-(\d+)", path.name) for path in folders if path.is_dir()]
-        return sorted(int(match[1]) for match in found if match)
+        named = [re.fullmatch(r"epoch-([1-9]\d*)", path.name) for path in folders]
+        return sorted(int(match[1]) for match in named if match and self._is_ours(int(match[1])))
+
+    def _is_ours(self, epoch: int) -> bool:
+        """Whether `epoch-N` is that epoch's checkpoint, damaged or not, not a copy of another."""
+        folder = self.path(epoch)
+        if not any((folder / name).exists() for name in (META, WEIGHTS, STATE, ADAPTER)):
+            return False
+        try:
+            return bool(_read_meta(folder)["epoch"] == epoch)
+        except ValueError:
+            return True
+
+    def _make_way(self, epoch: int) -> None:
+        path, number = self.path(epoch), 1
+        if not path.exists() or self._is_ours(epoch):
+            return
+        while (other := path.with_name(f"{path.name}-other-{number}")).exists():
+            number += 1
+        path.rename(other)
+        warnings.warn(f"{path} is no checkpoint of epoch {epoch}; it is now {other}", stacklevel=3)
 
     def came_from(self, path: str) -> bool:
         """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 DOOMED = ".doomed-"  # prefix of folders that are being removed
 os.umask(_UMASK := os.umask(0))  # it is read by setting it, which threads must not do
@@ -49,6 +52,8 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
         remove(draft)
         if full and isinstance(error, Exception):
             raise _no_room(path, needed, free) from error
+        if (known := os_error(error, path)) is not None:
+            raise known from error
         raise
     if path.is_dir():
         remove(path)
@@ -112,6 +117,11 @@ def hold(path: Path) -> IO[str]:
     return file
 
 
+def expanded(path: str) -> Path:
+    """The path with a leading `~` as the home folder; the shell leaves the one in --out=~/x."""
+    return Path(os.path.expanduser(path))
+
+
 def check_writable(folder: Path, setting: str) -> None:
     """Make the folder; raises ValueError that names the setting if nothing can be written there."""
     try:
@@ -125,6 +135,14 @@ def check_writable(folder: Path, setting: str) -> None:
 def in_words(error: OSError) -> str:
     """The file and what is wrong with it."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def os_error(error: BaseException, path: Path) -> OSError | None:
+    """What safetensors, writing `path`, reports as an exception of its own; None for another."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    if not isinstance(error, SafetensorError) or match is None:
+        return None
+    return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -177,8 +195,8 @@ def size(path: Path) -> int:
 
 
 def _says_full(error: BaseException) -> bool:
-    # safetensors raises an exception of its own, which is no OSError.
-    full = isinstance(error, OSError) and error.errno in _NO_SPACE
+    known = error if isinstance(error, OSError) else os_error(error, Path())
+    full = known is not None and known.errno in _NO_SPACE
     return full or "No space left on device" in str(error)
 
 

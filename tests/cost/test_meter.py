@@ -105,6 +105,37 @@ def test_the_meta_device_counts_what_the_cpu_does(kind: str, path: Path) -> None
     assert micro_batch(kind, path, META) == micro_batch(kind, path, CPU)
 
 
+def test_the_meta_device_counts_what_the_cpu_does_while_sampling(kind: str, path: Path) -> None:
+    counts = []
+    for device in (META, CPU, META):  # the last time from memory alone
+        model, cond, _ = backbone(kind, path, device)
+        x = torch.zeros(len(PROMPTS), *model.latent_shape, device=device)
+        sigma = torch.tensor(0.5, device=device)
+        known = known_to(model, cond, x, sigma)
+        with meter.Meter(known) as counted, meter.Kernels(None), torch.no_grad():
+            model.velocity(x, sigma, cond, 3.5)
+        counts.append((counted.flops, counted.peak))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_a_call_is_remembered_only_if_it_makes_new_tensors_of_the_meta_device() -> None:
+    aten = torch.ops.aten
+    a, here = torch.empty(8, 4, device=META), torch.ones(8, 4)
+    for call, count in (
+        (lambda: a + 1, 128),
+        (lambda: aten._unsafe_view(a, [4, 8]), 0),  # the same bytes, without saying so
+        (lambda: aten.native_layer_norm(a, [4], None, None, 1e-5), 128 + 2 * 32),
+        (lambda: a + 1.0, 128),
+        (lambda: here + 1, 128),
+    ):
+        for _ in range(3):
+            with meter.Meter([a, here]) as counted:
+                out = call()
+            assert counted.live == count
+    assert out.tolist() == [[2] * 4] * 8
+    assert (a + 1).dtype == torch.float32 and (a.long() + True).dtype == torch.int64
+
+
 def test_live_after_the_forward_is_what_autograd_saves(kind: str, path: Path) -> None:
     model, cond, _ = backbone(kind, path, CPU)
     x, sigma = torch.zeros(len(PROMPTS), *model.latent_shape), torch.tensor(0.5)

@@ -163,12 +163,12 @@ def test_what_holds_no_reference_curves_is_named(tmp_path: Path, content: str, w
 @pytest.mark.parametrize(
     "lost, words",
     [
-        (("credit",), "lacks credit$"),
+        (("config", "credit"), r"lacks config\.credit$"),
         (("config",), "lacks config$"),
         (("eval",), "lacks eval$"),
         (("train", "updates"), r"lacks train\.updates$"),
         (("train", "reward", "low"), r"lacks train\.reward\.low$"),
-        ((), "lacks label, credit, config, train, eval$"),
+        ((), "lacks label, config, train, eval$"),
     ],
 )
 def test_a_reference_band_that_is_incomplete_is_named(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -142,12 +143,22 @@ def _result(func: Any, args: Any, kwargs: Any) -> Any:
     key = func, _layout(args), _layout(tuple(kwargs.items()))
     if (known := _RESULTS.get(key)) is None:
         out = func(*args, **kwargs)
-        known = _layout(out if isinstance(out, tuple) else (out,))
-        if all(v is None or isinstance(v, _Layout) and v.device.type == "meta" for v in known):
-            _RESULTS[key] = known
+        values = out if isinstance(out, tuple) else (out,)
+        if _are_new(values, (args, kwargs)):
+            _RESULTS[key] = _layout(values)
         return out
     made = tuple(_made(value) if isinstance(value, _Layout) else value for value in known)
     return made if len(made) > 1 else made[0]
+
+
+def _are_new(values: tuple[Any, ...], arguments: Any) -> bool:
+    """Whether they are meta tensors (or None) that share no storage with an argument."""
+    given = {t.untyped_storage()._cdata for t in tree_leaves(arguments) if isinstance(t, Tensor)}
+    made = [value for value in values if value is not None]
+    return all(
+        isinstance(t, Tensor) and t.is_meta and t.untyped_storage()._cdata not in given
+        for t in made
+    )
 
 
 @functools.cache

@@ -65,8 +65,10 @@ def _lacking(band: Any) -> list[str]:
     """What a band needs and does not have."""
     held = band if isinstance(band, dict) else {}
     tables = {name: held[name] for name in TABLES if isinstance(held.get(name), dict)}
-    lacking = [name for name in ("label", "credit") if name not in held]
+    lacking = [] if "label" in held else ["label"]
     lacking += [name for name in ("config", *TABLES) if not isinstance(held.get(name), dict)]
+    if "config" not in lacking and not isinstance(held["config"].get("credit"), dict):
+        lacking.append("config.credit")
     for table, columns in tables.items():
         lacking += [f"{table}.{axis}" for axis in AXES if axis not in columns]
         lacking += [

@@ -184,3 +184,25 @@ def test_a_run_that_starts_with_another_s_weights_keeps_what_they_belong_to(smok
         open_folder(smoke(**fields, lora__rank=8))
     assert "epochs" not in str(refused.value)
     assert "beta" not in str(refused.value)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_same_checkpoint_named_from_another_folder_resumes(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, older: bool
+) -> None:
+    """Taken for another checkpoint, it would remove the epochs trained since."""
+    save(base := open_folder(smoke(run_name="base")), 1)
+    monkeypatch.chdir(tmp_path)
+    given = "base/checkpoints/epoch-1"
+    save(new := open_folder(smoke(run_name="new", checkpoint__resume=given)), 2, 3)
+    if older:  # it kept the path as it was given
+        new.settings["checkpoint"]["resume"] = f"../{tmp_path.name}/{given}"
+        save(new, 4)
+    monkeypatch.chdir("/")
+    absolute = str(base.checkpoints.path(1))
+    again = open_folder(smoke(run_name="new", checkpoint__resume=absolute)).origin
+    assert again and again.epoch == (4 if older else 3)
+    save(open_folder(smoke(run_name="other")), 1)
+    other = str(tmp_path / "other/checkpoints/epoch-1")
+    started = open_folder(smoke(run_name="new", checkpoint__resume=other)).origin
+    assert started and started.epoch == 1, "another run's checkpoint begins another branch"

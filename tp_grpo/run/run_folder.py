@@ -41,7 +41,7 @@ class RunFolder:
         Raises ValueError for a run that cannot or must not be resumed, or that is running already;
         DisagreementError when ranks have other configs or see other checkpoints.
         """
-        self.runtime, self.folder, self.options, self.settings = runtime, folder, options, settings
+        self.runtime, self.folder, self.options = runtime, folder, options
         self.preemption = preemption
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None  # on rank 0
@@ -52,6 +52,7 @@ class RunFolder:
             {f"config.{name} =": value for name, value in compare.flatten(settings).items()},
             "start every node with the same command, from the same version of this repository",
         )
+        self.settings = _lasting(settings)
         self._lock_folder()
         self.origin = self._origin(options.resume)
         agreement.check(
@@ -234,3 +235,14 @@ class RunFolder:
         """The averaged policy with its card; ema: see `Learner.export`."""
         learner.export(folder, ema)
         (folder / "README.md").write_text(card)
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as checkpoints keep them: with the path in `checkpoint.resume` absolute.
+
+    The same command from another working directory must know its own run again.
+    """
+    kept = settings["checkpoint"]
+    if kept["resume"] in ("auto", "never"):
+        return settings
+    return settings | {"checkpoint": kept | {"resume": str(Path(kept["resume"]).absolute())}}

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tp_grpo.method.stats import mean_and_error
-from tp_grpo.observe.tracking import by_epoch, epoch_of
+from tp_grpo.observe.tracking import by_epoch, epoch_of, reading
 from tp_grpo.store.compare import flatten
 from tp_grpo.store.files import read_lines
 
@@ -125,7 +124,7 @@ def gains(folder: Path) -> list[dict[str, Any]]:
     if prompts != prompts_after:
         raise ValueError(f"{paths[0]} and {paths[-1]} have different prompts: not comparable")
     rows = []
-    for name in sorted(before.keys() - {"images"}, key=rank):
+    for name in sorted((before.keys() & after.keys()) - {"images"}, key=rank):
         change = after[name] - before[name]
         if change.isnan().all():
             continue
@@ -159,12 +158,9 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
     Raises ValueError for a damaged file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return kept, json.loads(file.metadata()["prompts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away") from error
+    with reading(path) as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return kept, json.loads(file.metadata()["prompts"])
 
 
 def rank(name: str) -> tuple[int, str]:

@@ -41,7 +41,8 @@ def assess(
     prompts = PromptSet(prompts.prompts[:most], prompts.metadata[:most])
     runtime = Runtime(config.model.dtype, (), str(out))
     table = ScoreTable(out, _settings(config, scorers, policy, prompts), runtime.rank)
-    chosen, scores = samples(len(prompts), config.eval.members), table.read()
+    chosen = samples(len(prompts), config.eval.members)
+    scores = table.read(chosen)
     missing = [sample for sample in chosen if sample not in scores]
     runtime.accelerator.wait_for_everyone()  # no rank writes before all have read
     if scores:
@@ -61,7 +62,7 @@ def assess(
                 rewards.settle()
 
             evaluate(runtime, backbone, rewards, prompts, config=config, chosen=missing, keep=keep)
-        scores = table.read()
+        scores = table.read(chosen)
     rows = mean_rows(scores, prompts, macros(scorers))
     text = as_markdown(rows)
     if unscored := len(chosen) - len(scores):

@@ -26,10 +26,23 @@ def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
     for epoch in range(4):
         tracker.log("train", epoch, {"reward": epoch / 2})
     with tracker.metrics.open("a") as file:
-        file.write('{"kind": "note", "text": "mine"}\n{"kind": "train", "ep')
+        file.write('{"kind": "note", "epoch": 9}\n{"note": "mine"}\n{"kind": "train", "ep')
     tracker.rewind(2)
     lines = [json.loads(line) for line in tracker.metrics.read_text().splitlines()]
-    assert [line.get("epoch") for line in lines] == [0, 1, 2, None], "a line of one's own stays"
+    assert [line.get("epoch") for line in lines] == [0, 1, 2, 9, None], "lines of one's own stay"
+
+
+def test_the_records_are_the_runs_lines_without_those_of_ones_own(tmp_path: Path) -> None:
+    run = {"kind": "train", "epoch": 1, "reward": 0.5, "shapes_se": None}
+    foreign = (
+        *({"note": "x"}, {"kind": "train", "note": "x"}, {"kind": "train", "epoch": 1, "n": "x"}),
+        *({"kind": "note", "epoch": 3, "x": 1}, {"kind": ["train"], "epoch": 1, "x": 1}),
+        *({"kind": "train", "epoch": "1", "x": 1}, {"kind": "eval", "epoch": True, "x": 1}),
+    )
+    path = tmp_path / "metrics.jsonl"
+    lines = (*foreign, run | {"note": "x", "table": [1]}, *foreign)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert tracking.records(path) == [run]
 
 
 def evaluated(folder: Path, *epochs: int, **settings: object) -> tracking.Tracker:

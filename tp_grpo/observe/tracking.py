@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 WAIT_S = 5  # for wandb's server
+KINDS = ("train", "update", "eval")  # of the lines in metrics.jsonl
 
 
 def go_offline_without_login(trackers: Sequence[str]) -> None:
@@ -74,6 +75,24 @@ def by_epoch(folder: Path) -> list[Path]:
     """The folder's epoch-N.safetensors, oldest first; other files, such as copies, are not ours."""
     ours = [p for p in folder.glob("*") if re.fullmatch(r"epoch-\d+\.safetensors", p.name)]
     return sorted(ours, key=epoch_of)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The run's lines of a metrics.jsonl: kind, epoch, and what is a number or None.
+
+    Lines of somebody's own, which stay there, are passed over.
+    """
+    lines = []
+    for line in files.read_lines(path):
+        numbers = {n: v for n, v in line.items() if v is None or isinstance(v, int | float)}
+        if _is_ours(line) and numbers.keys() > {"epoch"}:
+            lines.append({"kind": line["kind"], **numbers})
+    return lines
+
+
+def _is_ours(line: Mapping[str, Any]) -> bool:
+    epoch = line.get("epoch")
+    return line.get("kind") in KINDS and isinstance(epoch, int) and not isinstance(epoch, bool)
 
 
 @contextmanager
@@ -187,7 +206,7 @@ class Tracker:
 
     def _counts(self, line: Mapping[str, Any], epoch: int) -> bool:
         """A line of somebody's own stays; an evaluation without its file is repeated."""
-        if not isinstance(line.get("epoch"), int):
+        if not _is_ours(line):
             return True
         known = line.get("kind") != "eval" or self.has_evaluation(line["epoch"])
         return known and line["epoch"] <= epoch

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from tp_grpo.method.stats import mean_and_error
-from tp_grpo.observe.tracking import by_epoch, epoch_of, reading
+from tp_grpo.observe.tracking import by_epoch, epoch_of, reading, records
 from tp_grpo.store.compare import flatten
-from tp_grpo.store.files import read_lines
 
 SCORE_ORDER = ("exact", "graded", "total")  # shown first, where a scorer has several figures
 SMALL = 64  # pixels; images of at most this side stay lossless
@@ -59,7 +58,7 @@ def read(folder: Path) -> Run:
     """Raises ValueError when the folder holds no run, or one with a damaged config."""
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} holds no run: it has no metrics.jsonl")
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if "kind" in line]
+    lines = records(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,3 +265,9 @@ def test_an_evaluation_damaged_during_a_run_costs_no_checkpoint(smoke: Smoke) ->
     save(run, 1)
     assert run.checkpoints.epochs() == [1]
     assert "the policy's card has no scores: " in run.runtime.lines[-1]  # type: ignore[attr-defined]
+    learner: Any = Learner()
+    (run.folder / "metrics.jsonl").touch()
+    (run.folder / "config.yaml").write_text("seed: 1")
+    run.finish(learner)
+    assert (run.folder / "adapter/weights").is_file()
+    assert run.runtime.lines[-1].startswith("no report was written: ")  # type: ignore[attr-defined]

@@ -223,8 +223,13 @@ class RunFolder:
         def write() -> None:
             with files.whole(self.folder / checkpoint.ADAPTER) as draft:
                 self._export(learner, draft, self._card())
-            report.write(self.folder, page)
-            for row in report.gains(self.folder)[:1]:
+            try:
+                report.write(self.folder, page)
+                gains = report.gains(self.folder)[:1]
+            except ValueError as error:  # a file was damaged meanwhile; the policy is safe
+                self.runtime.say(f"no report was written: {error}")
+                gains = []
+            for row in gains:
                 self.runtime.say(
                     f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
                     f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"

@@ -18,6 +18,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from tp_grpo.method.stats import mean_and_error
+from tp_grpo.observe import tracking
 
 AXES = {
     "updates": "updates",
@@ -160,13 +161,12 @@ def draw(curves: dict[str, Curve], score: str, out: Path) -> None:
 
 
 def _training(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = tracking.records(folder / "metrics.jsonl")
     return [line for line in lines if line["kind"] == "train"]
 
 
 def _evaluations(folder: Path) -> dict[int, Path]:
-    paths = (folder / "evaluations").glob("epoch-*.safetensors")
-    return {int(path.stem.removeprefix("epoch-")): path for path in paths}
+    return {tracking.epoch_of(path): path for path in tracking.by_epoch(folder / "evaluations")}
 
 
 def _scores(path: Path, score: str) -> tuple[torch.Tensor, list[str]]:

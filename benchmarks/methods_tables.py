@@ -20,6 +20,7 @@ from curves import Curve, draw
 from marked_run import CPU
 
 from tp_grpo.images import coarse, diversity
+from tp_grpo.observe import tracking
 from tp_grpo.store import files
 
 BASELINE = "Flow-GRPO"
@@ -67,7 +68,7 @@ def read(path: Path, kind: str = "mark") -> list[Line]:
 
 def lines_of(folder: Path, job: dict[str, Any], epochs: dict[int, int], base: bool) -> list[Line]:
     """A finished run's lines; epochs: by mark; base: whether it evaluated the untrained model."""
-    metrics = files.read_lines(folder / "metrics.jsonl")
+    metrics = tracking.records(folder / "metrics.jsonl")
     training = {line["epoch"]: line for line in metrics if line["kind"] == "train"}
     evaluations = {line["epoch"]: line for line in metrics if line["kind"] == "eval"}
     cpu = {line["epoch"]: line["cpu_seconds"] for line in files.read_lines(folder / CPU)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,6 +103,9 @@ def test_runs_are_read_and_drawn(tmp_path: Path) -> None:
         for epoch, score in ((0, [0.0, 1.0]), (2, [1.0, 1.0 + seed])):
             path = folder / "evaluations" / f"epoch-{epoch}.safetensors"
             save_file({"exact": torch.tensor(score)}, path, {"prompts": json.dumps(["a", "b"])})
+    shutil.copy(path, path.with_name("epoch-1-copy.safetensors"))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"note": "of my own"}\n')
     read = curves.read([tmp_path / f"run-{seed}" for seed in range(3)], "exact")
     assert (read.epochs, read.updates) == ([0, 2], [0, 4])
     assert (read.evaluations, read.seconds) == ([0, 18], [0, 4])

@@ -51,6 +51,12 @@ def beyond(setting: Setting) -> list[float]:
     return [*low, *high, *([] if setting.above is None else [setting.above])]
 
 
+@pytest.mark.parametrize("name", ["~/mine", "~", "a/b", "/data/mine", "..", "."])
+def test_a_run_s_name_is_that_of_one_folder(name: str) -> None:
+    (mistake,) = refusal(run_name=name)
+    assert mistake.startswith(f"run_name = {name!r} must be the name of one folder, without /")
+
+
 @pytest.mark.parametrize("name, setting, kind", STATED, ids=NAMES)
 def test_each_setting_refuses_another_type(name: str, setting: Setting, kind: str) -> None:
     value = WRONG[kind]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tp_grpo import models
 from tp_grpo.data import prompts
+from tp_grpo.evaluate import standing
 from tp_grpo.evaluate.held_out import evaluate
 from tp_grpo.method.advantage import group_std, zero_std_share
 from tp_grpo.models.conditions import Conditions, conditions_of
@@ -98,21 +99,18 @@ class Trainer:
         self.plan = self.plan.at(self.backbone.sigmas(self.plan.steps).tolist())
         self.learner = Learner(self.runtime, self.backbone, c)
         self.forks = Forks(self.plan, self.learner, c)
+        accelerator, origin = self.runtime.accelerator, self.run_folder.origin
         self.updater = Updater(
-            self.runtime.accelerator,
+            accelerator,
             self.learner,
             self.plan,
             c,
             boundary=self.preemption.boundary,
             clock=self.clock,
         )
+        judged = standing.settings(c, self.contents)
         self.tracker = tracking.Tracker(
-            self.runtime.accelerator,
-            self.folder,
-            stored,
-            self.plan.summary,
-            c.tracking.project,
-            self.run_folder.origin,
+            accelerator, self.folder, stored, self.plan.summary, c.tracking.project, origin, judged
         )
         self.journal = Journal(self.runtime, self.plan, self.tracker, self.clock, c)
         self.alarm_guard = AlarmGuard(self.runtime, self.folder, self.run_folder, c)
@@ -157,7 +155,7 @@ class Trainer:
         start = self.run_folder.restore(self.learner)
         # A checkpoint from before this was counted has no count.
         self.learner.evaluations = self.learner.evaluations or self.plan.epoch_nfe * start
-        self.tracker.rewind(start if start else -1)
+        self.tracker.rewind(start if start else -1, self.run_folder.branches)
         self._check_weights("at the start")
         evaluated = [self.tracker.has_evaluation(epoch) for epoch in (0, start)]
         base_done, start_done = self.runtime.all_gather_object(evaluated)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tp_grpo.store.compare import CONTENT
 from tp_grpo.types import PromptBatch
 
 SETTINGS = {"seed": 1, "model": {"path": "a", "height": 8}}
+ALL = [(prompt, 2) for prompt in range(9)]
 NAN = float("nan")
 
 
@@ -32,7 +34,7 @@ def test_what_is_written_is_read_by_every_rank(tmp_path: Path) -> None:
     first, second = ScoreTable(tmp_path, SETTINGS, 0), ScoreTable(tmp_path, SETTINGS, 1)
     first.append(batch([4]), rewards([0.5], [1.0]))
     second.append(batch([7]), rewards([0.25], [NAN]))
-    scores = first.read()
+    scores = first.read(ALL)
     assert scores[4, 2] == {"total": 0.5, "a": 0.5, "judge": 1.0, "a/x": 0.25}
     assert math.isnan(scores[7, 2]["judge"]), "an extra judge without a score is no reason to retry"
 
@@ -40,17 +42,17 @@ def test_what_is_written_is_read_by_every_rank(tmp_path: Path) -> None:
 def test_an_image_without_a_total_is_left_for_the_next_try(tmp_path: Path) -> None:
     table = ScoreTable(tmp_path, SETTINGS, 0)
     table.append(batch([1, 2]), rewards([NAN, 1.0], [1.0, 1.0]))
-    assert list(table.read()) == [(2, 2)]
+    assert list(table.read(ALL)) == [(2, 2)]
 
 
 def test_a_line_that_a_kill_cut_short_is_lost_alone(tmp_path: Path) -> None:
     table = ScoreTable(tmp_path, SETTINGS, 0)
     table.append(batch([1, 2]), rewards([1.0, 2.0], [0.0, 0.0]))
     table.path.write_text(table.path.read_text()[:-20])
-    assert list(table.read()) == [(1, 2)]
+    assert list(table.read(ALL)) == [(1, 2)]
     again = ScoreTable(tmp_path, SETTINGS, 0)
     again.append(batch([3]), rewards([3.0], [0.0]))
-    assert list(again.read()) == [(1, 2), (3, 2)]
+    assert list(again.read(ALL)) == [(1, 2), (3, 2)]
 
 
 def test_other_settings_are_named_field_by_field(tmp_path: Path) -> None:
@@ -96,7 +98,15 @@ def test_lines_that_are_no_scores_are_passed_over_and_a_damaged_table_is_named(
     table.append(batch([1]), rewards([1.0], [0.0]))
     with table.path.open("a") as file:
         file.write('7\n{"prompt": 2}\n')
-    assert list(table.read()) == [(1, 2)]
+        rows = [(prompt, {"total": 1}) for prompt in ("a cat", 1.0, True, None, [2])]
+        odd = (3, {}, [], {"total": "1"}, {"total": None}, {"total": 1, "a": [1]})
+        for prompt, scores in (*rows, *((3, scores) for scores in odd)):
+            file.write(json.dumps({"prompt": prompt, "member": 2, "scores": scores}) + "\n")
+        file.write('{"prompt": 99, "member": 2, "scores": {"total": 1}}\n')  # it is not asked for
+    table.path.with_name("scores-old.jsonl").write_text(
+        '{"prompt": 4, "member": 2, "scores": {"total": 55}}\n'
+    )
+    assert list(table.read(ALL)) == [(1, 2)]
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json cannot be read"):
         ScoreTable(tmp_path, SETTINGS, 0)

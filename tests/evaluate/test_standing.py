@@ -98,6 +98,25 @@ def test_scores_depend_on_what_the_prompts_and_the_models_adapter_hold(
         assert changed_scores(then, now)
 
 
+def test_a_run_s_evaluations_depend_on_what_changes_their_images_or_scores(
+    smoke: Callable[..., ConfigDict],
+) -> None:
+    def known(digest: str = "abc", **fields: object) -> dict[str, object]:
+        return standing.settings(
+            Settings.read(smoke(**fields)), {"prompts.eval (content)": digest, "lora.init": "a"}
+        )
+
+    plain = known()
+    others = (
+        *(known(eval__steps=1), known(eval__members=2), known(eval__prompts=1), known(seed=9)),
+        *(known(sample__guidance_scale=2.0), known(rewards__scorers={"jpeg": 1.0}), known("def")),
+    )
+    for other in others:
+        assert changed_scores(json.loads(json.dumps(plain)), other)
+    same = known(eval__batch_size=1, train__learning_rate=1.0, prompts__eval="elsewhere.txt")
+    assert changed_scores(json.loads(json.dumps(plain)), same) == []
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -10,9 +10,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from tp_grpo.observe import tracking
+from tp_grpo.store import files
 from tp_grpo.store.checkpoint import Checkpoint
 
 
@@ -23,10 +26,59 @@ def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
     for epoch in range(4):
         tracker.log("train", epoch, {"reward": epoch / 2})
     with tracker.metrics.open("a") as file:
-        file.write('{"kind": "note", "text": "mine"}\n{"kind": "train", "ep')
+        file.write('{"kind": "note", "epoch": 9}\n{"note": "mine"}\n{"kind": "train", "ep')
     tracker.rewind(2)
     lines = [json.loads(line) for line in tracker.metrics.read_text().splitlines()]
-    assert [line.get("epoch") for line in lines] == [0, 1, 2, None], "a line of one's own stays"
+    assert [line.get("epoch") for line in lines] == [0, 1, 2, 9, None], "lines of one's own stay"
+
+
+def test_the_records_are_the_runs_lines_without_those_of_ones_own(tmp_path: Path) -> None:
+    run = {"kind": "train", "epoch": 1, "reward": 0.5, "shapes_se": None}
+    foreign = (
+        *({"note": "x"}, {"kind": "train", "note": "x"}, {"kind": "train", "epoch": 1, "n": "x"}),
+        *({"kind": "note", "epoch": 3, "x": 1}, {"kind": ["train"], "epoch": 1, "x": 1}),
+        *({"kind": "train", "epoch": "1", "x": 1}, {"kind": "eval", "epoch": True, "x": 1}),
+    )
+    path = tmp_path / "metrics.jsonl"
+    lines = (*foreign, run | {"note": "x", "table": [1]}, *foreign)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert tracking.records(path) == [run]
+
+
+def evaluated(folder: Path, *epochs: int, **settings: object) -> tracking.Tracker:
+    """A tracker of a run with these settings of evaluations, which saves those of `epochs`."""
+    tracker = tracking.Tracker(Accelerator(cpu=True), folder, {}, [], "test", evaluation=settings)
+    for epoch in epochs:
+        tracker.log("eval", epoch, {"total": 0.5})
+        images = torch.zeros(1, 8, 8, 3).byte()
+        tracker.save("evaluations", epoch, {"total": torch.ones(1), "images": images}, ["a cat"])
+    return tracker
+
+
+@pytest.mark.parametrize(
+    "steps, branches, kept", [(4, False, [0, 1, 2]), (4, True, [0, 1]), (2, True, [])]
+)
+def test_only_evaluations_that_can_be_compared_with_the_next_ones_stay(
+    steps: int, branches: bool, kept: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one of the epoch where a branch begins may be of the weights that it replaces."""
+    evaluated(tmp_path, 0, 1, 2, 3, steps=4)
+    tracker = evaluated(tmp_path, steps=steps)
+    tracker.rewind(2, branches)
+    assert [epoch for epoch in range(4) if tracker.has_evaluation(epoch)] == kept
+    assert [line["epoch"] for line in files.read_lines(tracker.metrics)] == kept
+    assert ("other settings:\n  steps: 4 then, 2 now" in capsys.readouterr().out) == (steps == 2)
+
+
+def test_an_evaluation_from_before_its_settings_were_kept_stays_in_its_own_run(
+    tmp_path: Path,
+) -> None:
+    path = tracking.path_of(evaluated(tmp_path, 0).folder / "evaluations", 0)
+    for branches in (False, True):
+        save_file({"total": torch.ones(1)}, path, {"prompts": "[]"})
+        tracker = evaluated(tmp_path, steps=4)
+        tracker.rewind(1, branches)
+        assert tracker.has_evaluation(0) != branches
 
 
 def test_wandb_without_a_login_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -45,6 +45,15 @@ def test_what_only_a_config_may_ask_for_is_refused(
         Runtime("fp32", (), str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["abc", "", "1.5"])
+def test_a_launcher_s_number_that_is_none_is_named(name: str, value: str) -> None:
+    check({name: " 1"})
+    check({name: "-1"})
+    with pytest.raises(ValueError, match=rf"{name} = '{value}' must be a whole number; .*unset it"):
+        check({name: value})
+
+
 def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs with --user 12345."""
 

@@ -144,7 +144,8 @@ def test_files_and_lines_that_are_not_ours_are_passed_over(tmp_path: Path) -> No
     run = make(tmp_path / "run", epochs=2)
     report.write(run, tmp_path / "before.html")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"note": "mine"}\n')
+        file.write('{"note": "mine"}\n{"kind": "train", "note": "mine"}\n')
+        file.write('{"kind": "train", "epoch": 2, "note": "mine"}\n')
     (run / "evaluations" / "epoch-2 (copy).safetensors").write_bytes(b"mine")
     (run / "ladders" / "epoch-old.safetensors").write_bytes(b"mine")
     report.write(run, tmp_path / "after.html")

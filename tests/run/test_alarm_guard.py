@@ -48,6 +48,8 @@ def test_warn_says_an_alarm_once(tmp_path: Path, smoke: Smoke) -> None:
     guard, runtime = guarded(tmp_path, "warn", smoke)
     for epoch in range(1, 9):
         record(tmp_path, "train", epoch, **SILENT)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"note": "of my own"}\n{"kind": "mine", "epoch": 0}\n')
         guard.check()
     (line,) = runtime.lines
     assert line.startswith("alarm after epoch 5, zero std: 100% of the groups' steps")

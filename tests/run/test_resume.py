@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ml_collections import ConfigDict
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.faults.runs import SHORT
 from tests.run.one_rank import Learner, open_folder, save
@@ -184,3 +187,87 @@ def test_a_run_that_starts_with_another_s_weights_keeps_what_they_belong_to(smok
         open_folder(smoke(**fields, lora__rank=8))
     assert "epochs" not in str(refused.value)
     assert "beta" not in str(refused.value)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_same_checkpoint_named_from_another_folder_resumes(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, older: bool
+) -> None:
+    """Taken for another checkpoint, it would remove the epochs trained since."""
+    save(base := open_folder(smoke(run_name="base")), 1)
+    monkeypatch.chdir(tmp_path)
+    given = "base/checkpoints/epoch-1"
+    save(new := open_folder(smoke(run_name="new", checkpoint__resume=given)), 2, 3)
+    if older:  # it kept the path as it was given
+        new.settings["checkpoint"]["resume"] = f"../{tmp_path.name}/{given}"
+        save(new, 4)
+    monkeypatch.chdir("/")
+    absolute = str(base.checkpoints.path(1))
+    again = open_folder(smoke(run_name="new", checkpoint__resume=absolute)).origin
+    assert again and again.epoch == (4 if older else 3)
+    save(open_folder(smoke(run_name="other")), 1)
+    other = str(tmp_path / "other/checkpoints/epoch-1")
+    started = open_folder(smoke(run_name="new", checkpoint__resume=other)).origin
+    assert started and started.epoch == 1, "another run's checkpoint begins another branch"
+
+
+def test_a_branch_compares_no_evaluations_of_other_settings(short: Smoke, tmp_path: Path) -> None:
+    base = short(run_name="base", epochs=1, eval__every=1)
+    Trainer(base).run()
+    shutil.copytree(folder(base), tmp_path / "copy")
+    path = str(folder(base) / "checkpoints/epoch-1")
+    fields = {"run_name": "copy", "epochs": 2, "seed": 7, "checkpoint__resume": path}
+    known = captions.train()[:2]
+    (tmp_path / "held_out.jsonl").write_text(
+        "".join(json.dumps({"prompt": text, **meta}) + "\n" for text, meta in known)
+    )
+    copy = short(**fields, eval__steps=1, prompts__eval=str(tmp_path / "held_out.jsonl"))
+    Trainer(copy).run()
+    assert logged(copy, "eval") == [0, 2]
+    for name in ("epoch-0", "epoch-2"):
+        with safe_open(folder(copy) / f"evaluations/{name}.safetensors", "pt") as file:
+            metadata = file.metadata()
+        assert json.loads(metadata["settings"])["steps"] == 1
+        assert json.loads(metadata["prompts"]) == [text for text, _ in known]
+
+
+def test_a_damaged_evaluation_is_refused_before_a_run_resumes(smoke: Smoke) -> None:
+    save(first := open_folder(smoke()), 1)
+    for kind in ("ladders", "evaluations"):
+        path = first.folder / kind / "epoch-1.safetensors"
+        path.parent.mkdir()
+        save_file({"images": torch.zeros(1)}, path, {"prompts": "[]"})
+        assert open_folder(smoke()).origin
+        later = path.with_name("epoch-2.safetensors")
+        later.write_bytes(b"half")
+        assert open_folder(smoke()).origin, "what comes after the checkpoint is made anew"
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\); move it away"):
+            open_folder(smoke())
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "plan.txt", "report.html"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_a_run_begins(
+    smoke: Smoke, name: str
+) -> None:
+    config = smoke()
+    (folder(config) / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"{name} is a folder where a file is written; move it"):
+        open_folder(config)
+
+
+def test_an_evaluation_damaged_during_a_run_costs_no_checkpoint(smoke: Smoke) -> None:
+    run = open_folder(smoke())
+    (run.folder / "evaluations").mkdir()
+    for epoch in (0, 1):
+        (run.folder / f"evaluations/epoch-{epoch}.safetensors").write_bytes(b"half")
+    save(run, 1)
+    assert run.checkpoints.epochs() == [1]
+    assert "the policy's card has no scores: " in run.runtime.lines[-1]  # type: ignore[attr-defined]
+    learner: Any = Learner()
+    (run.folder / "metrics.jsonl").touch()
+    (run.folder / "config.yaml").write_text("seed: 1")
+    run.finish(learner)
+    assert (run.folder / "adapter/weights").is_file()
+    assert run.runtime.lines[-1].startswith("no report was written: ")  # type: ignore[attr-defined]

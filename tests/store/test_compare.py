@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config import tp_grpo
-from tp_grpo.store.compare import CONTENT, check_same_run, differences
+from tp_grpo.store.compare import CONTENT, changed_scores, check_same_run, differences
 
 OLD = {
     "seed": 1,
@@ -90,8 +90,45 @@ def test_a_run_from_before_a_setting_did_what_its_default_says(tmp_path: Path) -
 def test_a_field_that_is_new_for_another_reason_is_a_difference(tmp_path: Path) -> None:
     then = {"rewards": {"scorers": {"shapes": 1.0}}}
     now = {"rewards": {"scorers": {"shapes": 1.0, "ocr": 1.0}}}
-    with pytest.raises(ValueError, match=r"rewards\.scorers\.ocr: None then, 1\.0 now"):
+    with pytest.raises(ValueError, match=r"rewards\.scorers\.ocr\.weight: None then, 1\.0 now"):
         check_same_run(then, now, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "then, now",
+    [
+        (1.0, {"weight": 1.0}),
+        (1, {"weight": 1.0, "batch_size": 4}),
+        ({}, {"weight": 1.0}),
+        ({"path": "models/p"}, {"path": "{here}/models/p/"}),
+    ],
+)
+def test_a_scorer_may_be_written_in_another_way(
+    then: object, now: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    now = json.loads(json.dumps(now).replace("{here}", str(tmp_path)))
+    for a, b in ((then, now), (now, then)):
+        old, new = ({"scorers": {"judge": options}} for options in (a, b))
+        check_same_run({"rewards": old}, {"rewards": new}, tmp_path)
+        assert changed_scores(old, new) == []
+    with pytest.raises(ValueError, match=r"scorers\.judge\.weight: 1(\.0)? then, 0\.5 now"):
+        check_same_run(
+            {"rewards": {"scorers": {"judge": then}}},
+            {"rewards": {"scorers": {"judge": 0.5}}},
+            tmp_path,
+        )
+
+
+@pytest.mark.parametrize("field", ["model.path", "model.adapter"])
+def test_a_branch_of_a_model_whose_files_were_replaced_is_refused(
+    field: str, tmp_path: Path
+) -> None:
+    then = {**OLD, "model": {"path": "/data/name", "adapter": "a"}, f"{field}{CONTENT}": "abc"}
+    now = {**then, f"{field}{CONTENT}": "def"}
+    words = rf"{field} \(content\): 'abc' then, 'def' now\n.*must keep these"
+    with pytest.raises(ValueError, match=words):
+        check_same_run(then, now, tmp_path, branches=True)
 
 
 @pytest.mark.parametrize("branches", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,29 @@ class ScoreTable:
                 }
                 file.write(json.dumps(row) + "\n")
 
-    def read(self) -> dict[Sample, dict[str, float]]:
-        """All ranks' scores; a line that a kill cut short is passed over."""
+    def read(self, chosen: Iterable[Sample]) -> dict[Sample, dict[str, float]]:
+        """All ranks' scores of these images.
+
+        Files and lines of somebody's own, and lines that were cut short, are passed over.
+        """
         scores: dict[Sample, dict[str, float]] = {}
-        for path in sorted(self.folder.glob("scores-*.jsonl")):
-            for row in files.read_lines(path):
-                if not {"prompt", "member", "scores"} <= row.keys():
-                    continue
-                values = {k: math.nan if v is None else v for k, v in row["scores"].items()}
-                scores[row["prompt"], row["member"]] = values
-        return scores
+        for path in sorted(self.folder.iterdir()):
+            if re.fullmatch(r"scores-\d+\.jsonl", path.name) and path.is_file():
+                rows = [row for row in files.read_lines(path) if _is_ours(row)]
+                for row in rows:
+                    values = {k: math.nan if v is None else v for k, v in row["scores"].items()}
+                    scores[row["prompt"], row["member"]] = values
+        return {sample: scores[sample] for sample in sorted(scores.keys() & set(chosen))}
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    """Whether it is a row as `append` writes it."""
+    whole = all(type(row.get(name)) is int for name in ("prompt", "member"))
+    scores = row.get("scores")
+    if not whole or not isinstance(scores, dict):
+        return False
+    typed = all(v is None or type(v) in (int, float) for v in scores.values())
+    return typed and scores.get("total") is not None
 
 
 def mean_rows(

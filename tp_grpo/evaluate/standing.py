@@ -25,6 +25,7 @@ MODEL_FIELDS = (
     *("type", "path", "revision", "adapter", "dtype"),
     *("height", "width", "max_sequence_length", "vae_dtype"),
 )
+EVALUATED = tuple(name + CONTENT for name in ("model.path", "model.adapter", "prompts.eval"))
 
 
 def assess(
@@ -40,7 +41,8 @@ def assess(
     prompts = PromptSet(prompts.prompts[:most], prompts.metadata[:most])
     runtime = Runtime(config.model.dtype, (), str(out))
     table = ScoreTable(out, _settings(config, scorers, policy, prompts), runtime.rank)
-    chosen, scores = samples(len(prompts), config.eval.members), table.read()
+    chosen = samples(len(prompts), config.eval.members)
+    scores = table.read(chosen)
     missing = [sample for sample in chosen if sample not in scores]
     runtime.accelerator.wait_for_everyone()  # no rank writes before all have read
     if scores:
@@ -60,7 +62,7 @@ def assess(
                 rewards.settle()
 
             evaluate(runtime, backbone, rewards, prompts, config=config, chosen=missing, keep=keep)
-        scores = table.read()
+        scores = table.read(chosen)
     rows = mean_rows(scores, prompts, macros(scorers))
     text = as_markdown(rows)
     if unscored := len(chosen) - len(scores):
@@ -80,13 +82,31 @@ def _settings(
     """All that the scores depend on; batch sizes and ranks have no part in it."""
     digests = contents.of(config.model) | {"prompts": prompts.digest}
     return {
-        "model": {name: getattr(config.model, name) for name in MODEL_FIELDS},
+        **_common(config, scorers),
         "policy": policy_on_base.digest(policy) if policy else "base",
+        "prompts": hashlib.sha256(json.dumps(prompts.prompts).encode()).hexdigest(),
+        **{field + CONTENT: digest for field, digest in digests.items()},
+    }
+
+
+def settings(config: Settings, digests: Mapping[str, str]) -> dict[str, Any]:
+    """All that the scores of a run's evaluations depend on but the policy; digests: its contents.
+
+    Comparable by `changed_scores`.
+    """
+    return {
+        **_common(config, config.rewards.scorers),
+        "prompts": {"eval": config.prompts.eval, "count": config.eval.prompts},
+        **{name: digest for name, digest in digests.items() if name in EVALUATED},
+    }
+
+
+def _common(config: Settings, scorers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": {name: getattr(config.model, name) for name in MODEL_FIELDS},
         "steps": config.eval.steps,
         "guidance_scale": config.sample.guidance_scale,
         "members": config.eval.members,
         "seed": config.seed,
         "scorers": dict(scorers),
-        "prompts": hashlib.sha256(json.dumps(prompts.prompts).encode()).hexdigest(),
-        **{field + CONTENT: digest for field, digest in digests.items()},
     }

@@ -9,15 +9,18 @@ import re
 import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tp_grpo.store import files
+from tp_grpo.store.compare import changed_scores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 
 WAIT_S = 5  # for wandb's server
+KINDS = ("train", "update", "eval")  # of the lines in metrics.jsonl
 
 
 def go_offline_without_login(trackers: Sequence[str]) -> None:
@@ -73,9 +77,59 @@ def by_epoch(folder: Path) -> list[Path]:
     return sorted(ours, key=epoch_of)
 
 
+def records(path: Path) -> list[dict[str, Any]]:
+    """The run's lines of a metrics.jsonl: kind, epoch, and what is a number or None.
+
+    Lines of somebody's own, which stay there, are passed over.
+    """
+    lines = []
+    for line in files.read_lines(path):
+        numbers = {n: v for n, v in line.items() if v is None or isinstance(v, int | float)}
+        if _is_ours(line) and numbers.keys() > {"epoch"}:
+            lines.append({"kind": line["kind"], **numbers})
+    return lines
+
+
+def _is_ours(line: Mapping[str, Any]) -> bool:
+    epoch = line.get("epoch")
+    return line.get("kind") in KINDS and isinstance(epoch, int) and not isinstance(epoch, bool)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """A file of ladders or of an evaluation, opened by safetensors.
+
+    Raises ValueError for a damaged file, whether it or the reader notices.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away") from error
+
+
+def check(folder: Path, epoch: int) -> None:
+    """What a run that resumes after `epoch` will read and write in its folder; -1: a new run.
+
+    Raises ValueError for a damaged evaluation or ladder, and where a file cannot be written.
+    """
+    for name in ("metrics.jsonl", "config.yaml", "plan.txt", "report.html"):
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder where a file is written; move it away")
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists() and not os.access(metrics, os.R_OK | os.W_OK):
+        raise ValueError(f"{metrics} cannot be read and written; change its mode, or move it away")
+    for path in (*by_epoch(folder / "ladders"), *by_epoch(folder / "evaluations")):
+        if epoch_of(path) <= epoch:
+            with reading(path) as file:
+                json.loads(file.metadata()["prompts"])
+                file.get_slice("images")
+
+
 class Tracker:
     """Called by all ranks; the main process writes.
 
+    evaluation: all that the scores of an evaluation depend on, of `standing.settings`.
     resumes: the checkpoint that the run resumes from. Its `tracker` is the run's id in the curves,
     which continue there; without one the run gets a new id. TensorBoard drops what it was sent
     about later epochs.
@@ -89,7 +143,9 @@ class Tracker:
         plan: Sequence[tuple[str, str]],
         project: str,
         resumes: Checkpoint | None = None,
+        evaluation: Mapping[str, Any] | None = None,
     ) -> None:
+        self.evaluation = evaluation or {}
         self.accelerator, self.folder, self.main = accelerator, folder, accelerator.is_main_process
         self.metrics = folder / "metrics.jsonl"
         # Not drawn from the global generators: their state belongs to the run.
@@ -116,21 +172,41 @@ class Tracker:
         """Whether that epoch's evaluation is kept."""
         return path_of(self.folder / "evaluations", epoch).is_file()
 
-    def rewind(self, epoch: int) -> None:
-        """Drop what was logged and kept after `epoch`: a resumed run writes it again."""
+    def rewind(self, epoch: int, branches: bool = False) -> None:
+        """Drop what was logged and kept after `epoch`: a resumed run writes it again.
+
+        branches: it begins with another run's checkpoint. Dropped too are evaluations by other
+        settings, not to be compared with the new ones, and that of `epoch`, maybe of other weights.
+        """
         if not self.main:
             return
+        for path in by_epoch(self.folder / "ladders"):
+            if epoch_of(path) > epoch:
+                path.unlink()
+        for path in by_epoch(self.folder / "evaluations"):
+            if epoch_of(path) > epoch or (
+                branches and (epoch_of(path) == epoch or self._is_foreign(path))
+            ):
+                path.unlink()
         if self.metrics.is_file():
             kept = [line for line in files.read_lines(self.metrics) if self._counts(line, epoch)]
             with files.whole(self.metrics) as draft:
                 draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        for path in (*by_epoch(self.folder / "ladders"), *by_epoch(self.folder / "evaluations")):
-            if epoch_of(path) > epoch:
-                path.unlink()
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether an evaluation is by other settings, or by unknown ones, as older runs'."""
+        with reading(path) as file:
+            kept = file.metadata().get("settings")
+            then = json.loads(kept) if kept else {}
+        changed = changed_scores(then, self.evaluation)
+        if changed:
+            words = "\n".join(changed) if kept else "  they were not kept"
+            print(f"{path} is removed: it was made with other settings:\n{words}", flush=True)
+        return bool(changed)
 
     def _counts(self, line: Mapping[str, Any], epoch: int) -> bool:
         """A line of somebody's own stays; an evaluation without its file is repeated."""
-        if not isinstance(line.get("epoch"), int):
+        if not _is_ours(line):
             return True
         known = line.get("kind") != "eval" or self.has_evaluation(line["epoch"])
         return known and line["epoch"] <= epoch
@@ -152,9 +228,15 @@ class Tracker:
     def save(
         self, kind: str, epoch: int, tensors: Mapping[str, Tensor], prompts: list[str]
     ) -> None:
-        """Write the folder `kind`'s epoch-N.safetensors, with the prompts in its metadata."""
+        """Write the folder `kind`'s epoch-N.safetensors, with the prompts in its metadata.
+
+        An evaluation's also has the settings that it depends on.
+        """
         if self.main:
             # safetensors refuses tensors that share memory.
             copies = {name: value.clone().contiguous() for name, value in tensors.items()}
+            notes = {"prompts": json.dumps(prompts)}
+            if kind == "evaluations":
+                notes["settings"] = json.dumps(self.evaluation)
             with files.whole(path_of(self.folder / kind, epoch)) as draft:
-                save_file(copies, draft, {"prompts": json.dumps(prompts)})
+                save_file(copies, draft, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Mapping
 
 import torch
@@ -19,10 +20,26 @@ REFUSED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "tensor or context parallelism, not done here"),
     "DIFFUSERS_ATTN_BACKEND": ("native", "an attention kernel, which is model.attention_backend"),
 }
+# Read as whole numbers by accelerate, torch and MPI's launchers.
+NUMBERS = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+    *("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    *(f"OMPI_COMM_WORLD_{of}" for of in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    *(f"MV2_COMM_WORLD_{of}" for of in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+)
 
 
 def check(environment: Mapping[str, str]) -> None:
-    """Raises ValueError for a variable that would change a run without a trace in its config."""
+    """What a launcher sets, and what would change a run without a trace in its config.
+
+    Raises ValueError that names the variable.
+    """
+    for name in NUMBERS:
+        if not re.fullmatch(r"-?\d+", value := environment.get(name, "0").strip()):
+            raise ValueError(
+                f"the environment's {name} = {value!r} must be a whole number; a launcher sets it: "
+                "unset it for a run in one process"
+            )
     for name, (harmless, asks) in REFUSED.items():
         value = environment.get(name, harmless)
         if value.lower() != harmless:

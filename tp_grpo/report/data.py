@@ -13,13 +13,11 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tp_grpo.method.stats import mean_and_error
-from tp_grpo.observe.tracking import by_epoch, epoch_of
+from tp_grpo.observe.tracking import by_epoch, epoch_of, reading, records
 from tp_grpo.store.compare import flatten
-from tp_grpo.store.files import read_lines
 
 SCORE_ORDER = ("exact", "graded", "total")  # shown first, where a scorer has several figures
 SMALL = 64  # pixels; images of at most this side stay lossless
@@ -60,7 +58,7 @@ def read(folder: Path) -> Run:
     """Raises ValueError when the folder holds no run, or one with a damaged config."""
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder} holds no run: it has no metrics.jsonl")
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if "kind" in line]
+    lines = records(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     spent = sum(line.get("seconds") or 0.0 for line in train + evaluations)
@@ -125,7 +123,7 @@ def gains(folder: Path) -> list[dict[str, Any]]:
     if prompts != prompts_after:
         raise ValueError(f"{paths[0]} and {paths[-1]} have different prompts: not comparable")
     rows = []
-    for name in sorted(before.keys() - {"images"}, key=rank):
+    for name in sorted((before.keys() & after.keys()) - {"images"}, key=rank):
         change = after[name] - before[name]
         if change.isnan().all():
             continue
@@ -159,12 +157,9 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
     Raises ValueError for a damaged file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return kept, json.loads(file.metadata()["prompts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away") from error
+    with reading(path) as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return kept, json.loads(file.metadata()["prompts"])
 
 
 def rank(name: str) -> tuple[int, str]:

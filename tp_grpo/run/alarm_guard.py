@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tp_grpo import report
 from tp_grpo.observe import alarms
+from tp_grpo.observe.tracking import records
 from tp_grpo.ranks.runtime import Runtime
 from tp_grpo.run.run_folder import RunFolder
 from tp_grpo.settings import Settings
@@ -30,7 +31,7 @@ class AlarmGuard:
         Raises Alarmed on all of them if an alarm ends the run, once its report is written.
         """
         how, main = self.config.tracking.alarms, self.runtime.is_main
-        history = files.read_lines(self.folder / "metrics.jsonl") if main else []
+        history = records(self.folder / "metrics.jsonl") if main else []
         if how not in ("stop", "rollback"):
             for alarm in alarms.risen(history, self.config):
                 self.runtime.say(str(alarm))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tp_grpo import report
-from tp_grpo.observe import model_card
+from tp_grpo.observe import model_card, tracking
 from tp_grpo.ranks import agreement
 from tp_grpo.ranks.preemption import Preemption
 from tp_grpo.ranks.runtime import Runtime
@@ -24,8 +24,9 @@ class RunFolder:
     """Locks a run's folder, finds the checkpoint to resume from, saves and exports.
 
     origin: the checkpoint to resume from, None for a new run; dropped once it is restored. Its
-    `tracker` is empty when the run starts a new curve. A checkpoint is copied into host memory
-    and written during the next epoch, on a thread of rank 0: `settle` before reading `checkpoints`.
+    `tracker` is empty when the run starts a new curve. branches: whether it is another run's.
+    A checkpoint is copied into host memory and written during the next epoch, on a thread of rank
+    0: `settle` before reading `checkpoints`.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class RunFolder:
         Raises ValueError for a run that cannot or must not be resumed, or that is running already;
         DisagreementError when ranks have other configs or see other checkpoints.
         """
-        self.runtime, self.folder, self.options, self.settings = runtime, folder, options, settings
+        self.runtime, self.folder, self.options = runtime, folder, options
         self.preemption = preemption
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None  # on rank 0
@@ -52,8 +53,13 @@ class RunFolder:
             {f"config.{name} =": value for name, value in compare.flatten(settings).items()},
             "start every node with the same command, from the same version of this repository",
         )
-        self._lock_folder()
+        self.settings = _lasting(settings)
+        self.branches = False
+        self._lock: IO[str] | None = None
+        self._look(self._lock_folder)
         self.origin = self._origin(options.resume)
+        last = self.origin.epoch if self.origin else -1
+        self._look(lambda: tracking.check(folder, last))
         agreement.check(
             runtime,
             {"as last epoch": self.origin.epoch if self.origin else "none"},
@@ -62,20 +68,24 @@ class RunFolder:
 
     def _lock_folder(self) -> None:
         """Two runs in one folder would remove each other's checkpoints."""
-        refusal, self._lock = "", None
+        files.check_writable(self.folder, "output_dir")
+        for name in ("checkpoints", "evaluations", "ladders"):  # of a run that resumes
+            if (self.folder / name).exists():
+                files.check_writable(self.folder / name, "output_dir")
+        try:
+            self._lock = files.hold(self.folder / ".lock")
+        except ValueError as error:
+            advice = "wait for that run, stop it, or give this one another run_name"
+            raise ValueError(f"{error}: {advice}") from None
+
+    def _look(self, check: Callable[[], None]) -> None:
+        """Rank 0 checks the folder; what is wrong with it all ranks raise as a ValueError."""
+        refusal = ""
         if self.runtime.is_main:
             try:
-                files.check_writable(self.folder, "output_dir")
-                for name in ("checkpoints", "evaluations", "ladders"):  # of a run that resumes
-                    if (self.folder / name).exists():
-                        files.check_writable(self.folder / name, "output_dir")
+                check()
             except ValueError as error:
                 refusal = str(error)
-        if self.runtime.is_main and not refusal:
-            try:
-                self._lock = files.hold(self.folder / ".lock")
-            except ValueError as error:
-                refusal = f"{error}: wait for that run, stop it, or give this one another run_name"
         if refusal := self.runtime.all_gather_object(refusal)[0]:
             raise ValueError(refusal)
 
@@ -88,15 +98,14 @@ class RunFolder:
                     f"{saved[-1]}; give another run_name, or move that folder away"
                 )
             return None
-        branches = False
         if how == "auto" or self.checkpoints.came_from(how):
             origin = self.checkpoints.newest()
         else:
             origin = self._load(Path(how))
-            branches = not self._holds(Path(how))
+            self.branches = not self._holds(Path(how))
         if origin:
-            where = Path(how) if branches else self.folder
-            compare.check_same_run(origin.config, self.settings, where, branches)
+            where = Path(how) if self.branches else self.folder
+            compare.check_same_run(origin.config, self.settings, where, self.branches)
             checkpoint.warn_of_versions(origin)
         return origin
 
@@ -214,8 +223,13 @@ class RunFolder:
         def write() -> None:
             with files.whole(self.folder / checkpoint.ADAPTER) as draft:
                 self._export(learner, draft, self._card())
-            report.write(self.folder, page)
-            for row in report.gains(self.folder)[:1]:
+            try:
+                report.write(self.folder, page)
+                gains = report.gains(self.folder)[:1]
+            except ValueError as error:  # a file was damaged meanwhile; the policy is safe
+                self.runtime.say(f"no report was written: {error}")
+                gains = []
+            for row in gains:
                 self.runtime.say(
                     f"held-out {row['name']}: {row['before']:.3f} -> {row['after']:.3f}  "
                     f"({row['change']:+.3f} ± {row['se']:.3f}, {row['n']} images)"
@@ -226,7 +240,12 @@ class RunFolder:
 
     def _card(self) -> str:
         """What the policy is and what it has gained so far."""
-        return model_card.write(self.settings, report.gains(self.folder))
+        try:
+            gains = report.gains(self.folder)
+        except ValueError as error:  # no checkpoint is lost for the sake of its card
+            self.runtime.say(f"the policy's card has no scores: {error}")
+            gains = []
+        return model_card.write(self.settings, gains)
 
     def _export(
         self, learner: Learner, folder: Path, card: str, ema: Mapping[str, Any] | None = None
@@ -234,3 +253,14 @@ class RunFolder:
         """The averaged policy with its card; ema: see `Learner.export`."""
         learner.export(folder, ema)
         (folder / "README.md").write_text(card)
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as checkpoints keep them: with the path in `checkpoint.resume` absolute.
+
+    The same command from another working directory must know its own run again.
+    """
+    kept = settings["checkpoint"]
+    if kept["resume"] in ("auto", "never"):
+        return settings
+    return settings | {"checkpoint": kept | {"resume": str(Path(kept["resume"]).absolute())}}

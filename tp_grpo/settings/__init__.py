@@ -98,7 +98,13 @@ class Settings(Section):
         return weight if weight in OBJECTIVES[self.objective.name].step_weights else "uniform"
 
     def mistakes(self) -> Iterator[str]:
-        return combinations.mistakes(self)
+        name = self.run_name
+        if "/" in name or name.startswith("~") or name in (".", ".."):
+            yield (
+                f"run_name = {name!r} must be the name of one folder, without / and ~; "
+                "output_dir says where it lies"
+            )
+        yield from combinations.mistakes(self)
 
     def cautions(self, *, classifier_free: bool) -> Iterator[str]:
         """What works, but not as the method's source or the settings say.

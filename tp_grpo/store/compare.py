@@ -47,6 +47,7 @@ FREE_FIELDS = (
 # What a run that starts from another's checkpoint must keep: it gives weights and states meaning.
 BRANCH_FIELDS = (
     *("model.type", "model.path", "model.revision", "model.adapter"),
+    *(f"model.path{CONTENT}", f"model.adapter{CONTENT}"),
     *("lora.rank", "lora.alpha", "lora.targets", "ema.*", "train.optimizer"),
 )
 # Settings that a run may be older than: what it did without them. MEANINGLESS: nothing.
@@ -79,14 +80,36 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, st
 
 def changed_scores(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The lines of `differences` for settings of an evaluation that its scores depend on."""
-    old, after = _normalised(flatten(then)), _normalised(flatten(now))
-    changed = _by_content(_completed(old, after), after)
-    free = [name for name in FREE_FIELDS if name.startswith("rewards.scorers.")]
+    changed = _changed(then, now)
+    free = [name for name in FREE_FIELDS if name.startswith(("rewards.scorers.", "*."))]
     return [
         line
         for field, line in changed.items()
         if not any(fnmatchcase(f"rewards.{field}", name) for name in free)
     ]
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The `differences` of two configs, without other spellings and other paths of the same."""
+    old, after = flatten(_with_weights(then)), flatten(_with_weights(now))
+    completed = _completed(old, after)
+    before, present = _normalised(completed), _normalised(after)
+    # A line has the values as they were given.
+    same = {field for field in before.keys() & present.keys() if before[field] == present[field]}
+    return _by_content(completed, {f: (completed if f in same else after)[f] for f in after})
+
+
+def _with_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, or the settings of an evaluation, with every scorer as options with a weight."""
+    known = dict(config)
+    if isinstance(rewards := known.get("rewards"), Mapping):
+        known["rewards"] = _with_weights(rewards)
+    if isinstance(scorers := known.get("scorers"), Mapping):
+        known["scorers"] = {
+            name: {"weight": 1.0, **(it if isinstance(it, Mapping) else {"weight": it})}
+            for name, it in scorers.items()
+        }
+    return known
 
 
 def _by_content(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
@@ -112,8 +135,7 @@ def check_same_run(
         names = BRANCH_FIELDS if branches else FREE_FIELDS
         return any(fnmatchcase(field, name) for name in names) == branches
 
-    old, after = _normalised(flatten(then)), _normalised(flatten(now))
-    changed = _by_content(_completed(old, after), after)
+    changed = _changed(then, now)
     lines = "\n".join(line for field, line in changed.items() if matters(field))
     if lines and branches:
         raise ValueError(
@@ -128,10 +150,10 @@ def check_same_run(
 
 
 def _normalised(flat: dict[str, Any]) -> dict[str, Any]:
-    """The flat config with the scorers' paths in one spelling: expanded, without a last slash."""
+    """The flat config with the scorers' paths in one spelling: absolute, as from this folder."""
     paths = ("*scorers.*.path", "*scorers.*_path")
     return {
-        field: os.path.normpath(os.path.expanduser(value))
+        field: os.path.abspath(os.path.expanduser(value))
         if isinstance(value, str) and value and any(fnmatchcase(field, name) for name in paths)
         else value
         for field, value in flat.items()

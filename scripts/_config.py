@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from reward_models import own_code
+from reward_models import own_code, terminal
 from tp_grpo.store import files
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
@@ -85,6 +85,7 @@ HELP = """options:
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's parser, without tracebacks for typing mistakes; `--help` prints the script's."""
+    terminal.accept_any_text()
     getLogger("bitsandbytes").setLevel("ERROR")  # on some CPUs it says that a kernel is missing
     if {"-h", "-help", "--help"} & set(arguments[1:]):
         print(_help(arguments[0]))

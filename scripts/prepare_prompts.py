@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reward_models import terminal
 from tp_grpo.data import lines
 from tp_grpo.data.sets import files, general_ocr, geneval, pickscore, text
 from tp_grpo.store.files import expanded
@@ -44,6 +45,7 @@ EXAMPLES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    terminal.accept_any_text()
     options = _parser().parse_args(arguments)
     try:
         sets = {options.out / options.name / name: p for name, p in options.make(options).items()}

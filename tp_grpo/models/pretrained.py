@@ -26,7 +26,7 @@ def published() -> dict[str, dict[str, Any]]:
     download: gigabytes, and the single-file copies to exclude, which nothing here reads.
     """
     folder = resources.files("tp_grpo.models") / "architectures"
-    entries = [json.loads(file.read_text()) for file in folder.iterdir()]
+    entries = [json.loads(file.read_text("utf-8")) for file in folder.iterdir()]
     return {entry["hub_id"]: entry for entry in sorted(entries, key=lambda e: str(e["hub_id"]))}
 
 

@@ -98,9 +98,9 @@ class Tracker:
             for name in ("ladders", "evaluations"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             with files.whole(folder / "config.yaml") as draft:
-                draft.write_text(yaml.safe_dump(config))
+                draft.write_text(yaml.safe_dump(config), "utf-8")
             with files.whole(folder / "plan.txt") as draft:
-                draft.write_text("".join(f"{name:<10}{text}\n" for name, text in plan))
+                draft.write_text("".join(f"{name:<10}{text}\n" for name, text in plan), "utf-8")
         wandb = {"dir": str(folder), "name": folder.name, "id": self.run_id, "resume": "allow"}
         tensorboard = {"purge_step": resumes.epoch + 1} if resumes else {}
         plain = int | float | str | bool

@@ -151,8 +151,9 @@ def _scenes(path: Path) -> list[tuple]:
     for number, line in enumerate(lines.read(path).splitlines(), start=1):
         try:
             scenes += [geneval.scene(json.loads(line))] if line.strip() else []
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            message = f"{path}:{number}: not a line of GenEval metadata ({error!r})"
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            message = f"{path}:{number}: not a line of GenEval metadata ({reason})"
             raise ValueError(message) from error
     return scenes
 

@@ -5,6 +5,7 @@ A name stands for a class or a function that builds the scorer, or for a functio
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -12,6 +13,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from reward_models import own_code
 from reward_models.base import Metadata, NotScores, Scorer, Scores, Unavailable
 from reward_models.options import SECRET, check_types
 
@@ -63,7 +65,8 @@ def target(name: str) -> str:
 def factory(name: str) -> Any:
     """The class or function that the scorer `name`, a registered name or "module:callable", names.
 
-    Raises ValueError for an unknown name, and for a module or callable that cannot be imported.
+    Raises ValueError for an unknown name, and for a module or callable that cannot be imported,
+    whatever the module raises.
     """
     where = target(name)
     module, _, attribute = where.partition(":")
@@ -74,9 +77,12 @@ def factory(name: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except own_code.RAISED as error:
+        file = own_code.entered(error, "")
+        by_name = not file and isinstance(error, ImportError | AttributeError)
+        reason = error if by_name else own_code.mistake(error, file or module)
         raise ValueError(
-            f"rewards: the scorer {name!r} cannot be imported from {where!r}: {error}"
+            f"rewards: the scorer {name!r} cannot be imported from {where!r}: {reason}"
         ) from error
 
 
@@ -87,7 +93,8 @@ def build(name: str, /, **options: Any) -> Scorer:
     the images, prompts and metadata is the scorer itself; its options are further arguments of it.
 
     Raises ValueError as `factory` does, for options that the scorer does not take or of the wrong
-    type, if what is built cannot be called, and if it scores groups but does not take their ids.
+    type, if what is built cannot be called, if it scores groups but does not take their ids, and
+    for whatever a scorer from outside this package raises, except Unavailable.
     """
     make = factory(name)
     if not callable(make):
@@ -99,7 +106,7 @@ def build(name: str, /, **options: Any) -> Scorer:
             inspect.signature(make).bind(*_batch(make), **options)
             scores = functools.partial(make, **options) if options else make
             return functools.update_wrapper(scores, make) if options else scores
-        scorer: Scorer = make(**options)
+        scorer = _make(name, make, options)
     except TypeError as error:
         shown = {k: "..." if k in SECRET else value for k, value in options.items()}
         raise ValueError(
@@ -112,6 +119,27 @@ def build(name: str, /, **options: Any) -> Scorer:
             f"called, so it is no scorer{_advice(make)}"
         )
     _check_call(name, scorer)
+    return scorer
+
+
+def _make(name: str, make: Any, options: Mapping[str, Any]) -> Scorer:
+    """What `make` builds.
+
+    Raises TypeError for other options than it takes, ValueError for what the code of a scorer from
+    outside this package raises; ours raise what they mean, as does any that is Unavailable.
+    """
+    with contextlib.suppress(ValueError):  # written in C
+        inspect.signature(make).bind(**options)
+    try:
+        scorer: Scorer = make(**options)
+    except Unavailable:
+        raise
+    except own_code.RAISED as error:
+        where = target(name)
+        if where.startswith((f"{__name__}.", f"{__name__}:")):
+            raise
+        reason = own_code.mistake(error, own_code.entered(error, where))
+        raise ValueError(f"rewards: the scorer {name!r} cannot be built: {reason}") from error
     return scorer
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from reward_models import Scorer, Scores, build, compares, factory, names, target
+from reward_models import Scorer, Scores, build, compares, factory, names, target, terminal
 from reward_models.check import Case, Check
 
 # As Python writes them; JSON writes them otherwise.
@@ -218,6 +218,7 @@ def _examine_apart(name: str, options: Mapping[str, Any]) -> Report:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    terminal.accept_any_text()
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m reward_models.doctor", description=summary)
     scorers = "registered scorers or module:callable; default: all registered"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,9 +182,11 @@ class Source:
             raise self.missing(f"{name}/{file}", error) from error
 
     def state(self, path: str = "") -> dict[str, Tensor]:
-        """The tensors of the one file, on the CPU. No code in the file is executed."""
+        """The tensors of the one file, on the CPU. No code in the file is executed.
+
+        Raises ValueError for a file that is missing, damaged or of something else.
+        """
         import torch
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         file = self.find(path)
@@ -193,10 +194,12 @@ class Source:
             if file.suffix == ".safetensors":
                 return load_file(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except Exception as error:  # torch executes what is no pickle as one, with any error
             raise self.unreadable(str(file), error) from error
         state = state.get("state_dict", state) if isinstance(state, dict) else state
-        if isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values()):
+        if isinstance(state, dict) and all(
+            isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
+        ):
             return state
         raise self.missing(str(file), "it holds something other than tensors by name.")
 

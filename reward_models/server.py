@@ -18,7 +18,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from reward_models import build, compares, compares_groups
+from reward_models import build, compares, compares_groups, terminal
 from reward_models.loading import expanded
 from reward_models.wire import MEBIBYTE
 
@@ -42,7 +42,7 @@ def read_token(file: str = "") -> str:
     """
     source = file or f"the environment's {TOKEN_VARIABLE}"
     try:
-        token = expanded(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
+        token = expanded(file).read_text("utf-8") if file else os.environ.get(TOKEN_VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the token file cannot be read: {error}") from error
     token = token.strip()
@@ -139,6 +139,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Argu
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the scorers and serve them until SIGTERM or Ctrl-C; running batches are finished."""
+    terminal.accept_any_text()
     args, parser = parse(argv)
     try:
         token = read_token(args.token_file)

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tp_grpo.store import files, own_code
+from reward_models import own_code, terminal
+from tp_grpo.store import files
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 
@@ -41,7 +42,7 @@ class _Parser(flags.ArgumentParser):
             config = _module(file).get_config(*recipe)
         except ConfigFileError:
             raise
-        except Exception as error:
+        except own_code.RAISED as error:
             frames = traceback.extract_tb(error.__traceback__)
             if isinstance(error, OSError) and all(frame.filename != file for frame in frames):
                 raise
@@ -84,6 +85,7 @@ HELP = """options:
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's parser, without tracebacks for typing mistakes; `--help` prints the script's."""
+    terminal.accept_any_text()
     getLogger("bitsandbytes").setLevel("ERROR")  # on some CPUs it says that a kernel is missing
     if {"-h", "-help", "--help"} & set(arguments[1:]):
         print(_help(arguments[0]))

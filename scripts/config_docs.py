@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reward_models import terminal
 from tp_grpo.settings import Settings
 from tp_grpo.settings.setting import stated
 
@@ -43,19 +44,20 @@ refused together, with numbers, before any weights load. Recipes, in which a set
 
 
 def main() -> int:
+    terminal.accept_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="only report what is out of date")
-    check, source = parser.parse_args().check, BASE.read_text()
+    check, source = parser.parse_args().check, BASE.read_text("utf-8")
     texts = {BASE: commented(source), PAGE: page(source)}
-    outdated = [path for path, text in texts.items() if path.read_text() != text]
+    outdated = [path for path, text in texts.items() if path.read_text("utf-8") != text]
     for path in outdated:
         if check:
             name = path.relative_to(ROOT)
             print(f"error: {name} is out of date; run python scripts/config_docs.py")
         else:
-            path.write_text(texts[path])
+            path.write_text(texts[path], "utf-8")
     return int(check and bool(outdated))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reward_models import terminal
 from tp_grpo.store import files
 from tp_grpo.store.files import expanded
 
@@ -28,6 +29,7 @@ GOOD, BAD, PLAIN = "#0072b2", "#d55e00", "#666666"
 
 
 def main() -> None:
+    terminal.accept_any_text()
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("run", type=expanded, metavar="RUN", help="the run's folder")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reward_models import terminal
 from tp_grpo.data import lines
 from tp_grpo.data.sets import files, general_ocr, geneval, pickscore, text
 from tp_grpo.store.files import expanded
@@ -44,6 +45,7 @@ EXAMPLES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    terminal.accept_any_text()
     options = _parser().parse_args(arguments)
     try:
         sets = {options.out / options.name / name: p for name, p in options.make(options).items()}
@@ -149,8 +151,9 @@ def _scenes(path: Path) -> list[tuple]:
     for number, line in enumerate(lines.read(path).splitlines(), start=1):
         try:
             scenes += [geneval.scene(json.loads(line))] if line.strip() else []
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            message = f"{path}:{number}: not a line of GenEval metadata ({error!r})"
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            message = f"{path}:{number}: not a line of GenEval metadata ({reason})"
             raise ValueError(message) from error
     return scenes
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reward_models import terminal
 from tp_grpo.store.files import expanded
 
 
 def main() -> int:
+    terminal.accept_any_text()
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("runs", nargs="+", type=expanded, metavar="RUN", help="a run's folder")

@@ -164,6 +164,9 @@ def test_geneval_without_the_official_scenes_has_fewer_for_the_test(tmp_path: Pa
             "counting: 200 training and 80 test prompts were asked, but there",
         ),
         (("geneval", "--keep-out", "notes.txt"), "notes.txt:2: not a line of GenEval metadata"),
+        (("geneval", "--keep-out", "a.jsonl"), """a.jsonl:1: not a line of GenEval metadata (Ty"""),
+        (("geneval", "--keep-out", "a.jsonl"), """ "class" is ['a'], not of type str)"""),
+        (("geneval", "--keep-out", "b.jsonl"), """ "position" begins with ['left of'], not"""),
         (
             ("geneval", "--keep-out", "latin.txt"),
             "latin.txt:2: not UTF-8 (invalid continuation byte); save the file as",
@@ -201,6 +204,13 @@ def test_what_is_refused_says_why_and_writes_nothing(
     tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("\n[1, 2]\n")
+    clause: dict = {"class": "a", "count": 1}
+    for name, wrong in (
+        ("a", clause | {"class": ["a"]}),
+        ("b", clause | {"position": [["left of"], 0]}),
+    ):
+        entry = {"tag": "colors", "include": [wrong]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(entry))
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("a cat\na café\n".encode("latin-1"))
     (tmp_path / "tabs.txt").write_text(f"a cat\tx\na\tb\tc\n{'x' * 10_001}\n")
@@ -278,6 +288,10 @@ def test_pickscore_from_a_data_set_with_captions(
     data.write_text('{"text": "a cat"}')
     error = refuse(*asked, "--force", cwd=tmp_path)
     assert 'data has no column "caption"; its columns are text' in error
+    for caption, kind in ((3, "int64"), (["a cat"], "nested"), ({"en": "a cat"}, "nested")):
+        data.write_text(json.dumps({"caption": caption}))
+        error = refuse(*asked, "--force", cwd=tmp_path)
+        assert f'data: the column "caption" is of type {kind}; captions are texts' in error
 
 
 @pytest.mark.parametrize("missing", ["package", "hub"])

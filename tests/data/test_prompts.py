@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -196,65 +195,6 @@ def test_an_empty_folder_of_a_known_set_names_its_command(tmp_path: Path) -> Non
         prompts.load(str(tmp_path / "geneval"), field="prompts.train")
 
 
-def pairs() -> list[Any]:
-    return [("a cat", {"n": 1}), "a dog", ("", {}), ("a cow", None)]
-
-
-def test_a_function_that_gives_something_else() -> None:
-    with pytest.raises(ValueError) as error:
-        prompts.load(f"{__name__}:pairs", field="prompts.eval")
-    assert "has 3 bad lines" in str(error.value)
-    assert all(
-        f"item {number}: expected (prompt, metadata)" in str(error.value) for number in (2, 3, 4)
-    )
-
-
-MODULE = """
-A_LIST = [("a cat", {})]
-def of_size(n): return [("a cat", {})] * n
-def maybe(n=1): return [("a cat", {})] * n
-def nothing(): pass
-def broken():
-    yield "a cat", {}
-    yield missing
-"""
-
-
-@pytest.mark.parametrize(
-    "function, message",
-    [
-        ("A_LIST", "is of type list; it must be a function without arguments that returns"),
-        ("of_size", ": missing a required argument: 'n'; it must be a function without arg"),
-        ("nothing", " gives no prompts: .*: TypeError: 'NoneType' object is not iterable"),
-        ("broken", r" gives no prompts: .*own_prompts\.py:8: NameError: name 'missing' is not"),
-    ],
-)
-def test_what_is_no_function_of_pairs(
-    function: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own_prompts.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert prompts.load("own_prompts:maybe", field="prompts.train").prompts == ["a cat"]
-    with pytest.raises(ValueError, match=f"^prompts.train = 'own_prompts:{function}'.*{message}"):
-        prompts.load(f"own_prompts:{function}", field="prompts.train")
-
-
-@pytest.mark.parametrize(
-    "name, text, message",
-    [
-        ("cut_short", "\ndef pairs(:\n", r"cut_short\.py:2: SyntaxError: "),
-        ("unnamed", "\n\nmissing\n", r"unnamed\.py:3: NameError: name 'missing' is not defined"),
-    ],
-)
-def test_a_module_that_cannot_be_loaded(
-    name: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=rf"^prompts.train = .* cannot be imported: .*{message}"):
-        prompts.load(f"{name}:pairs", field="prompts.train")
-
-
 LINE = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"), max_size=30
 )
@@ -304,7 +244,11 @@ def test_byte_order_marks_of_joined_files_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a cat.", "node.js on a mug, 3.5 cm", "Mr. Smith", "a cat " * 99, "~ a wave"]
+    "text",
+    [
+        *("a cat.", "node.js on a mug, 3.5 cm", "Mr. Smith", "a cat " * 99, "~ a wave"),
+        *("a laptop with main.py", "a cat and/or a dog", "a sign: 'his/hers'"),
+    ],
 )
 def test_a_text_is_a_prompt(text: str) -> None:
     assert prompts.text_or_source(text, field="--prompts").prompts == [text.strip()]
@@ -318,6 +262,12 @@ def test_a_text_is_a_prompt(text: str) -> None:
         ("/data/my prompts/test.txt", "no such file"),
         ("~nobody-of-this-name/mine.jsonl", "no such file"),
         (".", r"'.' is a folder; name a .txt or .jsonl file"),
+        ("dataset/drawbench", r"no such file or folder; looked in .* text that looks like a path"),
+        ("/data/my prompts", "no such file or folder"),
+        ("./my prompts", "no such file or folder"),
+        ("../prompts", "no such file or folder"),
+        ("~/my prompts", "no such file or folder"),
+        ("my prompts.CSV", "no such file or folder"),
         (b"caf\xe9".decode(errors="surrogateescape"), "--prompts: .* holds half a character"),
         (" ", "--prompts: .* must be a string that is not empty"),
     ],

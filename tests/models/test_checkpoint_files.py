@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_models import CPU, settings
 from tp_grpo import models
-from tp_grpo.models import architecture, pretrained
+from tp_grpo.models import architecture, checkpoint_files, pretrained
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 711661\n"
 CONFIGS = (
@@ -91,6 +92,46 @@ def test_words_without_their_merges_are_named(sd3: Path) -> None:
     (folder / "vocab.json").unlink()
     (folder / "spiece.model").touch()
     refused(sd3, r"sd3/tokenizer/spiece\.model holds no vocabulary")
+
+
+def without(file: Path, field: str, **values: object) -> None:
+    config = json.loads(file.read_text())
+    del config[field]
+    file.write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    "file, field, message",
+    [
+        ("transformer/config.json", "patch_size", "transformer/config.json has no patch_size; fet"),
+        ("vae/config.json", "block_out_channels", "vae/config.json has no block_out_channels; fet"),
+        ("model_index.json", "transformer", "sd3': model_index.json lists no transformer; fetch"),
+    ],
+)
+def test_a_config_without_a_field_is_named(sd3: Path, file: str, field: str, message: str) -> None:
+    without(sd3 / file, field)
+    refused(sd3, message)
+
+
+@pytest.mark.parametrize("values", [{"patch_size": None}, {"patch_size": [2]}])
+def test_a_field_of_another_type_is_refused(sd3: Path, values: dict[str, object]) -> None:
+    without(sd3 / "transformer" / "config.json", "patch_size", **values)
+    refused(sd3, r"model\.path = '.*sd3': a config .* has a field that cannot be used, TypeError: ")
+
+
+def test_a_config_without_its_class_is_read_as_the_index_says(sd3: Path) -> None:
+    without(sd3 / "transformer" / "config.json", "_class_name")
+    model = settings(sd3, "sd3")
+    backbone = architecture.build(architecture.read(model), model)
+    assert type(backbone.transformer).__name__ == "SD3Transformer2DModel"
+
+
+def test_a_folder_that_the_index_does_not_list_is_passed_over(sd3: Path) -> None:
+    shapes = architecture.read(settings(sd3, "sd3"))
+    (sd3 / "text_encoder_old").mkdir()
+    (sd3 / "text_encoder_old" / "model.fp16.safetensors").touch()
+    assert architecture.read(settings(sd3, "sd3")) == shapes
+    assert checkpoint_files.variant(sd3) is None
 
 
 @pytest.mark.parametrize("name", (*CONFIGS, *WEIGHTS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
@@ -122,6 +124,56 @@ def test_wandb_with_a_login_is_offline_where_its_server_does_not_answer(
         tracking.go_offline_without_login(("wandb",))
     assert os.environ.pop("WANDB_MODE", "online") == ("online" if there else "offline")
     assert (f"nothing answers at {url} within 5 s" in capsys.readouterr().out) != there
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("WANDB_BASE_URL", "http://localhost:abc", " = 'http://localhost:abc' is .*invalid port"),
+        ("WANDB_BASE_URL", "localhost:80", " = 'localhost:80' is nothing that wandb can use: URL"),
+        ("WANDB_MODE", "foo", " = 'foo' is nothing that wandb can use: Input should be 'online'"),
+        ("WANDB_RUN_ID", "a/b", " = 'a/b' is nothing that wandb can use: Run ID cannot contain"),
+        ("WANDB_INIT_TIMEOUT", "x", " = 'x' is nothing that wandb can use: Input should be a val"),
+    ],
+)
+def test_a_variable_that_wandb_cannot_use_is_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^the environment's {name}{message}") as raised:
+        tracking.go_offline_without_login(("wandb",))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_speaks_no_http_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"220 a mail server\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracking.go_offline_without_login(("wandb",))
+    assert os.environ.pop("WANDB_MODE") == "offline"
+
+
+def test_a_run_that_wandb_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise wandb.errors.CommError("permission denied\n(Error 403)")
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "init_trackers", refuse)
+    with pytest.raises(ValueError, match=r"refuses the run: permission denied \(Error 403\);"):
+        tracking.Tracker(accelerator, tmp_path, {}, [], "test")
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

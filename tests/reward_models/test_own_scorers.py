@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,91 @@ def test_a_module_that_is_not_python_is_refused(
 ) -> None:
     (tmp_path / "my_slip.py").write_text("class X(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = r"cannot be imported from 'my_slip:X': .*\(my_slip.py, line 1\)"
+    words = r"cannot be imported from 'my_slip:X': .*/my_slip\.py:1: SyntaxError: invalid syntax"
     with pytest.raises(ValueError, match=words):
         reward_models.build("my_slip:X")
+
+
+SLIPS = """
+import os
+
+class Constructor:
+    def __init__(self, key="MY_KEY_X"):
+        self.key = os.environ[key]
+    def __call__(self, images, prompts, metadata): return [0.0] * len(images)
+class Inherits(Constructor): pass
+def engine(): raise RuntimeError("no engine")
+def number(): return int("abc")
+def kinds(): return 1 + "a"
+def ends(): raise SystemExit("usage: mine")
+class Check:
+    def __call__(self, images, prompts, metadata): return [0.0] * len(images)
+    def check(self, prompts, metadata): return [data["tag"] for data in metadata]
+class Moves(Check):
+    def to(self, device): self.model.to(device)
+"""
+
+
+@pytest.fixture
+def slips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The module of scorers that raise."""
+    (tmp_path / "my_slips.py").write_text(SLIPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield str(tmp_path / "my_slips.py")
+    sys.modules.pop("my_slips", None)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Constructor", ":6: KeyError: MY_KEY_X"),
+        ("Inherits", ":6: KeyError: MY_KEY_X"),
+        ("engine", ":9: RuntimeError: no engine"),
+        ("number", ":10: ValueError: invalid literal for int() with base 10: 'abc'"),
+        ("kinds", ":11: TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
+        ("ends", ":12: SystemExit: usage: mine"),
+    ],
+)
+def test_what_a_constructor_raises_is_named_with_its_line(
+    name: str, message: str, slips: str
+) -> None:
+    with pytest.raises(ValueError) as raised:
+        RewardSet({f"my_slips:{name}": 1.0})
+    words = f"rewards: the scorer 'my_slips:{name}' cannot be built: {slips}{message}"
+    assert str(raised.value) == words
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("import os\nos.environ['MY_KEY_X']\n", ":2: KeyError: MY_KEY_X"),
+        ("import nosuchmodule\n", ":1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("raise SystemExit(3)\n", ":1: SystemExit: 3"),
+    ],
+)
+def test_what_a_module_raises_is_named_with_its_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my_raising_module.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError) as raised:
+        RewardSet({"my_raising_module:X": 1.0})
+    assert str(raised.value).endswith(f"from 'my_raising_module:X': {file}{message}")
+
+
+def test_what_a_check_raises_is_named_with_its_line(slips: str) -> None:
+    rewards = RewardSet({"my_slips:Check": 1.0})
+    with pytest.raises(ValueError) as raised:
+        rewards.check_prompts(["a cat"], [{}])
+    words = f"rewards.scorers.my_slips:Check cannot check the prompts: {slips}:15: KeyError: tag"
+    assert str(raised.value) == words
+
+
+def test_what_moving_a_scorer_raises_is_named_with_its_line(slips: str) -> None:
+    words = rf"my_slips:Moves cannot be moved to its device: {slips}:17: AttributeError: "
+    with pytest.raises(ValueError, match=words):
+        RewardSet({"my_slips:Moves": 1.0})
 
 
 def test_a_module_alone_is_no_scorer() -> None:

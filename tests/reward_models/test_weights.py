@@ -177,10 +177,19 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_holds_no_tensors_by_name_is_refused(tmp_path: Path) -> None:
     head = tmp_path / "head.pth"
-    contents = ([1], {"state_dict": 5}, {"layers.0.weight": 5})
+    contents = ([1], {"state_dict": 5}, {"layers.0.weight": 5}, {10: torch.zeros(1)})
     for content in contents:
         torch.save(content, head)
         assert "it holds something other than tensors by" in error_of("aesthetic", path=str(head))
+
+
+@pytest.mark.parametrize("text", ["Repository not found", "<html>", "not found\n", "\n", "é", "}q"])
+def test_a_text_in_the_place_of_weights_is_refused(text: str, tmp_path: Path) -> None:
+    head = tmp_path / "head.pth"
+    head.write_text(text, encoding="utf-8")
+    message = error_of("aesthetic", path=str(head))
+    assert f"aesthetic: the weights {head} cannot be loaded: it cannot be read, " in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["aesthetic", "hpsv2", "imagereward"])

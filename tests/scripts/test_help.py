@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,12 @@ SHELL = sorted(path for path in (ROOT / "scripts").rglob("[!_]*.sh"))
 
 def shown(*command: str) -> str:
     done = subprocess.run(
-        [*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},  # as of some schedulers' logs
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -31,6 +37,7 @@ def test_help_of_a_python_script(script: Path) -> None:
     # The --help of a command of prepare_prompts lists that command's options.
     missing = [name for pair in options for name in pair if name and f"--{name}" not in text]
     assert not missing or "COMMAND --help" in text
+    assert "from _config import" in source or "terminal.accept_any_text()" in source
     if "from _config import" in source:
         assert "--config=FILE.py:RECIPE" in text
         assert "--config.FIELD=VALUE" in text

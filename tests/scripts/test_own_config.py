@@ -30,6 +30,7 @@ def refused(file: Path) -> str:
         (f"{HEAD}    return int('abc')\n", ":2", "ValueError: invalid literal for int()"),
         (f"{HEAD}    return open('/no/file')\n", ":2", "FileNotFoundError: [Errno 2] No such"),
         (f"{HEAD}    return 1 / 0\n", ":2", "ZeroDivisionError: division by zero"),
+        (f"{HEAD}    raise SystemExit('no data')\n", ":2", "SystemExit: no data"),
         ("def get_config():\n    pass\n", "", "TypeError: get_config() takes 0 positional"),
         (f"{HEAD}    pass\n", "", "get_config returns a ConfigDict, got NoneType"),
     ],

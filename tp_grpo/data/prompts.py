@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
-import inspect
 import json
 import re
 import shlex
@@ -18,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tp_grpo.data import own_function
 from tp_grpo.data.lines import CLIP_WORDS, MAX_CHARACTERS, name, refuse
-from tp_grpo.store import own_code
 from tp_grpo.store.files import expanded
 from tp_grpo.types import PromptBatch
 
@@ -27,6 +25,12 @@ SPLITS = {"prompts.train": "train", "prompts.eval": "test"}
 # The last two are Flow-GRPO's (arXiv 2505.05470).
 FILE_NAMES = ("{}.jsonl", "{}_metadata.jsonl", "{}.txt")
 ACCEPTED = "a .txt or .jsonl file, a folder of them, or a module:function"
+# How a path begins or a file of data ends; and one word with a slash, or with a file's ending.
+LIKE_A_PATH = re.compile(
+    r"(/|\./|\.\./|~[\w.-]*/).*|.*\.(txt|jsonl?|[ct]sv|parquet|xlsx?)"
+    r"|\S+/\S*|\S+\.[A-Za-z]\w{0,7}",
+    re.IGNORECASE | re.DOTALL,
+)
 # scripts/prepare_prompts.py makes these without a list of prompts.
 BUILT_IN = ("geneval", "general_ocr", "pickscore")
 
@@ -44,7 +48,7 @@ class PromptSet:
     @property
     def digest(self) -> str:
         """A hash of the prompts and their metadata, in order."""
-        content = json.dumps([self.prompts, self.metadata], sort_keys=True, default=repr)
+        content = json.dumps([self.prompts, self.metadata], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batch(self, ids: Sequence[int], members: Sequence[int]) -> PromptBatch:
@@ -90,7 +94,8 @@ def load(source: str, *, field: str) -> PromptSet:
     elif ":" in source:
         lines, unit = _call(source, setting), "item"
     else:
-        raise ValueError(f"{setting} is not {ACCEPTED}{_how_to_make(path)}")
+        absent = "" if path.exists() else f" (no such file or folder; looked in {Path.cwd()})"
+        raise ValueError(f"{setting} is not {ACCEPTED}{absent}{_how_to_make(path)}")
     if not lines:
         raise ValueError(f"{setting} holds no prompts")
     long = [line.number for line in lines if len(line.prompt.split()) > CLIP_WORDS]
@@ -120,21 +125,24 @@ def text_or_source(text: str, *, field: str) -> PromptSet:
 
     Raises ValueError as `load` does.
     """
-    if _names_a_file(text) or re.fullmatch(r"[\w.]+:\w+", text):
+    if _exists(text) or re.fullmatch(r"[\w.]+:\w+", text):
         return load(text, field=field)
+    if LIKE_A_PATH.fullmatch(text):
+        try:
+            return load(text, field=field)
+        except ValueError as error:
+            advice = "a text that looks like a path goes into a .txt file"
+            raise ValueError(f"{error}; {advice}") from error
     try:
         return PromptSet([_check(text)], [{}])
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
 
 
-def _names_a_file(text: str) -> bool:
-    """Whether it is there, ends as a prompt file does, or is a word with a file's ending."""
-    path = expanded(text)
+def _exists(text: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # as for a name that is too long
-        if path.exists():
-            return True
-    return bool(re.fullmatch(r".*\.(txt|jsonl)|\S+\.[A-Za-z]\w{0,7}", text))
+        return expanded(text).exists()
+    return False
 
 
 def epoch_groups(n: int, *, seed: int, epoch: int, groups: int) -> list[int]:
@@ -209,50 +217,17 @@ def _read_file(path: Path, setting: str) -> list[_Line]:
 
 
 def _call(source: str, setting: str) -> list[_Line]:
-    module, _, function = source.partition(":")
-    try:
-        home = importlib.import_module(module)
-        give = getattr(home, function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{setting} cannot be imported: {error}") from error
-    except Exception as error:
-        reason = own_code.mistake(error, _file_of(module))
-        raise ValueError(f"{setting} cannot be imported: {reason}") from error
-    _check_function(give, setting)
-    try:
-        items = list(give())
-    except Exception as error:
-        reason = own_code.mistake(error, str(home.__file__))
-        raise ValueError(f"{setting} gives no prompts: {reason}") from error
-
     def parse_pair(item: Any) -> tuple[str, dict[str, Any]]:
         try:
-            prompt, metadata = item
-            return _check(prompt), dict(metadata)
+            prompt, given = item
+            text, metadata = _check(prompt), dict(given)
         except (TypeError, ValueError) as error:
             message = f"expected (prompt, metadata), got {item!r:.100}: {error}"
             raise ValueError(message) from error
+        own_function.check_metadata(metadata)
+        return text, metadata
 
-    return _parse_all(items, parse_pair, f"{source}, item ", setting)
-
-
-def _file_of(module: str) -> str:
-    """Where a module that failed to load is; its name if that is not known."""
-    with contextlib.suppress(ImportError, ValueError):
-        if (spec := importlib.util.find_spec(module)) and spec.origin:
-            return spec.origin
-    return module
-
-
-def _check_function(give: Any, setting: str) -> None:
-    """Raises ValueError for what cannot be called without arguments."""
-    needed = "it must be a function without arguments that returns (prompt, metadata) pairs"
-    if not callable(give):
-        raise ValueError(f"{setting} is of type {type(give).__name__}; {needed}")
-    try:
-        inspect.signature(give).bind()
-    except TypeError as error:
-        raise ValueError(f"{setting}: {error}; {needed}") from error
+    return _parse_all(own_function.items(source, setting), parse_pair, f"{source}, item ", setting)
 
 
 def _parse_all(

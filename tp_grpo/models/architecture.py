@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,24 +43,28 @@ def read(model: ModelSettings) -> Architecture:
     folder = pretrained.local_folder(model.path)
     if folder is not None:
         pretrained.check_folder(folder, family.pipeline_class.__name__)
+    shapes = _of_hub(model) if folder is None else _of_folder(folder, model.type)
+    with checkpoint_files.usable(model.path):
+        family.check_config(model, vars(shapes))
+    if folder is not None:
         tensor_names.check(folder)
-        shapes = _of_folder(folder, model.type)
-    else:
-        shapes = _of_hub(model)
-    family.check_config(model, vars(shapes))
     return shapes
 
 
 def build(shapes: Architecture, model: ModelSettings, device: torch.device = META) -> Any:
-    """The backbone of `config.model`, frozen, with random weights and without text encoders."""
+    """The backbone of `config.model`, frozen, with random weights and without text encoders.
+
+    Raises ValueError for options or configs that cannot be used.
+    """
     family = families.adapter(shapes.type)
     if device != META:
         check_options(family, model)
-    pipeline = SimpleNamespace(
-        transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
-        vae=_build(shapes.vae, DTYPES[model.vae_dtype], device),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(shapes.scheduler),
-    )
+    with checkpoint_files.usable(model.path):
+        pipeline = SimpleNamespace(
+            transformer=_build(shapes.transformer, DTYPES[model.dtype], device),
+            vae=_build(shapes.vae, DTYPES[model.vae_dtype], device),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(shapes.scheduler),
+        )
     if device != META:
         apply_options(pipeline.transformer, model)
     backbone = family(pipeline, model, device, None)
@@ -106,22 +109,25 @@ def _of_hub(model: ModelSettings) -> Architecture:
 
 
 def _of_folder(folder: Path, kind: str) -> Architecture:
-    encoders = sorted(path.name for path in folder.glob("text_encoder*") if path.is_dir())
-    clip = folder / "text_encoder"
+    listed = checkpoint_files.components(folder)
+    encoders = sorted(name for name in listed if name.startswith("text_encoder"))
+    name = "text_encoder"
+    clip = _json(folder / name / "config.json") if name in encoders else {}
     return Architecture(
         type=kind,
-        index=_json(folder, "model_index.json"),
-        transformer=_json(folder / "transformer"),
-        vae=_json(folder / "vae"),
-        scheduler=_json(folder / "scheduler", "scheduler_config.json"),
+        index=_json(folder / "model_index.json"),
+        transformer=_json(folder / "transformer" / "config.json", listed["transformer"]),
+        vae=_json(folder / "vae" / "config.json", listed["vae"]),
+        scheduler=_json(folder / "scheduler" / "scheduler_config.json"),
         text_encoders={name: _count(folder / name) for name in encoders},
-        clip_tokens=_json(clip).get("max_position_embeddings", 77) if clip.is_dir() else 77,
+        clip_tokens=clip.get("max_position_embeddings", 77),
     )
 
 
-def _json(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / name).read_text())
-    return config
+def _json(file: Path, origin: tuple[str, str] | None = None) -> dict[str, Any]:
+    """A config; its class is that of its `origin` in model_index.json, as where weights load."""
+    config = checkpoint_files.read_json(file)
+    return checkpoint_files.Fields(config | ({"_class_name": origin[1]} if origin else {}), file)
 
 
 def _count(folder: Path) -> int:

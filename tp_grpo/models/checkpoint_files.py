@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +20,33 @@ OBJECTS = (
     *("config.json", "scheduler_config.json", "tokenizer_config.json", "adapter_config.json"),
     *VOCABULARIES[:2],
 )
+
+
+class Fields(dict[str, Any]):
+    """A part's config. Raises ValueError, which names `file`, where a field that it lacks is read.
+
+    A config of which a field is null or of another type cannot be told from a whole one here:
+    `usable` is for what it then leads to.
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: object) -> None:
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, field: str) -> NoReturn:
+        raise ValueError(f"model.path: {self.file} has no {field}; fetch it again")
+
+
+@contextmanager
+def usable(path: str) -> Iterator[None]:
+    """Inside, a checkpoint's configs are used. Raises ValueError for what they cannot serve."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"model.path = {path!r}: a config of its transformer, VAE or scheduler has a field "
+            f"that cannot be used, {type(error).__name__}: {error}; fetch the configs again"
+        ) from error
 
 
 def components(folder: Path) -> dict[str, tuple[str, str]]:
@@ -87,7 +115,7 @@ def variant(folder: Path) -> str | None:
 
     None where each part has files without one.
     """
-    parts = [part for part in folder.iterdir() if part.is_dir()]
+    parts = [folder / name for name in components(folder) if (folder / name).is_dir()]
     return common_variant({part.name: [f.name for f in part.iterdir()] for part in parts})
 
 

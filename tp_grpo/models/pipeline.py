@@ -103,7 +103,8 @@ class PipelineBackbone:
         check_options(cls, model)
         pretrained.check_file(model.path, cls.pipeline_class)
         configs = pretrained.read_configs(model.path, model.revision, cls.pipeline_class.__name__)
-        cls.check_config(model, configs)
+        with checkpoint_files.usable(model.path):
+            cls.check_config(model, configs)
         if model.adapter:
             shapes = cls.pipeline_class, configs["transformer"]
             adapter_file.check("model.adapter", model.adapter, *shapes)

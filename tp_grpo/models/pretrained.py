@@ -26,7 +26,7 @@ def published() -> dict[str, dict[str, Any]]:
     download: gigabytes, and the single-file copies to exclude, which nothing here reads.
     """
     folder = resources.files("tp_grpo.models") / "architectures"
-    entries = [json.loads(file.read_text()) for file in folder.iterdir()]
+    entries = [json.loads(file.read_text("utf-8")) for file in folder.iterdir()]
     return {entry["hub_id"]: entry for entry in sorted(entries, key=lambda e: str(e["hub_id"]))}
 
 
@@ -62,7 +62,10 @@ def read_configs(path: str, revision: str, pipeline_class: str) -> dict[str, dic
     try:
         configs = {"index": DiffusionPipeline.load_config(where, **revised)}
         configs |= {
-            name: AutoencoderKL.load_config(where, subfolder=name, **revised)
+            name: checkpoint_files.Fields(
+                AutoencoderKL.load_config(where, subfolder=name, **revised),
+                f"{where}/{name}/config.json",
+            )
             for name in ("transformer", "vae")
         }
     except (OSError, ValueError) as error:
@@ -127,7 +130,11 @@ def check_folder(folder: Path, pipeline_class: str) -> None:
         if not index.exists():
             raise ValueError(f"{where} is not a diffusers checkpoint: it has no model_index.json")
         _check_class(where, checkpoint_files.read_json(index).get("_class_name"), pipeline_class)
-        for name, (_, class_name) in checkpoint_files.components(folder).items():
+        listed = checkpoint_files.components(folder)
+        for name in ("transformer", "vae", "scheduler"):
+            if name not in listed:
+                raise ValueError(f"{where}: {index.name} lists no {name}; fetch it again")
+        for name, (_, class_name) in listed.items():
             if not (folder / name).is_dir():
                 raise ValueError(f"{where}: {name}/ ({class_name}) is missing; fetch that folder")
             checkpoint_files.check_part(folder / name, class_name, convert)

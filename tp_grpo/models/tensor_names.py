@@ -55,7 +55,7 @@ def _check_part(part: Path, kind: Any, library: str) -> None:
     held = {name: torch.empty(shape, device=META) for name, shape in shapes.items()}
     try:
         missing, misshapen = compare(kind, part, held)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a class may do anything with a config that it did not write
         raise ValueError(
             f"model.path: {part}/config.json describes no {kind.__name__}: {error}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -33,12 +34,36 @@ KINDS = ("train", "update", "eval")  # of the lines in metrics.jsonl
 
 
 def go_offline_without_login(trackers: Sequence[str]) -> None:
-    """wandb without a login, or without its server, runs offline and never asks or waits."""
-    if "wandb" not in trackers or "WANDB_MODE" in os.environ:
+    """wandb without a login, or without its server, runs offline and never asks or waits.
+
+    Raises ValueError for a variable of wandb's in the environment that it cannot use.
+    """
+    if "wandb" not in trackers:
+        return
+    _check_environment()
+    if "WANDB_MODE" in os.environ:
         return
     login = os.environ.get("WANDB_API_KEY") or _in_netrc()
     if not login or not _answers(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
         os.environ["WANDB_MODE"] = "offline"
+
+
+def _check_environment() -> None:
+    try:
+        import wandb
+    except ImportError:  # accelerate refuses the tracker
+        return
+    for name, value in os.environ.items():
+        if not name.startswith("WANDB_"):
+            continue
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except (ValueError, wandb.errors.Error) as error:
+            details = getattr(error, "errors", None)  # of pydantic, whose text has several lines
+            reason = details()[0]["msg"] if callable(details) else str(error).partition("\n")[0]
+            shown = "" if "KEY" in name or "TOKEN" in name else f" = {value!r}"
+            message = f"the environment's {name}{shown} is nothing that wandb can use: {reason}"
+            raise ValueError(message) from error
 
 
 def _in_netrc() -> bool:
@@ -56,7 +81,7 @@ def _answers(url: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: it speaks no HTTP
         print(f"wandb: nothing answers at {url} within {WAIT_S} s", flush=True)
         return False
 
@@ -129,6 +154,8 @@ def check(folder: Path, epoch: int) -> None:
 class Tracker:
     """Called by all ranks; the main process writes.
 
+    Raises ValueError where wandb refuses the run.
+
     evaluation: all that the scores of an evaluation depend on, of `standing.settings`.
     resumes: the checkpoint that the run resumes from. Its `tracker` is the run's id in the curves,
     which continue there; without one the run gets a new id. TensorBoard drops what it was sent
@@ -154,15 +181,22 @@ class Tracker:
             for name in ("ladders", "evaluations"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             with files.whole(folder / "config.yaml") as draft:
-                draft.write_text(yaml.safe_dump(config))
+                draft.write_text(yaml.safe_dump(config), "utf-8")
             with files.whole(folder / "plan.txt") as draft:
-                draft.write_text("".join(f"{name:<10}{text}\n" for name, text in plan))
+                draft.write_text("".join(f"{name:<10}{text}\n" for name, text in plan), "utf-8")
         wandb = {"dir": str(folder), "name": folder.name, "id": self.run_id, "resume": "allow"}
         tensorboard = {"purge_step": resumes.epoch + 1} if resumes else {}
         plain = int | float | str | bool
         flat = {name: v if isinstance(v, plain) else str(v) for name, v in config.items()}
         init_kwargs = {"wandb": wandb, "tensorboard": tensorboard}
-        accelerator.init_trackers(project, flat, init_kwargs=init_kwargs)
+        try:
+            accelerator.init_trackers(project, flat, init_kwargs=init_kwargs)
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb."):
+                raise
+            reason = " ".join(str(error).split())
+            message = f"wandb refuses the run: {reason}; WANDB_MODE=offline needs no server"
+            raise ValueError(message) from error
         offline = os.environ.get("WANDB_MODE") == "offline"
         if self.main and offline and "wandb" in map(str, accelerator.log_with):
             runs = f"{folder}/wandb/offline-run-*"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models import Metadata, Scorer, Scores, compares, compares_groups, macros
+from reward_models import Metadata, Scorer, Scores, compares, compares_groups, macros, own_code
+from tp_grpo.rewards import scorer_thread
 from tp_grpo.rewards.batch import Batch
 from tp_grpo.rewards.scorer_options import Entry
 from tp_grpo.rewards.scorer_thread import UNAVAILABLE, ScorerThread, State
@@ -43,6 +45,21 @@ class Rewards:
     def columns(self, extras: Iterable[str]) -> dict[str, Tensor]:
         """ "total", each score, and the extras of these names."""
         return {"total": self.total} | self.scores | {name: self.extra(name) for name in extras}
+
+
+@contextmanager
+def _in_words(name: str, failed: str) -> Iterator[None]:
+    """Raises ValueError for what the scorer's code raises inside; its own ValueErrors pass."""
+    try:
+        yield
+    except UNAVAILABLE as error:
+        raise ValueError(f"rewards.scorers.{name} is out of reach: {error}") from error
+    except ValueError:
+        raise
+    except own_code.RAISED as error:
+        file = own_code.entered(error, name, scorer_thread.__file__)
+        reason = own_code.mistake(error, file)
+        raise ValueError(f"rewards.scorers.{name} {failed}: {reason}") from error
 
 
 class RewardSet:
@@ -83,7 +100,8 @@ class RewardSet:
             self.scorers[name] = entry.build(name)
             self.threads[name] = ScorerThread(name, entry.thread)
             if entry.scorer.get("device", "auto") == "auto":  # else the user has placed it
-                self.threads[name].place(self.scorers[name])
+                with _in_words(name, "cannot be moved to its device"):
+                    self.threads[name].place(self.scorers[name])
         self.grouped = [name for name, scorer in self.scorers.items() if compares(scorer)]
         _check_sizes(self.grouped, group_sizes or {}, self.weights)
         # One thread: results are added up in the order of their batches.
@@ -95,13 +113,14 @@ class RewardSet:
         return any(self.weights[name] for name in self.grouped)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Raises ValueError if a scorer could never score one of them, or is out of reach."""
+        """Raises ValueError if a scorer could never score one of them, or is out of reach.
+
+        And for whatever else its check raises.
+        """
         for name, scorer in self.scorers.items():
-            try:
-                if hasattr(scorer, "check"):
+            if hasattr(scorer, "check"):
+                with _in_words(name, "cannot check the prompts"):
                     scorer.check(prompts, metadata)
-            except UNAVAILABLE as error:
-                raise ValueError(f"rewards.scorers.{name} is out of reach: {error}") from error
 
     def submit(
         self,

@@ -108,19 +108,31 @@ TAGS = {
 }
 
 
+_TYPES = {"class": str, "count": int, "color": str}  # of a clause's values
+
+
 def scene(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an entry asks to see, however it is worded: "cat left of dog" is "dog right of cat"."""
+    """What an entry asks to see, however it is worded: "cat left of dog" is "dog right of cat".
+
+    Raises KeyError, TypeError, IndexError or ValueError for an entry that is none of GenEval's.
+    """
     clauses = entry["include"]
+    for clause in clauses:
+        for key, kind in _TYPES.items():
+            if key in clause and not isinstance(clause[key], kind):
+                raise TypeError(f'"{key}" is {clause[key]!r:.50}, not of type {kind.__name__}')
     things = [(clause["class"], clause["count"], clause.get("color", "")) for clause in clauses]
     relations = []
     for thing, clause in zip(things, clauses, strict=True):
         if "position" in clause:
             relation, target = clause["position"]
+            if not isinstance(relation, str):
+                raise TypeError(f'"position" begins with {relation!r:.50}, not with a relation')
             first, second = thing, things[target]
             if relation in _OPPOSITE:
                 relation, first, second = _OPPOSITE[relation], second, first
             relations.append((first, relation, second))
-    return (entry["tag"], tuple(sorted(things)), tuple(sorted(relations)))
+    return (str(entry["tag"]), tuple(sorted(things)), tuple(sorted(relations)))
 
 
 def build(

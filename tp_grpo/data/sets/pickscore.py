@@ -12,6 +12,7 @@ from tp_grpo.data.sets.grammar import Grammar, shipped
 # Pick-a-Pic v1 without images and without prompts that are not safe for work; 89 MB.
 HUB = "CarperAI/pickapic_v1_no_images_training_sfw"
 COLUMN = "caption"
+TEXTS = ("string", "large_string", "string_view")  # as `datasets` names the type
 TRAIN_SIZE, TEST_SIZE = 25_000, 2_000
 
 
@@ -38,8 +39,8 @@ def from_hub(
 ) -> tuple[list[str], list[str]]:
     """(train, test) prompts of a hub data set, or of a folder that `datasets` can read.
 
-    Raises Unreachable when it cannot be loaded, ValueError when it has no column "caption" or
-    too few prompts.
+    Raises Unreachable when it cannot be loaded, ValueError when it has no column "caption", one
+    that holds no text, or too few prompts.
     """
     prompts = clean(_captions(source))
     if len(prompts) < train + test:
@@ -75,5 +76,8 @@ def _captions(source: str) -> Iterable[str | None]:
     if COLUMN not in table.column_names:
         columns = ", ".join(table.column_names)
         raise ValueError(f'{source} has no column "{COLUMN}"; its columns are {columns}')
+    kind = getattr(table.features[COLUMN], "dtype", "nested")
+    if kind not in TEXTS:
+        raise ValueError(f'{source}: the column "{COLUMN}" is of type {kind}; captions are texts')
     captions: Iterable[str | None] = table.unique(COLUMN)
     return captions

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def best_rates(lines: Sequence[Line], seed: int, mark: int) -> dict[str, float]:
 
 def tables(lines: Sequence[Line], figure: Path) -> str:
     """Markdown: at equal seconds, what they bought, the learning rates; draws the figure."""
-    final = [line for line in lines if line.seed != RATE_SEED]
+    final = _of_one_rate([line for line in lines if line.seed != RATE_SEED])
     curves = {name: _curve(final, name) for name in dict.fromkeys(line.method for line in final)}
     drawn = {name: curve for name, curve in curves.items() if curve}
     parts = [_rates([line for line in lines if line.seed == RATE_SEED])]
@@ -116,6 +117,13 @@ def tables(lines: Sequence[Line], figure: Path) -> str:
         draw(drawn, SCORE, figure)
         parts = [_equal_seconds(final, drawn), _bought(final), *parts]
     return "\n\n".join(parts)
+
+
+def _of_one_rate(lines: Sequence[Line]) -> list[Line]:
+    """The untrained models', and of each method those with the learning rate that has most."""
+    counts = Counter((line.method, line.rate) for line in lines if line.mark)
+    chosen = {method: rate for (method, rate), _ in reversed(counts.most_common())}
+    return [line for line in lines if not line.mark or line.rate == chosen[line.method]]
 
 
 def _curve(lines: Sequence[Line], method: str) -> Curve | None:
@@ -152,7 +160,7 @@ def _equal_seconds(lines: Sequence[Line], curves: dict[str, Curve]) -> str:
     rows = []
     for name, curve in curves.items():
         scores = {
-            int(mark): f"{mean:.3f} ± {error:.3f}"
+            int(mark): f"{mean:.3f}" + (f" ± {error:.3f}" if len(curve.scores) > 1 else "")
             for mark, mean, error in zip(curve.seconds, curve.mean, curve.error, strict=True)
         }
         shown = [scores.get(mark, "") for mark in marks]  # some runs ended earlier

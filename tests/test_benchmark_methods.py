@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,16 @@ def test_a_method_whose_runs_ended_earlier_has_empty_cells(tmp_path: Path) -> No
     text = methods_tables.tables(lines, tmp_path / "figure.png")
     ours = next(row for row in text.splitlines() if row.startswith("| ours | 1 |"))
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
-    assert [cell[:5] for cell in cells[2:4]] == ["0.300", ""]
+    assert cells[2:4] == ["0.300", ""], "one seed has no standard error"
     assert cells[5:] == ["39"], "Flow-GRPO's 0.228 by a line from 0.200 to 0.300"
+
+
+def test_the_seeds_of_a_method_have_one_learning_rate(tmp_path: Path) -> None:
+    lines = [line("Flow-GRPO", seed, 0, 0.2) for seed in (1, 2)]
+    lines += [replace(line("ours", 1, 140, 0.9), rate=3e-3), line("ours", 1, 140, 0.3)]
+    lines += [line("ours", 2, 140, 0.5)]
+    text = methods_tables.tables(lines, tmp_path / "figure.png")
+    assert "| ours | 2 | 0.400 ± 0.100 |" in text
 
 
 def test_a_seed_without_all_marks_is_left_out() -> None:

@@ -28,12 +28,11 @@ Recipe = Callable[[ConfigDict], None]
 
 
 def shapes_tiny(c: ConfigDict) -> None:
-    """The embedded model on a laptop: 48 x 48 coloured shapes, no downloads, 7 minutes on 2 cores.
+    """The embedded model on a laptop: 48 x 48 coloured shapes, no downloads, minutes on 2 cores.
 
     bash scripts/quickstart.sh
 
-    Measured (docs/benchmarks.md), 5 seeds of TP-GRPO: held-out exact 0.23 to 0.33, gains of +0.075
-    to +0.140, each 4 to 6 standard errors over prompts.
+    Measured (docs/benchmarks.md), 5 seeds of TP-GRPO's: held-out exact gains +0.153 to +0.229.
     """
     c.epochs = 70
     c.model.update(path=SHAPES, dtype="fp32", height=48, width=48)

@@ -70,7 +70,7 @@ def assess(
         runtime.say(f"{unscored} of {len(chosen)} images have no score; {again}")
     if runtime.is_main:
         (out / "table.json").write_text(json.dumps(rows, indent=1))
-        (out / "table.md").write_text(text + "\n")
+        (out / "table.md").write_text(text + "\n", "utf-8")
         runtime.say(f"{text}\nwritten to {out}")
     runtime.leave()
     return text

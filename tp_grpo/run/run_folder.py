@@ -252,7 +252,7 @@ class RunFolder:
     ) -> None:
         """The averaged policy with its card; ema: see `Learner.export`."""
         learner.export(folder, ema)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, "utf-8")
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def write(out: Path, figures: Figures, origin: dict[str, Any]) -> None:
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     listed = "\n".join(f"- `{name}` `{digest}`" for name, digest in sums.items())
     (out / "README.md").write_text(
-        CARD.format(**origin, tokens=T5_TOKENS, table=_table(figures), sums=listed)
+        CARD.format(**origin, tokens=T5_TOKENS, table=_table(figures), sums=listed), "utf-8"
     )
 
 

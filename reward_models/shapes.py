@@ -142,6 +142,27 @@ def judge(image: np.ndarray, metadata: Metadata) -> dict[str, float]:
     return {**parts, "graded": float(np.mean(list(parts.values()))), "exact": float(exact)}
 
 
+def _mistake(metadata: Metadata) -> str:
+    """What is wrong with `judge`'s metadata, in words; "" for nothing."""
+    objects = metadata["objects"]
+    if not isinstance(objects, list) or not objects:
+        return f"objects = {objects!r} must be a list with at least one object"
+    for thing in objects:
+        for key, known in (("color", tuple(COLORS)), ("shape", tuple(SHAPES))):
+            if not isinstance(thing, dict) or thing.get(key) not in known:
+                return f"an object is {thing!r}; its {key} must be one of {', '.join(known)}"
+        count = thing.get("count", 1)
+        if not isinstance(count, int) or count < 1:
+            return f"count = {count!r} must be a whole number from 1 on"
+    if "relation" not in metadata:
+        return ""
+    relation = metadata["relation"]
+    if not isinstance(relation, str) or relation not in RELATIONS:
+        return f"relation = {relation!r} must be one of {', '.join(RELATIONS)}"
+    asked = sum(thing.get("count", 1) for thing in objects)
+    return "" if asked == 2 else f"a relation is between two objects; there are {asked}"
+
+
 def _relation(name: str, matched: list[Component]) -> tuple[float, bool]:
     """The position part, and whether the first object stands in the relation to the second."""
     if len(matched) < 2:
@@ -175,12 +196,14 @@ class ShapesScorer:
         self.exact_share = exact_share
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Raises ValueError for the first prompt whose metadata names no objects."""
+        """Raises ValueError for the first prompt whose metadata `judge` cannot read."""
         for prompt, data in zip(prompts, metadata, strict=True):
             if "objects" not in data:
                 raise ValueError(
                     f"shapes: the metadata of {prompt!r} names no objects; got {sorted(data)}"
                 )
+            if mistake := _mistake(data):
+                raise ValueError(f"shapes: the metadata of {prompt!r}: {mistake}")
 
     def __call__(self, images: np.ndarray, prompts: list[str], metadata: list[Metadata]) -> Scores:
         self.check(prompts, metadata)

@@ -141,13 +141,18 @@ def _in_words(error: BaseException, arguments: list[str]) -> str:
     """The innermost message of ml_collections, after the argument that it is about."""
     text = own_code.innermost(error)
     for argument in arguments:
-        if argument.startswith("--config.rewards.scorers."):
+        if argument.startswith("--config.rewards.scorers.") and _scorer(argument) in text:
             example = "--config.rewards.scorers=\"{'pickscore': 1.0, 'jpeg': 0.0}\""
             return f"{argument}: that scorer is not in the recipe; give all of them: {example}"
     for argument in arguments:
         if any(f"'{part}'" in text for part in argument.partition("=")[0].split(".")[1:]):
             return f"{argument}: no such field: {text}"
     return text
+
+
+def _scorer(argument: str) -> str:
+    """Its name in an option such as --config.rewards.scorers.jpeg=0.0."""
+    return argument.partition("=")[0].split(".")[3]
 
 
 def quiet() -> None:

@@ -20,7 +20,7 @@ fail() {
 
 # positive NAME: the variable NAME is a whole number from 1 on.
 positive() {
-    [[ "${!1}" =~ ^[0-9]+$ ]] && [ "${!1}" -ge 1 ] || fail "$1 = '${!1}' is not a whole number from 1 on"
+    [[ "${!1}" =~ ^[1-9][0-9]*$ ]] || fail "$1 = '${!1}' is not a whole number from 1 on"
 }
 
 port() {
@@ -34,7 +34,7 @@ gpus() {
     local listed
     listed="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)"
     if [ "$listed" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-        listed="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^ ]' || true)"
+        listed="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^ *-/,$d' | grep -c '[^ ]' || true)" # -1 ends it
     fi
     echo "$listed"
 }
@@ -132,9 +132,10 @@ multi_node() {
         fail "RANK = '$RANK': give this machine's number first, as in bash $0 0 (0 is the machine of MASTER_ADDR)"
     shift 2
     MASTER_WAIT="${MASTER_WAIT:-600}" NUM_MACHINES="${NUM_MACHINES:-4}"
+    positive NUM_MACHINES
     NUM_PROCESSES="${NUM_PROCESSES:-$((NUM_MACHINES * 8))}"
     port
-    for name in MASTER_WAIT NUM_MACHINES NUM_PROCESSES; do positive "$name"; done
+    for name in MASTER_WAIT NUM_PROCESSES; do positive "$name"; done
     [ -n "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR is not set: the address of machine 0, as the others reach it"
     [ "$RANK" -lt "$NUM_MACHINES" ] || fail "RANK = $RANK is not below NUM_MACHINES = $NUM_MACHINES (they count from 0)"
     [ $((NUM_PROCESSES % NUM_MACHINES)) = 0 ] ||

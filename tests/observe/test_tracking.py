@@ -28,9 +28,12 @@ def test_rewind_forgets_later_epochs_and_torn_lines(tmp_path: Path) -> None:
     for epoch in range(4):
         tracker.log("train", epoch, {"reward": epoch / 2})
     with tracker.metrics.open("a") as file:
-        file.write('{"kind": "note", "epoch": 9}\n{"note": "mine"}\n{"kind": "train", "ep')
+        file.write('{"kind": "note", "epoch": 9}\n{"note": "mine"}\n# moved to the other disk\n')
+        file.write('{"kind": "train", "ep')
     tracker.rewind(2)
-    lines = [json.loads(line) for line in tracker.metrics.read_text().splitlines()]
+    texts = tracker.metrics.read_text().splitlines()
+    assert texts.pop() == "# moved to the other disk"
+    lines = [json.loads(line) for line in texts]
     assert [line.get("epoch") for line in lines] == [0, 1, 2, 9, None], "lines of one's own stay"
 
 

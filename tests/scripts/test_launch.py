@@ -32,6 +32,8 @@ def test_the_default_is_sd3_with_pickscore_on_all_visible_gpus(scripts: Scripts)
     assert trained(launched) == ["--config=config/flow_grpo.py:pickscore_sd3"]
     assert value(launched, "--num_processes") == "2"
     assert value(scripts.launched("single_node/tp_grpo.sh", NUM_GPUS="4"), "--num_processes") == "4"
+    done = scripts.run("single_node/tp_grpo.sh", CUDA_VISIBLE_DEVICES="-1")
+    assert done.returncode == 2 and "needs CUDA GPUs, and this machine has none" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,8 @@ NODE = "multi_node/tp_grpo.sh 0"
             "NUM_PROCESSES = 32, over all machines, does not divide by NUM_MACHINES = 3",
         ),
         (NODE, {"NUM_MACHINES": "two"}, "NUM_MACHINES = 'two' is not a whole number from 1 on"),
+        (NODE, {"NUM_MACHINES": "2x"}, "NUM_MACHINES = '2x' is not a whole number from 1 on"),
+        (NODE, {"NUM_PROCESSES": "08"}, "NUM_PROCESSES = '08' is not a whole number from 1 on"),
         (NODE, {"MASTER_WAIT": "0"}, "MASTER_WAIT = '0' is not a whole number from 1 on"),
         (NODE, {"MASTER_ADDR": ""}, "MASTER_ADDR is not set: the address of machine 0"),
         (NODE, {"NUM_PROCESSES": "64"}, "16 processes on this machine are more than its 8 GPUs"),

@@ -43,6 +43,11 @@ CONFIG = "--config=config/tp_grpo.py:shapes_smoke"
             CONFIG,
             "is not in the recipe; give all of them: --config.rewards.scorers=\"{'pickscore'",
         ),
+        (
+            "--config.rewards.scorers.shapes.weight=2.0",
+            "--config=config/no.py:shapes_tiny",
+            "No such file or directory: 'config/no.py'",
+        ),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(

@@ -120,6 +120,35 @@ def test_the_score_mixes_exact_and_graded() -> None:
         ShapesScorer()(images[:1], ["a cat"], [{}])
 
 
+def asked(**changes: object) -> dict[str, object]:
+    return {"objects": [{"color": "red", "shape": "circle", **changes}]}
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"objects": []}, r"objects = \[\] must be a list with at least one"),
+        ({"objects": ["red circle"]}, "an object is 'red circle'; its color must be one of red, "),
+        (asked(color="orange"), "its color must be one of red, "),
+        (asked(shape="star"), "its shape must be one of circle, "),
+        (asked(count="2"), "count = '2' must be a whole number from 1 on"),
+        (asked(count=2) | {"relation": "over"}, "relation = 'over' must be one of "),
+        (asked() | {"relation": "above"}, "a relation is between two objects; there are 1"),
+    ],
+)
+def test_metadata_that_cannot_be_judged_are_named_before_a_run(
+    metadata: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"shapes: the metadata of 'a prompt': .*{words}"):
+        ShapesScorer().check(["a prompt"], [metadata])
+
+
+def test_all_captions_can_be_judged() -> None:
+    for pairs in (captions.train(), captions.held_out()):
+        prompts, metadata = zip(*pairs, strict=True)
+        ShapesScorer().check(prompts, metadata)
+
+
 def test_each_word_is_one_token() -> None:
     clip, t5 = build_clip_tokenizer(), build_t5_tokenizer()
     for prompt, _ in captions.train()[::50]:

@@ -47,6 +47,25 @@ def test_the_two_newest_and_every_tenth_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".draft*"))
 
 
+def test_a_checkpoint_that_was_moved_and_linked_loses_its_link_alone(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "run", 1)
+    moved = tmp_path / "disk"
+    shutil.move(checkpoints.path(1), moved)
+    checkpoints.path(1).symlink_to(moved)
+    saved(tmp_path / "run", 2, 3)
+    assert checkpoints.epochs() == [2, 3] and (moved / META).is_file()
+    assert not checkpoints.path(1).is_symlink()
+
+
+def test_a_folder_of_ones_own_called_best_is_kept_under_another_name(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / BEST).mkdir()
+    (tmp_path / BEST / "mine.txt").write_text("notes")
+    with pytest.warns(UserWarning, match="is no link to the best checkpoint; it is now .*-other-1"):
+        checkpoints.tidy()
+    assert (tmp_path / f"{BEST}-other-1/mine.txt").read_text() == "notes"
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, STATE, META, f"{ADAPTER}/weights"])
 @pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "remove"])
 def test_a_damaged_file_is_noticed_and_the_checkpoint_before_used(

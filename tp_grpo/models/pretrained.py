@@ -87,7 +87,7 @@ def fetch(pipeline_class: type[DiffusionPipeline], path: str, revision: str) -> 
         cached = pipeline_class.download(
             path, revision=revision or None, variant=_hub_variant(path, revision)
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # without a network, of the HTTP library's own kinds
         raise ValueError(unreadable(path)) from error
     check_folder(Path(cached), pipeline_class.__name__)
     return str(cached)
@@ -97,7 +97,7 @@ def _hub_variant(path: str, revision: str) -> str | None:
     """As `variant` of the repository's files; None if it cannot be asked, and the cache serves."""
     try:
         listed = list_repo_files(path, revision=revision or None)
-    except Exception:  # without a network, of the HTTP library's own kinds, which may change
+    except Exception:  # as above
         return None
     parts: dict[str, list[str]] = {}
     for name in listed:

@@ -223,9 +223,10 @@ class Tracker:
             ):
                 path.unlink()
         if self.metrics.is_file():
-            kept = [line for line in files.read_lines(self.metrics) if self._counts(line, epoch)]
+            lines = self.metrics.read_bytes().splitlines()
+            kept = [line for line in lines if self._stays(line, epoch)]
             with files.whole(self.metrics) as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                draft.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def _is_foreign(self, path: Path) -> bool:
         """Whether an evaluation is by other settings, or by unknown ones, as older runs'."""
@@ -238,9 +239,13 @@ class Tracker:
             print(f"{path} is removed: it was made with other settings:\n{words}", flush=True)
         return bool(changed)
 
-    def _counts(self, line: Mapping[str, Any], epoch: int) -> bool:
+    def _stays(self, text: bytes, epoch: int) -> bool:
         """A line of somebody's own stays; an evaluation without its file is repeated."""
-        if not _is_ours(line):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return not text.startswith(b"{")  # one of ours that was cut short, or no JSON at all
+        if not isinstance(line, dict) or not _is_ours(line):
             return True
         known = line.get("kind") != "eval" or self.has_evaluation(line["epoch"])
         return known and line["epoch"] <= epoch

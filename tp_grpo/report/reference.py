@@ -110,7 +110,8 @@ def _method(config: Mapping[str, Any]) -> tuple[str, str]:
 
 def _table(tables: list[Table], scores: list[str]) -> dict[str, Any]:
     """The epochs that all have. Updates and evaluations are equal; seconds are the median."""
-    epochs = [epoch for epoch in tables[0]["epoch"] if all(epoch in t["epoch"] for t in tables)]
+    first, *others = (table.get("epoch", []) for table in tables)
+    epochs = [epoch for epoch in first if all(epoch in other for other in others)]
 
     def across(name: str, merge: Callable[[list[Any]], float]) -> list[float | None]:
         rows = [[table[name][table["epoch"].index(epoch)] for table in tables] for epoch in epochs]

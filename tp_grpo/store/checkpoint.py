@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -103,8 +102,12 @@ class Checkpoints:
     def tidy(self) -> None:
         """Mark the best; remove checkpoints that need not stay, and half-removed leftovers."""
         best, link = self.best(), self.folder / BEST
-        if link.is_dir() and not link.is_symlink():  # the link was followed when this was copied
-            files.remove(link)
+        if link.is_dir() and not link.is_symlink():
+            # The link was followed when this was copied.
+            if (link / META).is_file() or not any(link.iterdir()):
+                files.remove(link)
+            else:
+                self._rename(link, "is no link to the best checkpoint")
         if best is None:
             link.unlink(missing_ok=True)
         elif not link.is_symlink() or os.readlink(link) != f"epoch-{best}":
@@ -116,7 +119,7 @@ class Checkpoints:
             if epoch % self.keep_every and epoch != best:
                 files.remove(self.path(epoch))
         for left in self.folder.glob(f"{files.DOOMED}*"):
-            shutil.rmtree(left)
+            files.remove(left)
 
     def best(self) -> int | None:
         """The epoch with the highest score, the first of equals; None if none has one."""
@@ -144,13 +147,18 @@ class Checkpoints:
             return True
 
     def _make_way(self, epoch: int) -> None:
-        path, number = self.path(epoch), 1
-        if not path.exists() or self._is_ours(epoch):
-            return
+        path = self.path(epoch)
+        if path.exists() and not self._is_ours(epoch):
+            self._rename(path, f"is no checkpoint of epoch {epoch}")
+
+    @staticmethod
+    def _rename(path: Path, reason: str) -> None:
+        """Keep what stands in the way under another name, with a warning."""
+        number = 1
         while (other := path.with_name(f"{path.name}-other-{number}")).exists():
             number += 1
         path.rename(other)
-        warnings.warn(f"{path} is no checkpoint of epoch {epoch}; it is now {other}", stacklevel=3)
+        warnings.warn(f"{path} {reason}; it is now {other}", stacklevel=4)
 
     def came_from(self, path: str) -> bool:
         """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""

@@ -76,8 +76,11 @@ def check_room(path: Path, needed: int) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if present; a folder is renamed first, so that no half is read."""
-    if path.is_dir():
+    """Remove a file or folder, if present; a folder is renamed first, so that no half is read.
+
+    Of a link, such as that to a checkpoint on another disk, only the link goes.
+    """
+    if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(f"{DOOMED}{path.name.lstrip('.')}")
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)

@@ -98,12 +98,18 @@ class Source:
         return self.missing(name, damage(files) or other)
 
     def locate(self, path: str) -> str:
-        """What to load: `path`, or the hub id if it is "". Raises ValueError for a missing file."""
+        """What to load: `path`, or the hub id if it is "".
+
+        Raises ValueError for a missing file, and below a folder that may not be read.
+        """
         if not path:
             return self.repo
         local = expanded(path)
-        if local.exists():
-            return str(local)
+        try:
+            if local.exists():
+                return str(local)
+        except OSError as error:
+            raise self.missing(path, f"it cannot be read, {error.strerror}.") from error
         if _HUB_ID.fullmatch(path):
             return path
         raise self.missing(path, "no such file or folder.")

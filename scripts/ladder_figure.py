@@ -90,7 +90,7 @@ def draw(trajectory: dict[str, Any], prompt: str) -> Figure:
     axes.set_xticks([])
     axes.set_ylabel("reward", fontsize=11)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.suptitle(f"“{prompt}”", fontsize=13)
+    figure.suptitle(f"“{prompt}”", fontsize=13, parse_math=False)
     return figure
 
 

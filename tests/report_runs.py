@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-PROMPT = "p<1>"
+PROMPT = "p<1> $\\foo$"  # neither HTML nor mathematics
 CONFIG: dict[str, Any] = {
     "run_name": "",
     "epochs": 4,

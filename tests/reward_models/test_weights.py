@@ -84,6 +84,19 @@ def test_a_path_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
         build(name, path=gone)
 
 
+def test_a_path_below_a_folder_that_may_not_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exists(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(
+        ValueError, match="weights /sealed/x cannot be loaded: it cannot be read, P"
+    ):
+        build("pickscore", path="/sealed/x")
+
+
 def test_a_folder_without_the_file_and_a_truncated_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the folder has no HPS_v2\.1_compressed\.pt"):
         build("hpsv2", path=str(tmp_path))

@@ -156,7 +156,7 @@ def _filmstrips(path: Path) -> Figure:
         _ladder(axes, {name: kept[name][i] for name in ("ladder", "reward", "turning")})
         axes.set_ylim(float(low) - margin, float(high) + margin)
     legend = "round: a turn for the better, square: for the worse"
-    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9)
+    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9, parse_math=False)
     return figure
 
 
@@ -181,7 +181,7 @@ def _gallery(path: Path) -> Figure:
     if "fork" in kept:
         step = int(kept["fork"][rows[0]])
         legend += f"; forked at step {step}, value of the state {known.mean():.3f}"
-    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9)
+    figure.suptitle(f"“{prompts[0]}”\n{legend}", fontsize=9, parse_math=False)
     return figure
 
 

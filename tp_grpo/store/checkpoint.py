@@ -107,7 +107,7 @@ class Checkpoints:
             if (link / META).is_file() or not any(link.iterdir()):
                 files.remove(link)
             else:
-                self._rename(link, "is no link to the best checkpoint")
+                self._rename(link, "link to the best checkpoint")
         if best is None:
             link.unlink(missing_ok=True)
         elif not link.is_symlink() or os.readlink(link) != f"epoch-{best}":
@@ -149,16 +149,16 @@ class Checkpoints:
     def _make_way(self, epoch: int) -> None:
         path = self.path(epoch)
         if path.exists() and not self._is_ours(epoch):
-            self._rename(path, f"is no checkpoint of epoch {epoch}")
+            self._rename(path, f"checkpoint of epoch {epoch}")
 
     @staticmethod
-    def _rename(path: Path, reason: str) -> None:
-        """Keep what stands in the way under another name, with a warning."""
+    def _rename(path: Path, needed: str) -> None:
+        """Keep what stands in the place of what is `needed` under another name, with a warning."""
         number = 1
         while (other := path.with_name(f"{path.name}-other-{number}")).exists():
             number += 1
         path.rename(other)
-        warnings.warn(f"{path} {reason}; it is now {other}", stacklevel=4)
+        warnings.warn(f"{path} is no {needed}; it is now {other}", stacklevel=4)
 
     def came_from(self, path: str) -> bool:
         """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""

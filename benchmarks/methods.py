@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import methods_tables
 from methods_tables import RATE_SEED, Line
 
+from config import tp_grpo
 from tp_grpo.store.files import expanded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ METHODS = {
     "NFT": Method("nft"),
     "AWM": Method("awm"),
     "DGPO": Method("dgpo"),
-    "TP-GRPO, matching": Method("tp_grpo"),
+    "TP-GRPO, matching": Method("tp_grpo", tp_grpo.FASTER),  # at other recipes too
     "shared states, next state": Method(
         "shared_state", {"objective.name": "grpo", "train.step_weight": "velocity"}
     ),

@@ -1,4 +1,4 @@
-"""Where a real epoch's seconds go: python benchmarks/phases.py [--recipe shapes_tiny]."""
+"""Where a real epoch's seconds go: python benchmarks/phases.py [--recipe paper]."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="shapes_tiny")
+    parser.add_argument("--recipe", default="paper")
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     print("\n".join(report(arguments.recipe, arguments.epochs)))

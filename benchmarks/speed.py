@@ -277,7 +277,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     lines += shared_states.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
     lines += scaling.report(quick=arguments.quick, say=lambda text: print(text, flush=True))
-    table = phases.report("shapes_tiny", 3 if arguments.quick else 4)
+    table = phases.report("paper", 3 if arguments.quick else 4)
     print("\n".join(table), flush=True)
     lines += table
     lines += ["", f"{machine()}; {time.perf_counter() - start:.0f} s in all."]

@@ -11,7 +11,11 @@ from gpu_jobs.runs import config_of
 from tp_grpo.trainer import Trainer
 
 SECONDS = 60  # of training, evaluations apart
-METHODS = {"Flow-GRPO": "flow_grpo", "TP-GRPO": "tp_grpo", "shared states": "shared_state"}
+METHODS = {
+    "Flow-GRPO": "flow_grpo",
+    "TP-GRPO, matching": "tp_grpo",
+    "shared states": "shared_state",
+}
 SMOKE = {"sample__steps": 4, "sample__window_size": 2, "eval__prompts": 8, "eval__members": 1}
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tp_grpo.store import files
-from tp_grpo.store.compare import differences, flatten
+from tp_grpo.store.compare import differences, flatten, same_folder
 
 WEIGHTS, STATE, META = "trainable.safetensors", "training_state.pt", "state.json"
 ADAPTER = "adapter"
@@ -164,7 +164,7 @@ class Checkpoints:
         """Whether the newest readable checkpoint is of a run with `checkpoint.resume` = path."""
         newest = [meta["config"] for _, meta in self._readable()][-1:]
         given = [flatten(config).get("checkpoint.resume", "") for config in newest]
-        return any(_same_place(each, path) for each in given)
+        return any(same_folder(each, path) for each in given)
 
     def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Epochs with their META, in order; `newest` and `load` report damaged ones."""
@@ -266,20 +266,6 @@ def _no_meta(folder: Path) -> str:
     ]
     name = f"; name one of those inside: {', '.join(map(str, held))}" if held else ""
     return f"checkpoint {folder}: no {META}{name}"
-
-
-def _same_place(kept: str, path: str) -> bool:
-    """Whether both name one folder; `kept` may be relative to a working directory of the past.
-
-    Runs keep absolute paths today. A relative one, of an older run, is the end of the folder's.
-    """
-    if Path(kept).resolve() == Path(path).resolve():
-        return True
-    past = [part for part in Path(os.path.normpath(kept)).parts if part != ".."]
-    ends = {
-        tuple(place.parts[-len(past) :]) for place in (Path(path).absolute(), Path(path).resolve())
-    }
-    return len(past) > 1 and not Path(kept).is_absolute() and tuple(past) in ends
 
 
 def _sealed(meta: Mapping[str, Any]) -> str:

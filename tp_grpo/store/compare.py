@@ -177,3 +177,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict) and bool(value)
         flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
+
+
+def same_folder(kept: str, path: str) -> bool:
+    """Whether both name one folder; `kept` may be relative to a working directory of the past.
+
+    Runs keep absolute paths today. A relative one, of an older run, is the end of the folder's.
+    """
+    if Path(kept).resolve() == Path(path).resolve():
+        return True
+    past = [part for part in Path(os.path.normpath(kept)).parts if part != ".."]
+    ends = {
+        tuple(place.parts[-len(past) :]) for place in (Path(path).absolute(), Path(path).resolve())
+    }
+    return len(past) > 1 and not Path(kept).is_absolute() and tuple(past) in ends
